@@ -1,0 +1,357 @@
+"""Every key a YAML config can have, its default, and how a config is loaded, overridden, checked and saved.
+
+A config file is an experiment: `base:` names a file (relative to it) whose keys it inherits, `-o section.key=value`
+overrides single keys, and the result is checked as a whole before anything runs. Every default stands in this file.
+"""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from ppvilg.errors import UserError
+
+_STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Pairs of pictures and captions."""
+
+    __pydantic_config__ = _STRICT
+    path: str = "data/emoji"
+    """A folder of tar shards with a manifest, or a folder of pictures with a captions file (JSONL, CSV or TSV)."""
+    image_size: Positive = 64
+    """Pictures are resized to this many pixels on the shorter side and cropped to a square at the centre."""
+    train_split: str = "train"
+    validation_split: str = "validation"
+    validation_fraction: Probability = 0.05
+    """Share of the pairs kept for validation where the data has no splits of its own."""
+    languages: dict[str, PositiveFloat] = field(default_factory=dict)
+    """How often each language's captions are drawn, as weights; empty: all languages alike."""
+    keep: dict[str, list[str]] = field(default_factory=dict)
+    """Keep only samples whose metadata has one of these values, e.g. `{style: [noto, twemoji]}`."""
+    workers: Count = 0
+    """Threads that decode pictures ahead; 0 decodes in the training thread."""
+
+
+@dataclass(frozen=True)
+class CodebookConfig:
+    """The vector quantizer."""
+
+    __pydantic_config__ = _STRICT
+    size: Positive = 8192
+    dim: Positive = 256
+    """Width of a code; the latents are projected to it where it differs from `vqgan.latent_channels`."""
+    learning: Literal["gradient", "ema", "gumbel"] = "gradient"
+    """How codes learn: by gradient (VQGAN), by exponential moving average, or by Gumbel-softmax (dVAE)."""
+    normalize: bool = False
+    """Compare l2-normalised latents with l2-normalised codes (ViT-VQGAN)."""
+    commitment: Weight = 0.25
+    ema_decay: Decay = 0.99
+    revive_after: Count = 0
+    """Steps without use after which a code is replaced by a latent of the batch; 0: never."""
+    temperature: PositiveFloat = 1.0
+    """Gumbel-softmax temperature (learning: gumbel)."""
+    kl_weight: Weight = 5e-4
+    """Weight of the KL term towards uniform code use (learning: gumbel)."""
+
+
+@dataclass(frozen=True)
+class VQGANLossConfig:
+    """What the image tokenizer is trained on."""
+
+    __pydantic_config__ = _STRICT
+    l1: Weight = 1.0
+    l2: Weight = 0.0
+    perceptual: Weight = 0.0
+    """Weight of LPIPS over VGG16; needs `perceptual_weights`."""
+    perceptual_weights: str | None = None
+    """A safetensors file with VGG16's and LPIPS's weights, made by tools/convert_vqgan.py lpips."""
+    adversarial: Weight = 0.0
+    """Weight of the patch GAN, on top of the adaptive weight."""
+    adversarial_start: Count = 0
+    """Step at which the discriminator starts."""
+    discriminator_channels: Positive = 64
+    discriminator_layers: Positive = 3
+
+
+@dataclass(frozen=True)
+class VQGANConfig:
+    """The image tokenizer: picture <-> grid of tokens."""
+
+    __pydantic_config__ = _STRICT
+    channels: Positive = 128
+    """Channels at the highest resolution."""
+    channel_multipliers: list[Positive] = field(default_factory=lambda: [1, 1, 2, 4])
+    """Channels at each resolution as multiples of `channels`; each further entry halves the resolution."""
+    res_blocks: Positive = 2
+    attention_resolutions: list[Positive] = field(default_factory=lambda: [16])
+    """Resolutions (in pixels) whose residual blocks are followed by attention."""
+    latent_channels: Positive = 256
+    patch_size: Positive = 1
+    """Pixels per side that are folded into channels before the first convolution; 1 is the paper's network."""
+    dropout: Decay = 0.0
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    loss: VQGANLossConfig = field(default_factory=VQGANLossConfig)
+
+    @property
+    def downsampling(self) -> int:
+        """f: pixels per side of the picture for one token."""
+        return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text tokenizer and its vocabulary."""
+
+    __pydantic_config__ = _STRICT
+    tokenizer: Literal["ernie", "sentencepiece"] = "ernie"
+    vocabulary: str = "data/emoji/vocab.txt"
+    """A vocab.txt, a folder with one, a name of an ERNIE model (downloaded), or a sentencepiece .model file."""
+    vocabulary_size: Positive = 40000
+    """Rows of the text embedding table; at least as many as the tokenizer has tokens."""
+    max_length: Positive = 64
+    """Text tokens per sequence, begin and end tokens included; longer captions are cut in training."""
+    embeddings: str | None = None
+    """An ERNIE model (name or local folder) whose token embeddings the text table starts from."""
+    embedding_width: Positive | None = None
+    """Width of the text table where it differs from `transformer.hidden`; it is then projected."""
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The one stack that serves both directions."""
+
+    __pydantic_config__ = _STRICT
+    layers: Positive = 24
+    hidden: Positive = 1024
+    heads: Positive = 16
+    ffn_multiplier: Positive = 4
+    dropout: Decay = 0.0
+    tie_embeddings: bool = False
+    """Use the embedding tables as the output head."""
+    attention: Literal["dense"] = "dense"
+    """Which positions an image token sees."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation, logging and checkpoints."""
+
+    __pydantic_config__ = _STRICT
+    output: str = "runs/unnamed"
+    """The run's folder: resolved config, checkpoints, logs, preview pictures."""
+    seed: Count = 0
+    steps: Positive = 100_000
+    batch_size: Positive = 32
+    """Pairs (or pictures) per optimizer step, all micro-batches together."""
+    accumulate: Positive = 1
+    """Micro-batches per step."""
+    learning_rate: PositiveFloat = 4.5e-4
+    min_learning_rate: Weight = 0.0
+    """Where the cosine ends."""
+    warmup_steps: Count = 1000
+    beta1: Decay = 0.9
+    beta2: Decay = 0.96
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: Weight = 0.01
+    clip_norm: Weight = 1.0
+    """Global gradient norm that is clipped to; 0: no clipping."""
+    ema_decay: Decay = 0.999
+    """Of the weights that are evaluated and exported; 0: no average is kept."""
+    tokenizer: str | None = None
+    """Run folder of the trained image tokenizer (task vilg)."""
+    log_every: Positive = 20
+    validate_every: Positive = 1000
+    validation_samples: Positive = 256
+    preview_every: Positive = 1000
+    preview_samples: Positive = 8
+    save_every: Positive = 1000
+    keep_checkpoints: Positive = 2
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    __pydantic_config__ = _STRICT
+    task: Literal["vqgan", "vilg"]
+    """What is trained: the image tokenizer or the transformer."""
+    data: DataConfig = field(default_factory=DataConfig)
+    vqgan: VQGANConfig = field(default_factory=VQGANConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of image tokens."""
+        side = self.data.image_size // self.vqgan.downsampling
+        return side, side
+
+    @property
+    def image_tokens(self) -> int:
+        """n: image tokens per picture."""
+        rows, columns = self.grid
+        return rows * columns
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+    """Read a YAML config, its bases and `section.key=value` overrides into a checked `Config`.
+
+    Raises `UserError` naming file, key, value and what was expected.
+    """
+    tree, origins = _read_tree(Path(path), ())
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"-o {override}: expected section.key=value, e.g. -o train.steps=100")
+        try:
+            _merge(tree, _nest(key, yaml.safe_load(value)), origins, f"-o {override}")
+        except yaml.YAMLError as error:
+            raise UserError(f"-o {override}: the value is not valid YAML ({error})") from None
+    config = _check_types(tree, origins, str(path))
+    _check_combinations(config, origins, str(path))
+    return config
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write the resolved config, every key included, as YAML that `load_config` reads back to an equal `Config`."""
+    Path(path).write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True), "utf-8")
+
+
+def _read_tree(path: Path, above: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
+    """The file's keys merged over its base's, and for each dotted key the file that set it."""
+    if path.resolve() in above:
+        raise UserError(f"{path}: inherits from itself through `base`")
+    try:
+        tree = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a YAML mapping of sections, got {type(tree).__name__}")
+    base = tree.pop("base", None)
+    if base is None:
+        merged, origins = {}, {}
+    elif isinstance(base, str):
+        merged, origins = _read_tree(path.parent / base, (*above, path.resolve()))
+    else:
+        raise UserError(f"{path}: base: expected the name of a config file, got {base!r}")
+    _merge(merged, tree, origins, str(path))
+    return merged, origins
+
+
+def _nest(key: str, value: Any) -> dict:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+# These keys hold free-form mappings: a file that sets one replaces it, instead of adding to its base's entries.
+_MAPPINGS = ("data.languages", "data.keep")
+
+
+def _merge(into: dict, tree: dict, origins: dict[str, str], origin: str, prefix: str = "") -> None:
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict) and isinstance(into.get(key), dict) and dotted not in _MAPPINGS:
+            _merge(into[key], value, origins, origin, dotted + ".")
+        else:
+            into[key] = value
+            _note_origin(value, origins, origin, dotted)
+
+
+def _note_origin(value: Any, origins: dict[str, str], origin: str, dotted: str) -> None:
+    origins[dotted] = origin
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _note_origin(inner, origins, origin, f"{dotted}.{key}")
+
+
+def _origin(origins: dict[str, str], dotted: str, default: str) -> str:
+    """The file (or override) that set a key, or the nearest section above it."""
+    while dotted and dotted not in origins:
+        dotted = dotted.rpartition(".")[0]
+    return origins.get(dotted, default)
+
+
+def _check_types(tree: dict, origins: dict[str, str], path: str) -> Config:
+    try:
+        # From JSON, because pydantic's strict mode takes a mapping for a dataclass only there.
+        return TypeAdapter(Config).validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    dotted = ".".join(location)
+    where = _origin(origins, dotted, path)
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}"
+        raise UserError(f"{where}: unknown key `{dotted}`; {hint}")
+    if first["type"] in ("missing", "missing_argument"):
+        raise UserError(f"{where}: the key `{dotted}` is missing; {_expected(dotted)}")
+    expected = first["msg"][0].lower() + first["msg"][1:]
+    hint = " (in YAML 1e-4 is a text; write 1.0e-4)" if _looks_like_number(first["input"]) else ""
+    raise UserError(f"{where}: {dotted}: {first['input']!r} does not fit: {expected}{hint}")
+
+
+def _looks_like_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(value, str)
+
+
+def _known_keys(section: list[str]) -> list[str]:
+    kind = Config
+    for part in section:
+        kind = next(f.type for f in dataclasses.fields(kind) if f.name == part)
+    return [f.name for f in dataclasses.fields(kind)]
+
+
+def _expected(dotted: str) -> str:
+    return "expected `vqgan` or `vilg`" if dotted == "task" else "give it a value"
+
+
+def _check_combinations(config: Config, origins: dict[str, str], path: str) -> None:
+    """Refuse values that are each fine but cannot stand together."""
+
+    def refuse(key: str, value: Any, expected: str) -> None:
+        raise UserError(f"{_origin(origins, key, path)}: {key}: {value!r} does not fit: {expected}")
+
+    vqgan, model, text, train = config.vqgan, config.transformer, config.text, config.train
+    if config.data.image_size % vqgan.downsampling:
+        refuse("data.image_size", config.data.image_size, f"expected a multiple of f = {vqgan.downsampling} (vqgan)")
+    if model.hidden % model.heads:
+        refuse("transformer.heads", model.heads, f"expected a divisor of transformer.hidden = {model.hidden}")
+    if model.tie_embeddings and text.embedding_width not in (None, model.hidden):
+        refuse("transformer.tie_embeddings", True, "expected false where text.embedding_width differs from the width")
+    if train.batch_size % train.accumulate:
+        refuse("train.accumulate", train.accumulate, f"expected a divisor of train.batch_size = {train.batch_size}")
+    if train.warmup_steps >= train.steps:
+        refuse("train.warmup_steps", train.warmup_steps, f"expected fewer than train.steps = {train.steps}")
+    if train.min_learning_rate > train.learning_rate:
+        refuse("train.min_learning_rate", train.min_learning_rate, f"expected at most {train.learning_rate}")
+    if vqgan.loss.perceptual and not vqgan.loss.perceptual_weights:
+        refuse("vqgan.loss.perceptual", vqgan.loss.perceptual, "expected 0 unless perceptual_weights names a file")
+    if vqgan.codebook.learning == "gumbel" and vqgan.codebook.normalize:
+        refuse("vqgan.codebook.normalize", True, "expected false with learning: gumbel, which compares no distances")
+    if text.max_length < 3:
+        refuse("text.max_length", text.max_length, "expected at least 3: begin, one token, end")
