@@ -1,0 +1,66 @@
+"""From logits to a token: temperature, top-k, top-p, and noise that belongs to a sample, not to its batch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+
+from ppvilg.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. A temperature of 0 takes the likeliest token; 0 for `top_k` and 1 for `top_p` mean no limit."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise UserError(f"temperature is {self.temperature}: give 0 (greedy) or a positive number")
+        if self.top_k < 0:
+            raise UserError(f"top-k is {self.top_k}: give 0 (no limit) or the number of tokens to draw from")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top-p is {self.top_p}: give a probability above 0 and at most 1")
+
+
+class Noise:
+    """Gumbel noise for each sample of a batch from its own seed, so that a sample does not depend on the batch around it."""
+
+    def __init__(self, seeds: list[int]):
+        self._generators = [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
+
+    def draw(self, width: int) -> np.ndarray:
+        """The next float32 [B, width]."""
+        return np.stack([generator.gumbel(size=width).astype(np.float32) for generator in self._generators])
+
+
+def keep_top_k(logits: paddle.Tensor, k: int) -> paddle.Tensor:
+    """[B, V] with all but the k largest of each row at -inf (ties with the k-th are kept)."""
+    if not 0 < k < logits.shape[-1]:
+        return logits
+    smallest_kept = logits.topk(k)[0][:, -1:]
+    return paddle.where(logits < smallest_kept, paddle.full([], -np.inf), logits)
+
+
+def keep_top_p(logits: paddle.Tensor, p: float) -> paddle.Tensor:
+    """[B, V] with -inf outside each row's smallest set of tokens whose probabilities add up to at least p."""
+    if p >= 1:
+        return logits
+    ordered = paddle.sort(logits, axis=-1, descending=True)
+    probabilities = paddle.nn.functional.softmax(ordered)
+    before = probabilities.cumsum(-1) - probabilities  # of the tokens that are likelier than this one
+    smallest_kept = paddle.where(before < p, ordered, paddle.full([], np.inf)).min(-1, keepdim=True)
+    return paddle.where(logits < smallest_kept, paddle.full([], -np.inf), logits)
+
+
+def sample(logits: paddle.Tensor, sampling: Sampling, noise: Noise) -> paddle.Tensor:
+    """One token for each row of logits float [B, V]: int64 [B].
+
+    Adding Gumbel noise and taking the largest draws from the softmax (Gumbel-max trick).
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    logits = keep_top_p(keep_top_k(logits / sampling.temperature, sampling.top_k), sampling.top_p)
+    return (logits + paddle.to_tensor(noise.draw(logits.shape[-1]))).argmax(-1)
