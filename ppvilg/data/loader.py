@@ -1,0 +1,63 @@
+"""Batches by step number: which samples, in which order, with which caption, is a function of the seed and the step.
+
+Nothing is carried from step to step, so a resumed run sees exactly what it would have seen.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation int64 [samples] in which an epoch visits the samples."""
+    return np.random.default_rng([seed, epoch]).permutation(samples)
+
+
+def step_indices(samples: int, batch_size: int, seed: int, step: int) -> list[tuple[int, int]]:
+    """(epoch, sample index) for each place of the step's batch.
+
+    Epochs follow one another without a gap: a batch may end one and begin the next, and no sample is left out.
+    """
+    places = range(step * batch_size, (step + 1) * batch_size)
+    orders = {epoch: epoch_order(samples, seed, epoch) for epoch in {place // samples for place in places}}
+    return [(place // samples, int(orders[place // samples][place % samples])) for place in places]
+
+
+def draw_caption(captions: dict[str, list[str]], languages: dict[str, float], seed: int, epoch: int, index: int) -> str:
+    """One of a sample's captions: a language by weight, then one of its captions alike.
+
+    Languages that have no weight are left out, unless `languages` is empty or none of the sample's has one.
+    """
+    known = sorted(language for language, texts in captions.items() if texts)
+    weights = np.array([languages.get(language, 0.0) for language in known])
+    if not weights.sum():
+        weights = np.ones(len(known))
+    generator = np.random.default_rng([seed, epoch, index])
+    texts = captions[known[generator.choice(len(known), p=weights / weights.sum())]]
+    return texts[generator.integers(len(texts))]
+
+
+def canonical_caption(captions: dict[str, list[str]], languages: dict[str, float], turn: int = 0) -> str:
+    """The first caption of a language; `turn` walks through the languages, the heaviest first."""
+    known = [language for language, texts in captions.items() if texts]
+    known.sort(key=lambda language: -languages.get(language, 0.0))
+    return captions[known[turn % len(known)]][0]
+
+
+def ahead(make: Callable[[int], T], steps: range, workers: int) -> Iterator[T]:
+    """`make(step)` for each step in order, made by `workers` threads up to two steps each ahead (0: when asked)."""
+    if not workers:
+        yield from map(make, steps)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting, todo = [], iter(steps)
+        for step in todo:
+            waiting.append(pool.submit(make, step))
+            if len(waiting) > 2 * workers:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()

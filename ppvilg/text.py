@@ -1,0 +1,170 @@
+"""Text <-> token ids: PaddleNLP's ERNIE tokenizer, or a sentencepiece model."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ppvilg.config import TextConfig
+from ppvilg.errors import UserError
+
+
+class TextTokenizer(Protocol):
+    """What the rest of the project knows of a tokenizer."""
+
+    size: int
+    """Number of tokens."""
+    pad: int
+    begin: int
+    end: int
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, begin and end tokens included."""
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens left out."""
+
+    def save(self, folder: Path) -> str:
+        """Copy the vocabulary into a folder, so that a run is complete; returns its file's name."""
+
+
+class ErnieText:
+    """PaddleNLP's ErnieTokenizer: WordPiece over single Chinese characters and words, lower-cased."""
+
+    def __init__(self, vocabulary: str):
+        from paddlenlp.transformers import ErnieTokenizer
+
+        path = Path(vocabulary)
+        if path.is_file():
+            self._tokenizer = ErnieTokenizer(str(path))
+        elif path.is_dir() and (path / "vocab.txt").is_file():
+            self._tokenizer = ErnieTokenizer(str(path / "vocab.txt"))
+        elif path.is_dir() or path.suffix:
+            raise UserError(f"text.vocabulary: no vocab.txt at {path}; give the file, its folder or an ERNIE model's name")
+        else:
+            self._tokenizer = _download(vocabulary)
+        self.size = len(self._tokenizer)
+        self.pad = self._tokenizer.pad_token_id
+        self.begin = self._tokenizer.cls_token_id
+        self.end = self._tokenizer.sep_token_id
+        self._special = {self.pad, self.begin, self.end}
+
+    def encode(self, text: str) -> list[int]:
+        """[CLS] tokens [SEP]."""
+        tokens = self._tokenizer.tokenize(text)
+        return [self.begin, *self._tokenizer.convert_tokens_to_ids(tokens), self.end]
+
+    def decode(self, ids: list[int]) -> str:
+        """Pieces joined to words; a space between two Latin words or numbers only."""
+        pieces = self._tokenizer.convert_ids_to_tokens([i for i in ids if i not in self._special])
+        text = " ".join(pieces).replace(" ##", "")
+        return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", text)
+
+    def save(self, folder: Path) -> str:
+        """Writes vocab.txt."""
+        self._tokenizer.save_vocabulary(str(folder))
+        return "vocab.txt"
+
+
+def _download(name: str):
+    from paddlenlp.transformers import ErnieTokenizer
+
+    try:
+        return ErnieTokenizer.from_pretrained(name)
+    except Exception as error:  # the hub clients raise whatever their transport does
+        raise UserError(
+            f"text.vocabulary: {name!r} is no file or folder here, and no ERNIE model of that name could be downloaded "
+            f"({type(error).__name__})"
+        ) from None
+
+
+class SentencePieceText:
+    """A sentencepiece model; it must have begin and end tokens (bos, eos)."""
+
+    def __init__(self, vocabulary: str):
+        import sentencepiece
+
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_file=vocabulary)
+        except (OSError, RuntimeError):
+            raise UserError(f"text.vocabulary: {vocabulary} is not a sentencepiece model file") from None
+        self._path = Path(vocabulary)
+        self.begin, self.end = self._model.bos_id(), self._model.eos_id()
+        if self.begin < 0 or self.end < 0:
+            raise UserError(f"text.vocabulary: {vocabulary} has no begin or end token; train it with bos_id and eos_id")
+        # A model may have no pad piece; padding is masked everywhere, so any id serves.
+        self.pad = max(self._model.pad_id(), 0)
+        self.size = self._model.get_piece_size()
+
+    def encode(self, text: str) -> list[int]:
+        """<s> pieces </s>."""
+        return [self.begin, *self._model.encode(text), self.end]
+
+    def decode(self, ids: list[int]) -> str:
+        """Pieces joined as the model says."""
+        return self._model.decode([i for i in ids if i not in (self.begin, self.end) and not self._model.is_control(i)])
+
+    def save(self, folder: Path) -> str:
+        """Copies the model file."""
+        shutil.copyfile(self._path, folder / "text.model")
+        return "text.model"
+
+
+def load_text_tokenizer(config: TextConfig) -> TextTokenizer:
+    """The tokenizer that a config names.
+
+    Raises `UserError` where it cannot be had or has more tokens than the text table has rows.
+    """
+    kind = ErnieText if config.tokenizer == "ernie" else SentencePieceText
+    tokenizer = kind(config.vocabulary)
+    if tokenizer.size > config.vocabulary_size:
+        raise UserError(
+            f"text.vocabulary_size is {config.vocabulary_size}, but {config.vocabulary} has {tokenizer.size} tokens: "
+            f"give at least that many"
+        )
+    return tokenizer
+
+
+def encode_prompt(tokenizer: TextTokenizer, text: str, max_length: int) -> list[int]:
+    """Token ids of a prompt; an empty or overlong one is a `UserError`."""
+    if not text.strip():
+        raise UserError("the text is empty: give a few words, e.g. 一个红苹果")
+    ids = tokenizer.encode(text)
+    if len(ids) > max_length:
+        raise UserError(
+            f"the text {text[:30] + '…' if len(text) > 30 else text!r} has {len(ids) - 2} tokens, but the model reads at "
+            f"most {max_length - 2}: shorten it"
+        )
+    return ids
+
+
+def cut(ids: list[int], max_length: int) -> list[int]:
+    """Ids with at most `max_length` entries, the end token kept."""
+    return ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]
+
+
+def pad_batch(texts: list[list[int]], pad: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Ids int64 [B, m] and validity bool [B, m]; m is the longest text's length rounded up to `multiple`."""
+    longest = max(len(ids) for ids in texts)
+    length = -(-longest // multiple) * multiple
+    ids = np.full((len(texts), length), pad, dtype=np.int64)
+    for row, text in zip(ids, texts, strict=True):
+        row[: len(text)] = text
+    lengths = np.array([len(text) for text in texts])
+    return ids, np.arange(length) < lengths[:, None]
+
+
+def ernie_embeddings(name: str) -> np.ndarray:
+    """The token embeddings float32 [V, width] of an ERNIE model (name or local folder)."""
+    from paddlenlp.transformers import ErnieModel
+
+    try:
+        model = ErnieModel.from_pretrained(name)
+    except Exception as error:  # the hub clients raise whatever their transport does
+        raise UserError(
+            f"text.embeddings: no ERNIE model could be loaded from {name!r} ({type(error).__name__}): give a local folder "
+            f"with its config and weights, or a name that can be downloaded"
+        ) from None
+    return model.get_input_embeddings().weight.numpy()
