@@ -1,0 +1,100 @@
+"""Pictures as arrays: conversions, PNG files and labelled grids."""
+
+import os
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+_FONT = Path(__file__).parent / "assets" / "NotoSansSC-subset.otf"
+_INK, _PAPER = (40, 40, 40), (255, 255, 255)
+
+
+def to_model(pictures: np.ndarray) -> np.ndarray:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1]."""
+    return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)).astype(np.float32) / 127.5 - 1
+
+
+def from_model(pictures: np.ndarray) -> np.ndarray:
+    """float32 [B, 3, H, W], clipped to [-1, 1] -> uint8 [B, H, W, 3]."""
+    scaled = np.clip((pictures + 1) * 127.5, 0, 255).round().astype(np.uint8)
+    return np.ascontiguousarray(scaled.transpose(0, 2, 3, 1))
+
+
+def save_png(picture: np.ndarray, path: Path) -> None:
+    """Write uint8 RGB [H, W, 3] under a temporary name and rename it."""
+    encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(encoded.tobytes())
+    os.replace(temporary, path)
+
+
+def plain_grid(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
+    """Rows of equally large pictures uint8 [H, W, 3] on white -> one picture uint8."""
+    height, width = rows[0][0].shape[:2]
+    columns = max(len(row) for row in rows)
+    shape = (len(rows) * (height + gap) + gap, columns * (width + gap) + gap, 3)
+    page = np.full(shape, 255, dtype=np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            top, left = gap + i * (height + gap), gap + j * (width + gap)
+            page[top : top + height, left : left + width] = picture
+    return page
+
+
+def labelled_grid(
+    cells: list[tuple[list[np.ndarray], str]], columns: int, zoom: int = 2, characters: int = 14
+) -> np.ndarray:
+    """Cells of pictures side by side with a label below, `columns` cells in a row -> one picture uint8.
+
+    `zoom` enlarges every picture by whole pixels; labels are broken after about `characters` wide characters.
+    """
+    from PIL import Image, ImageDraw
+
+    size = cells[0][0][0].shape[0] * zoom
+    across = max(len(pictures) for pictures, _ in cells)
+    lines = [_broken(label, characters) for _, label in cells]
+    font_size, gap = 16, 10
+    cell_width = max(across * (size + 4) - 4, characters * font_size)
+    text_height = max(len(broken) for broken in lines) * (font_size + 4)
+    cell_height = size + 6 + text_height
+    rows = -(-len(cells) // columns)
+    page = Image.new("RGB", (columns * (cell_width + gap) + gap, rows * (cell_height + gap) + gap), _PAPER)
+    draw = ImageDraw.Draw(page)
+    for i, ((pictures, _), broken) in enumerate(zip(cells, lines, strict=True)):
+        left, top = gap + i % columns * (cell_width + gap), gap + i // columns * (cell_height + gap)
+        for j, picture in enumerate(pictures):
+            enlarged = Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS)
+            page.paste(enlarged, (left + j * (size + 4), top))
+        for j, line in enumerate(broken):
+            draw.text((left, top + size + 6 + j * (font_size + 4)), line, font=_font(font_size), fill=_INK)
+    return np.asarray(page)
+
+
+@cache
+def _font(size: int):
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(_FONT), size)
+
+
+def _broken(text: str, characters: int) -> list[str]:
+    """Lines of at most 16 * characters pixels, broken at any character (Chinese) or at a space where there is one."""
+    font, limit, lines = _font(16), 16 * characters, [""]
+    for word in _pieces(text):
+        if font.getlength(lines[-1] + word) > limit and lines[-1]:
+            lines.append("")
+            word = word.lstrip()
+        lines[-1] += word
+    return lines
+
+
+def _pieces(text: str) -> list[str]:
+    """The places where a line may break: before a space or around a character that is not Latin."""
+    pieces = [""]
+    for character in text:
+        if character == " " or ord(character) > 0x2E80 or (pieces[-1] and ord(pieces[-1][-1]) > 0x2E80):
+            pieces.append("")
+        pieces[-1] += character
+    return [piece for piece in pieces if piece]
