@@ -1,0 +1,207 @@
+"""Training the transformer over a frozen image tokenizer."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from ppvilg import checkpoint
+from ppvilg.config import Config, save_config
+from ppvilg.data.loader import canonical_caption, draw_caption, step_indices
+from ppvilg.data.sources import Source, decode_picture, open_split
+from ppvilg.errors import UserError
+from ppvilg.generate.decoding import write_images, write_texts
+from ppvilg.generate.sampling import Sampling
+from ppvilg.pictures import from_model, labelled_grid
+from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer, pad_batch
+from ppvilg.training.logs import Preview
+from ppvilg.training.loop import Scalars
+from ppvilg.training.tokens import picture_tokens
+from ppvilg.training.vqgan import report_data, spread
+from ppvilg.transformer.model import ViLG
+from ppvilg.vqgan.model import VQGAN
+
+_PREVIEW_SAMPLES_PER_PROMPT = 3
+_PAD_TO = 4  # text lengths are rounded up to this, so that few shapes occur
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A micro-batch: text int64 [B, m], its validity bool [B, m], image tokens int64 [B, n]."""
+
+    text: np.ndarray
+    valid: np.ndarray
+    image: np.ndarray
+
+    def tensors(self) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        """As `ViLG.loss` takes them."""
+        return paddle.to_tensor(self.text), paddle.to_tensor(self.valid), paddle.to_tensor(self.image)
+
+
+class ViLGTask:
+    """Pairs of text and image tokens; both directions of each pair in every step."""
+
+    unit = "tokens"
+
+    def __init__(self, config: Config):
+        self.config = config
+        folder = config.train.tokenizer
+        if folder is None:
+            raise UserError("train.tokenizer is not set: give the run folder of a trained image tokenizer")
+        self.vqgan, tokenizer_checksum = load_tokenizer(config, folder)
+        self.text = load_text_tokenizer(config.text)
+        self.training = open_split(config.data, config.data.train_split, config.train.seed)
+        self.validation = open_split(config.data, config.data.validation_split, config.train.seed)
+        self.tokens, self.validation_tokens = (
+            picture_tokens(source, self.vqgan, tokenizer_checksum, config.data.image_size, Path(folder) / "tokens")
+            for source in (self.training, self.validation)
+        )
+        self.model = ViLG(config)
+        if config.text.embeddings:
+            start_from(self.model, ernie_embeddings(config.text.embeddings), config)
+        self.modules = {"model": self.model}
+
+    def prepare(self, run: Path) -> None:
+        """Put the frozen tokenizer and the vocabulary beside the checkpoints."""
+        report_data(run, self.training, self.validation)
+        source = Path(self.config.train.tokenizer)
+        (run / "tokenizer").mkdir(exist_ok=True)
+        save_config(checkpoint.model_config(source, "vqgan"), run / "tokenizer" / "config.yml")
+        shutil.copyfile(checkpoint.weights_file(source), run / "tokenizer" / "model.safetensors")
+        (run / "text").mkdir(exist_ok=True)
+        self.text.save(run / "text")
+
+    def batch(self, step: int, part: int) -> Pairs:
+        """Micro-batch `part` of a step, each pair with one of its captions drawn."""
+        settings = self.config.train
+        chosen = step_indices(len(self.training), settings.batch_size, settings.seed, step)
+        size = settings.batch_size // settings.accumulate
+        chosen = chosen[part * size : (part + 1) * size]
+        languages = self.config.data.languages
+        captions = [draw_caption(self.training[i].captions, languages, settings.seed, e, i) for e, i in chosen]
+        return self._pairs(captions, self.tokens[[i for _, i in chosen]])
+
+    def units(self, batch: Pairs) -> int:
+        """Tokens of both directions, padding left out."""
+        return 2 * int(batch.valid.sum() + batch.image.size)
+
+    def losses(self, batch: Pairs, step: int) -> Iterator[tuple[str, paddle.Tensor, Scalars]]:
+        """The loss of both directions."""
+        scalars = self.model.loss(*batch.tensors())
+        yield "model", scalars["loss"], {name: value.detach() for name, value in scalars.items()}
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Losses and accuracies over validation pairs, and those of a unigram model of the training split."""
+        count = min(self.config.train.validation_samples, len(self.validation))
+        chosen = spread(len(self.validation), count)
+        sums: dict[str, float] = {}
+        size = self.config.train.batch_size
+        batches = [
+            self._pairs([self._canonical(self.validation, i) for i in part], self.validation_tokens[part])
+            for part in (chosen[first : first + size] for first in range(0, count, size))
+        ]
+        for batch in batches:
+            for name, value in self.model.loss(*batch.tensors()).items():
+                # The text's measures are means over text tokens, the others over pairs or image tokens.
+                weight = batch.valid[:, 1:].sum() / sum(b.valid[:, 1:].sum() for b in batches)
+                weight = weight if name.startswith("img2txt") else len(batch.text) / count
+                sums[name] = sums.get(name, 0.0) + value.item() * weight
+        return sums | self._unigram(batches)
+
+    def preview(self) -> Preview:
+        """Fixed prompts, each with its real picture and drawn ones, and fixed pictures with their captions."""
+        half = (self.config.train.preview_samples + 1) // 2
+        pictures, texts = {}, {}
+        for name, source, tokens in (
+            ("train", self.training, self.tokens),
+            ("validation", self.validation, self.validation_tokens),
+        ):
+            chosen = spread(len(source), half)
+            pictures[f"{name}_pictures"] = self._drawn(source, chosen)
+            texts[f"{name}_captions"] = self._captioned(source, chosen, tokens)
+        return Preview(pictures, texts)
+
+    def _drawn(self, source: Source, chosen: list[int]) -> np.ndarray:
+        prompts = [self._canonical(source, i) for i in chosen]
+        text, valid = pad_batch([self._encode(prompt) for prompt in prompts], self.text.pad)
+        each = _PREVIEW_SAMPLES_PER_PROMPT
+        text, valid = (paddle.to_tensor(np.repeat(array, each, axis=0)) for array in (text, valid))
+        for tokens in write_images(self.model, text, valid, list(range(len(text))), Sampling()):
+            ids = tokens
+        drawn = from_model(self.vqgan.decode(ids.reshape([-1, *self.config.grid])).numpy())
+        cells = [
+            ([decode_picture(source[i].picture, self.config.data.image_size), *drawn[each * k : each * (k + 1)]], prompt)
+            for k, (i, prompt) in enumerate(zip(chosen, prompts, strict=True))
+        ]
+        return labelled_grid(cells, columns=2)
+
+    def _captioned(self, source: Source, chosen: list[int], tokens: np.ndarray) -> str:
+        image = paddle.to_tensor(tokens[chosen].astype(np.int64))
+        length = self.config.text.max_length
+        ids = write_texts(self.model, image, self.text.begin, self.text.end, length, [0] * len(chosen), Sampling(0))
+        lines = [
+            f"{self._canonical(source, i)} → {self.text.decode(written)}" for i, written in zip(chosen, ids, strict=True)
+        ]
+        return "\n".join(lines)
+
+    def _pairs(self, captions: list[str], tokens: np.ndarray) -> Pairs:
+        text, valid = pad_batch([self._encode(caption) for caption in captions], self.text.pad, _PAD_TO)
+        return Pairs(text, valid, tokens.astype(np.int64))
+
+    def _encode(self, caption: str) -> list[int]:
+        return cut(self.text.encode(caption), self.config.text.max_length)
+
+    def _canonical(self, source: Source, index: int) -> str:
+        return canonical_caption(source[index].captions, self.config.data.languages, index)
+
+    def _unigram(self, batches: list[Pairs]) -> dict[str, float]:
+        """What a model scores that knows only how often each token occurs in the training split."""
+        texts = [self._encode(self._canonical(self.training, i)) for i in spread(len(self.training), 2000)]
+        seen_text = np.concatenate([ids[1:] for ids in texts])
+        image = np.concatenate([batch.image.ravel() for batch in batches])
+        text = np.concatenate([batch.text[:, 1:][batch.valid[:, 1:]] for batch in batches])
+        measures = {}
+        for name, seen, targets, size in (
+            ("txt2img", self.tokens.ravel(), image, self.config.vqgan.codebook.size),
+            ("img2txt", seen_text, text, self.config.text.vocabulary_size),
+        ):
+            counts = np.bincount(seen, minlength=size) + 1.0  # add-one smoothing
+            measures[f"{name}_unigram"] = float(-np.log(counts / counts.sum())[targets].mean())
+            measures[f"{name}_unigram_accuracy"] = float((targets == counts.argmax()).mean())
+        return measures
+
+
+def load_tokenizer(config: Config, folder: str | Path) -> tuple[VQGAN, str]:
+    """The frozen image tokenizer of a folder, which must be the one that the config describes, and its checksum."""
+    own = checkpoint.model_config(folder, "vqgan")
+    if own.vqgan.codebook.size != config.vqgan.codebook.size or own.grid != config.grid:
+        raise UserError(
+            f"the tokenizer in {folder} has {own.vqgan.codebook.size} codes on a grid of {own.grid[0]}x{own.grid[1]}, but the "
+            f"config asks for {config.vqgan.codebook.size} on {config.grid[0]}x{config.grid[1]}: use the same vqgan section"
+        )
+    vqgan = VQGAN(own.vqgan, own.data.image_size)
+    path = checkpoint.weights_file(folder)
+    checkpoint.load_weights(vqgan, path)
+    vqgan.eval()
+    return vqgan, checkpoint.checksum(path)
+
+
+def start_from(model: ViLG, embeddings: np.ndarray, config: Config) -> None:
+    """Copy ERNIE's token embeddings float32 [V, width] into the first rows of the text table."""
+    rows, width = model.text_embedding.weight.shape
+    if embeddings.shape[1] != width:
+        raise UserError(
+            f"text.embeddings: those of {config.text.embeddings} are {embeddings.shape[1]} wide, the text table {width}: set "
+            f"text.embedding_width={embeddings.shape[1]}"
+        )
+    if len(embeddings) > rows:
+        raise UserError(
+            f"text.embeddings: {config.text.embeddings} has {len(embeddings)} tokens, the text table {rows} rows: set "
+            f"text.vocabulary_size={len(embeddings)}"
+        )
+    table = model.text_embedding.weight.numpy().copy()
+    table[: len(embeddings)] = embeddings
+    model.text_embedding.weight.set_value(table)

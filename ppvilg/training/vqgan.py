@@ -1,0 +1,98 @@
+"""Training the image tokenizer."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from ppvilg.config import Config
+from ppvilg.data.loader import step_indices
+from ppvilg.data.sources import Source, decode_picture, open_split
+from ppvilg.errors import UserError
+from ppvilg.pictures import from_model, plain_grid, to_model
+from ppvilg.training.logs import Preview
+from ppvilg.training.loop import Scalars
+from ppvilg.vqgan.loss import VQGANLoss
+from ppvilg.vqgan.model import VQGAN
+
+
+class VQGANTask:
+    """Pictures -> reconstructions; the discriminator is a second module with an optimizer of its own."""
+
+    unit = "pictures"
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.training = open_split(config.data, config.data.train_split, config.train.seed)
+        self.validation = open_split(config.data, config.data.validation_split, config.train.seed)
+        self.model = VQGAN(config.vqgan, config.data.image_size)
+        self.objective = VQGANLoss(config.vqgan.loss)
+        self.modules = {"model": self.model}
+        if self.objective.patch_gan is not None:
+            self.modules["discriminator"] = self.objective.patch_gan
+
+    def prepare(self, run: Path) -> None:
+        """Report what the data left out."""
+        report_data(run, self.training, self.validation)
+
+    def batch(self, step: int, part: int) -> np.ndarray:
+        """Pictures uint8 [B, H, W, 3]."""
+        settings = self.config.train
+        indices = step_indices(len(self.training), settings.batch_size, settings.seed, step)
+        size = settings.batch_size // settings.accumulate
+        return self._pictures(self.training, [i for _, i in indices[part * size : (part + 1) * size]])
+
+    def units(self, batch: np.ndarray) -> int:
+        """Pictures of a micro-batch."""
+        return len(batch)
+
+    def losses(self, batch: np.ndarray, step: int) -> Iterator[tuple[str, paddle.Tensor, Scalars]]:
+        """The tokenizer's loss, then the discriminator's once it has started."""
+        pictures = paddle.to_tensor(to_model(batch))
+        reconstruction, quantized = self.model(pictures)
+        yield ("model", *self.objective.generator(pictures, reconstruction, quantized, self.model.last_layer, step))
+        if self.objective.discriminates(step):
+            yield ("discriminator", *self.objective.discriminator(pictures, reconstruction.detach(), step))
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Means over validation pictures; `codes_used` is the share of the codebook that all of them together use."""
+        count = min(self.config.train.validation_samples, len(self.validation))
+        size = min(count, self.config.train.batch_size)
+        sums, used = {}, set()
+        self.objective.eval()
+        for first in range(0, count - size + 1, size):
+            pictures = paddle.to_tensor(to_model(self._pictures(self.validation, list(range(first, first + size)))))
+            reconstruction, quantized = self.model(pictures)
+            measures = self.objective.reconstruction(pictures, reconstruction, quantized)
+            used.update(quantized.ids.flatten().tolist())
+            for name, value in measures.items():
+                sums.setdefault(name, []).append(value.item())
+        self.objective.train()
+        means = {name: float(np.mean(values)) for name, values in sums.items()}
+        return means | {"codes_used": len(used) / self.config.vqgan.codebook.size}
+
+    def preview(self) -> Preview:
+        """Validation pictures, each beside its reconstruction."""
+        samples = spread(len(self.validation), self.config.train.preview_samples)
+        originals = self._pictures(self.validation, samples)
+        reconstruction, _ = self.model(paddle.to_tensor(to_model(originals)))
+        return Preview({"reconstructions": plain_grid([list(originals), list(from_model(reconstruction.numpy()))])})
+
+    def _pictures(self, source: Source, indices: list[int]) -> np.ndarray:
+        return np.stack([decode_picture(source[i].picture, self.config.data.image_size) for i in indices])
+
+
+def spread(samples: int, count: int) -> list[int]:
+    """`count` indices (or all) spread evenly over a source."""
+    return [int(i) for i in np.linspace(0, samples - 1, min(count, samples))]
+
+
+def report_data(run: Path, *sources: Source) -> None:
+    """Write and print what each source had to leave out, and refuse a source with nothing left."""
+    texts = []
+    for source in sources:
+        if not len(source):
+            raise UserError(f"data: no usable sample in {source.name}; {source.report}")
+        texts.append(f"{source.name}: {len(source)} samples\n{source.report}")
+    (run / "data_report.txt").write_text("\n\n".join(texts) + "\n", "utf-8")

@@ -1,0 +1,29 @@
+"""Train an image tokenizer or a transformer: python tools/train.py -c configs/vilg_emoji.yml."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from ppvilg.cli import run
+from ppvilg.config import load_config
+
+
+def main() -> int:
+    """Parse the arguments and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-c", "--config", required=True, help="a YAML file, e.g. configs/vilg_emoji.yml")
+    parser.add_argument("-o", "--override", action="append", default=[], metavar="section.key=value", help="repeatable")
+    parser.add_argument("--resume", action="store_true", help="continue the run in train.output from its last checkpoint")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, arguments.override)
+
+    from ppvilg.training import start
+
+    finished = start(config, arguments.resume)
+    return 0 if finished else 130
+
+
+if __name__ == "__main__":
+    run(main)
