@@ -26,7 +26,7 @@ class VQGAN(nn.Layer):
         self.post_quant_conv = Conv2D(config.codebook.dim, config.latent_channels, 1)
 
     def forward(self, pictures: paddle.Tensor) -> tuple[paddle.Tensor, Quantized]:
-        """Pictures float32 [B, 3, H, W] in [-1, 1] -> reconstruction (same shape, not clipped) and the codebook's choice.
+        """Pictures float32 [B, 3, H, W] in [-1, 1] -> (reconstruction, not clipped, of that shape; the codes).
 
         Raises `UserError` as `encode` does.
         """

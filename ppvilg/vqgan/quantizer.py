@@ -37,10 +37,10 @@ def build_codebook(config: CodebookConfig) -> "NearestCodebook | GumbelCodebook"
 class NearestCodebook(nn.Layer):
     """Chooses the nearest code (VQ-VAE, van den Oord et al. 2017), learned by gradient or by moving averages.
 
-    With `normalize`, latents and codes are l2-normalised first (ViT-VQGAN, Yu et al. 2022, section 3.2). The loss is the
-    commitment term of VQ-VAE's equation 3, plus its codebook term where codes learn by gradient; both are means over all
-    elements, as in VQGAN. In training mode, codes that no latent of the last `revive_after` batches chose are replaced by
-    random latents of the batch; the counters are buffers, saved with the state_dict.
+    With `normalize`, latents and codes are l2-normalised first (ViT-VQGAN, Yu et al. 2022, section 3.2). The loss is
+    the commitment term of VQ-VAE's equation 3, plus its codebook term where codes learn by gradient; both are means
+    over all elements, as in VQGAN. In training mode, codes that no latent of the last `revive_after` batches chose
+    are replaced by random latents of the batch; the counters are buffers, saved with the state_dict.
     """
 
     def __init__(self, config: CodebookConfig):
@@ -128,9 +128,9 @@ class NearestCodebook(nn.Layer):
 class GumbelCodebook(nn.Layer):
     """Samples codes with the Gumbel-softmax (the dVAE of DALL·E; Jang et al. 2017), in taming's form.
 
-    A 1×1 convolution gives each position a logit per code; in training the hard sample is used forwards and the softmax at
-    `temperature` backwards, in evaluation the largest logit. The loss is `kl_weight` times KL(softmax(logits) || uniform),
-    summed over codes, averaged over positions.
+    A 1×1 convolution gives each position a logit per code; in training the hard sample is used forwards and the
+    softmax at `temperature` backwards, in evaluation the largest logit. The loss is `kl_weight` times
+    KL(softmax(logits) || uniform), summed over codes, averaged over positions.
     """
 
     def __init__(self, config: CodebookConfig):
