@@ -54,7 +54,7 @@ class CodebookConfig:
     __pydantic_config__ = _STRICT
     size: Positive = 8192
     dim: Positive = 256
-    """Width of a code; the latents are projected to it where it differs from `vqgan.latent_channels`."""
+    """Width of a code; the latents are projected to it and the codes back to `vqgan.latent_channels`."""
     learning: Literal["gradient", "ema", "gumbel"] = "gradient"
     """How codes learn: by gradient (VQGAN), by exponential moving average, or by Gumbel-softmax (dVAE)."""
     normalize: bool = False
@@ -353,5 +353,7 @@ def _check_combinations(config: Config, origins: dict[str, str], path: str) -> N
         refuse("vqgan.loss.perceptual", vqgan.loss.perceptual, "expected 0 unless perceptual_weights names a file")
     if vqgan.codebook.learning == "gumbel" and vqgan.codebook.normalize:
         refuse("vqgan.codebook.normalize", True, "expected false with learning: gumbel, which compares no distances")
+    if vqgan.codebook.learning == "gumbel" and vqgan.codebook.revive_after:
+        refuse("vqgan.codebook.revive_after", vqgan.codebook.revive_after, "expected 0 with learning: gumbel")
     if text.max_length < 3:
         refuse("text.max_length", text.max_length, "expected at least 3: begin, one token, end")

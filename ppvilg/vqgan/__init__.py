@@ -1,0 +1,1 @@
+"""The image tokenizer (VQGAN): network, codebook, losses, conversion."""
