@@ -64,7 +64,7 @@ class VQGANTask:
         for first in range(0, count - size + 1, size):
             pictures = paddle.to_tensor(to_model(self._pictures(self.validation, list(range(first, first + size)))))
             reconstruction, quantized = self.model(pictures)
-            measures = self.objective.reconstruction(pictures, reconstruction, quantized)
+            _, measures = self.objective.generator(pictures, reconstruction, quantized, self.model.last_layer, step)
             used.update(quantized.ids.flatten().tolist())
             for name, value in measures.items():
                 sums.setdefault(name, []).append(value.item())

@@ -1,0 +1,131 @@
+"""Write pictures from texts, or captions from pictures.
+
+python tools/infer.py --mode t2i --text "Noto风格的红苹果" --samples 4
+python tools/infer.py --mode i2t --image apple.png
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from ppvilg.cli import run
+from ppvilg.errors import UserError
+
+
+def main() -> None:
+    """Parse the arguments and call the pipeline."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mode", required=True, choices=["t2i", "i2t"], help="text to image, or image to text")
+    parser.add_argument("--model", default="runs/vilg_emoji", help="run folder of a transformer (default: %(default)s)")
+    parser.add_argument("--text", action="append", default=[], help="a prompt (t2i); repeatable")
+    parser.add_argument("--text-file", help="a file with a prompt on each line, or - for standard input (t2i)")
+    parser.add_argument("--image", action="append", default=[], help="a picture file (i2t); repeatable")
+    parser.add_argument("--output", default="output", help="folder for pictures and grid (t2i; default: %(default)s)")
+    parser.add_argument("--json", help="also write prompts or captions to this JSON file")
+    parser.add_argument("--samples", type=int, default=1, help="pictures or captions for each input")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--temperature", type=float, help="default: 1 for pictures, 0 (greedy) for captions")
+    parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest tokens; 0: from all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest tokens that add up to p")
+    arguments = parser.parse_args()
+    if arguments.samples < 1:
+        raise UserError(f"--samples is {arguments.samples}: give at least 1")
+    if arguments.mode == "t2i":
+        text_to_image(arguments)
+    else:
+        image_to_text(arguments)
+
+
+def text_to_image(arguments: argparse.Namespace) -> None:
+    """Numbered PNGs and one labelled grid."""
+    prompts = [*arguments.text, *read_lines(arguments.text_file)]
+    if not prompts:
+        raise UserError("there is no text: give --text or --text-file")
+
+    from ppvilg.pictures import labelled_grid, save_png
+    from ppvilg.pipeline import Pipeline
+
+    model = Pipeline.load(arguments.model)
+    made = model.generate(prompts, arguments.samples, arguments.seed, sampling(arguments, 1.0))
+    folder = Path(arguments.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for prompt, pictures in zip(prompts, made, strict=True):
+        for picture in pictures:
+            path = folder / f"{len(entries):04d}.png"
+            save_png(picture, path)
+            entries.append({"text": prompt, "picture": str(path)})
+            print(f"{path}  {prompt}")
+    columns = max(1, 8 // arguments.samples)
+    save_png(labelled_grid(list(zip(made, prompts, strict=True)), min(columns, len(prompts))), folder / "grid.png")
+    print(folder / "grid.png")
+    write_json(arguments.json, entries)
+
+
+def image_to_text(arguments: argparse.Namespace) -> None:
+    """Captions, a line each."""
+    if not arguments.image:
+        raise UserError("there is no picture: give --image")
+    contents = [read_picture(path) for path in arguments.image]
+
+    from ppvilg.pipeline import Pipeline
+
+    model = Pipeline.load(arguments.model)
+    for path, content in zip(arguments.image, contents, strict=True):
+        check_picture(path, content, model.config.data.image_size)
+    captions = model.caption(contents, arguments.samples, arguments.seed, sampling(arguments, 0.0))
+    entries = [{"picture": path, "captions": texts} for path, texts in zip(arguments.image, captions, strict=True)]
+    for entry in entries:
+        for text in entry["captions"]:
+            print(f"{entry['picture']}  {text}")
+    write_json(arguments.json, entries)
+
+
+def sampling(arguments: argparse.Namespace, temperature: float):
+    """The sampling options, with the mode's own default temperature."""
+    from ppvilg.generate.sampling import Sampling
+
+    chosen = temperature if arguments.temperature is None else arguments.temperature
+    return Sampling(chosen, arguments.top_k, arguments.top_p)
+
+
+def read_lines(path: str | None) -> list[str]:
+    """Non-empty lines of a file, or of standard input for -."""
+    if path is None:
+        return []
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read texts from {path}: {error}") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def read_picture(path: str) -> bytes:
+    """A picture file's bytes."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the picture {path}: {error.strerror}") from None
+
+
+def check_picture(path: str, content: bytes, size: int) -> None:
+    """Name the file that is not a picture."""
+    from ppvilg.data.sources import decode_picture
+
+    try:
+        decode_picture(content, size)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def write_json(path: str | None, entries: list[dict]) -> None:
+    """Write the entries, if a path was given."""
+    if path is not None:
+        Path(path).write_text(json.dumps(entries, ensure_ascii=False, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    run(main)
