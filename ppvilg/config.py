@@ -222,7 +222,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         try:
             _merge(tree, _nest(key, yaml.safe_load(value)), origins, f"-o {override}")
         except yaml.YAMLError as error:
-            raise UserError(f"-o {override}: the value is not valid YAML ({error})") from None
+            raise UserError(f"-o {override}: the value is not valid YAML ({_line(error)})") from None
     config = _check_types(tree, origins, str(path))
     _check_combinations(config, origins, str(path))
     return config
@@ -242,7 +242,7 @@ def _read_tree(path: Path, above: tuple[Path, ...]) -> tuple[dict, dict[str, str
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+        raise UserError(f"{path} is not valid YAML: {_line(error)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a YAML mapping of sections, got {type(tree).__name__}")
     base = tree.pop("base", None)
@@ -254,6 +254,10 @@ def _read_tree(path: Path, above: tuple[Path, ...]) -> tuple[dict, dict[str, str
         raise UserError(f"{path}: base: expected the name of a config file, got {base!r}")
     _merge(merged, tree, origins, str(path))
     return merged, origins
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _nest(key: str, value: Any) -> dict:

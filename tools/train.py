@@ -1,10 +1,7 @@
 """Train an image tokenizer or a transformer: python tools/train.py -c configs/vilg_emoji.yml."""
 
 import argparse
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ppvilg.cli import run
 from ppvilg.config import load_config
