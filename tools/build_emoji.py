@@ -11,7 +11,7 @@ from pathlib import Path
 def main() -> int:
     """Parse, build, print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("data/emoji"), help="folder to write (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("data/emoji"), help="folder to write")
     parser.add_argument("--cache", type=Path, default=Path(".cache/npm"), help="folder for the npm packages")
     arguments = parser.parse_args()
 

@@ -16,20 +16,18 @@ from ppvilg.data.emoji.styles import NAMES, STYLES, Style
 from ppvilg.data.emoji.vocabulary import build_vocabulary
 from ppvilg.data.shards import write_file, write_manifest, write_shards
 
-# All five tones fit into 38 MB.
-TONES = (None, 1, 2, 3, 4, 5)
-
 
 def build(output: Path, cache: Path, say: Callable[[str], None] = print) -> dict[str, Counter]:
     """Write the data folder; returns {style: pictures by split}.
 
-    Needs npm (unless the cache folder has the packages) and resvg-py. The same packages and libraries give the same bytes.
+    Needs resvg-py, and npm unless the cache folder has the packages. The same packages and libraries give the same
+    bytes.
     """
     tarballs = fetch([*(style.package for style in STYLES), NAMES], cache)
     unicode_names = json.loads(read(tarballs[NAMES], "meta/unicode-names.json")["meta/unicode-names.json"])
     everything = read_emoji(tarballs[NAMES])
     icon_names = IconNames(everything, unicode_names)
-    emoji = {entry.codepoints: entry for entry in everything if entry.tone in TONES}
+    emoji = {entry.codepoints: entry for entry in everything}
 
     pictures: dict[str, dict[str, bytes]] = {}
     for style in STYLES:

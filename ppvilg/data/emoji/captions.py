@@ -33,13 +33,20 @@ _TEMPLATES = {
     ),
 }
 
+# Some tags are sentences.
+_LONGEST_TAG = {"zh": 6, "zh-hant": 6, "en": 16}
+
 
 def write_captions(emoji: Emoji, style: Style) -> dict[str, list[str]]:
     """{language: captions}, the canonical one first; the same for the same input on every machine."""
     captions = {}
     for language in LANGUAGES:
         name, word = emoji.names[language], style.words[language]
-        tags = [tag for tag in emoji.tags[language] if tag.lower() not in name.lower()]
+        tags = [
+            tag
+            for tag in emoji.tags[language]
+            if tag.lower() not in name.lower() and len(tag) <= _LONGEST_TAG[language]
+        ]
         # Different styles of an emoji get different tags, so that all of them are used.
         tags.sort(key=lambda tag: sha256(f"{emoji.codepoints} {style.id} {tag}".encode()).digest())
         lines = []

@@ -1,8 +1,8 @@
 """Which emoji an icon's name means.
 
-The icon sets name their pictures after CLDR or Unicode names of their day, or after nothing but their own taste. An icon
-is taken only if its name is one of the emoji's official names or stands in a table below; every match of the tables was
-looked at beside the other styles.
+The icon sets name their pictures after CLDR or Unicode names of their day, or after nothing but their own taste. An
+icon is taken only if its name is one of the emoji's official names or stands in a table below; all matches were looked
+at beside the other styles.
 """
 
 import re
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from ppvilg.data.emoji.concepts import Emoji, normal_id
 
+_TONED = re.compile(r"(.+?)-(?:tone(?P<number>[1-5])|(?P<word>(?:medium-)?(?:light|dark)|medium)-skin-tone)")
 _TONE_WORDS = ("light", "medium-light", "medium", "medium-dark", "dark")
 
 # Names that CLDR has since changed and that are no Unicode character names either (noto-v1, emojione).
@@ -57,23 +58,23 @@ _FXEMOJI = {
     "envelopedownarrowabove": "1F4E9", "europeafricaglobe": "1F30D", "evergreen": "1F332",
     "exclaimationquestionmark": "2049", "fallingleaf": "1F342", "faxicon": "1F4E0", "fishcakeswirl": "1F365",
     "fistedhand": "1F44A", "flexbicep": "1F4AA", "folder": "1F4C1", "forkknife": "1F374", "frontfacingchick": "1F425",
-    "frown": "2639", "girlgirl": "1F46D", "girlguy": "1F46B", "gma": "1F475", "gpa": "1F474",
+    "frown": "1F64D", "girlgirl": "1F46D", "girlguy": "1F46B", "gma": "1F475", "gpa": "1F474",
     "greatbritainflag": "1F1EC-1F1E7", "grineyes": "1F604", "grinsquint": "1F606", "grinsweat": "1F605",
     "grintears": "1F602", "grinwide": "1F603", "guapimao": "1F472", "guyguy": "1F46C", "halo": "1F607",
-    "hampster": "1F439", "headmassage": "1F486", "heartarrow": "1F498", "heartblue": "1F499", "heartgreen": "1F49A",
+    "hampster": "1F439", "headmassage": "1F486", "heartarrow": "1F498", "heartgreen": "1F49A",
     "heartpurple": "1F49C", "heartribbon": "1F49D", "heartyellow": "1F49B", "heavyexclaimationmarksymbol": "2757",
     "heavymultiplicationsymbol": "2716", "heels": "1F460", "highspeedtrainbulletnose": "1F685",
     "italianflag": "1F1EE-1F1F9", "japaneseangrymask": "1F479", "kissclosedeyes": "1F61A", "kisseyes": "1F619",
     "koreaflag": "1F1F0-1F1F7", "leaffluttering": "1F343", "leftmagnifyingglass": "1F50D",
     "leftwritinghand": "270D", "leopardside": "1F406", "lockandkey": "1F510", "loudlycrying": "1F62D",
     "lowerleftpen": "1F58B", "manltepiececlock": "1F570", "mansshirt": "1F455", "medicalmask": "1F637",
-    "mensrunner": "1F3C3", "mensshoe": "1F45E", "meridianglobe": "1F310", "monkeyhear": "1F649", "monkeysee": "1F648",
+    "mensrunner": "1F45F", "mensshoe": "1F45E", "meridianglobe": "1F310", "monkeyhear": "1F649", "monkeysee": "1F648",
     "monkeyspeak": "1F64A", "mouseside": "1F401", "negativesquaredlatincaptiala": "1F170",
     "negativesquaredlatincaptialb": "1F171", "negativesquaredlatincaptialo": "1F17E", "neutral": "1F610",
     "nogesture": "1F645", "nooneunder18symbol": "1F51E", "notebookdecorativecover": "1F4D4", "okgesture": "1F646",
     "openfolder": "1F4C2", "openmailboxlowered": "1F4ED", "openmailboxraised": "1F4EC", "opticaldiscicon": "1F4BF",
     "perservere": "1F623", "pigside": "1F416", "pigsnout": "1F43D", "pinkwallet": "1F45B", "poo": "1F4A9",
-    "portablewatersystem": "1F6B0", "pout": "1F621", "pouting": "1F64E", "present": "1F381", "printericon": "1F5A8",
+    "portablewatersystem": "1F6B0", "pout": "1F64E", "pouting": "1F621", "present": "1F381", "printericon": "1F5A8",
     "racecar": "1F3CE", "raisedhandsfingerssplayed": "1F590", "reversehandmiddlefinger": "1F595",
     "ringingbell": "1F514", "russianflag": "1F1F7-1F1FA", "saggitarius": "2650", "sandals": "1F461",
     "screamfear": "1F631", "silhouetteohjapan": "1F5FE", "sixpointedstarwithdot": "1F52F", "sleuthspy": "1F575",
@@ -87,14 +88,23 @@ _FXEMOJI = {
     "waningbibbousmoon": "1F316", "waving": "1F44B", "whitedownpointinglefthand": "1F447",
     "whiteexclaimationmark": "2755", "whitestar": "2B50", "whitesun": "2600", "whitesunbehindcloud": "26C5",
     "whitesunsmallcloud": "1F324", "winking": "1F609", "womansshirt": "1F45A", "acorn": "1F330",
-    "downpointingsmallredtrisngle": "1F53D", "uppointingsmallredtrisngle": "1F53C", "righthandphone": "1F4F2",
+    "downpointingsmallredtrisngle": "1F53D", "uppointingsmallredtrisngle": "1F53C", 
     "rightmagnifyingglass": "1F50E", "tongueout": "1F61B", "raisedhandpartfingers": "1F596", "high5": "1F64C",
     "clock12oclock": "1F55B", "clock1oclock": "1F550", "clock2oclock": "1F551", "clock3oclock": "1F552",
     "clock7oclock": "1F556", "clock6oclock": "1F555", "clock12thirty": "1F567", "clock1thirty": "1F55C",
     "clock2thirty": "1F55D", "clock3thirty": "1F55E", "clock4thirty": "1F55F", "clock5thirty": "1F560",
-    "clock6thirty": "1F561", "handup": "270B", "smiletongue": "1F60B", "musicascend": "1F3B5", "notepad": "1F5D2",
-    "page": "1F4C4", "pages": "1F4D1", "leftangerbubble": "1F5EF", "leftthoughtbubble": "1F4AD",
+    "clock6thirty": "1F561", "handup": "1F64B", "smiletongue": "1F60B", "musicascend": "1F3B5", 
+    "kiss": "1F617", "dog": "1F436", "cat": "1F431", "tiger": "1F42F", "mouse": "1F42D", "pig": "1F437",
+    "umbrella": "1F302", "page": "1F4C4", "pages": "1F4D1", "leftangerbubble": "1F5EF", "leftthoughtbubble": "1F4AD",
 }  # fmt: skip
+
+# Icons whose names say one thing and whose pictures show another: a revolver for what is now a water pistol, a key
+# without its star, a crane for a barrier, a program's window, a piano's keys, a black box.
+_MISLEADING = {
+    "noto-v1": {"pistol", "keycap"},
+    "emojione": {"pistol"},
+    "fxemoji": {"pistol", "construction", "window", "keyboard", "tramcar"},
+}
 
 
 def slug(name: str) -> str:
@@ -118,32 +128,34 @@ class IconNames:
                 self._characters.setdefault(slug(name), normal_id(codepoints))
         for country, region in _OLD_COUNTRIES.items():
             self._official.setdefault(f"flag-{country}", "-".join(f"{0x1F1E6 + ord(c) - 65:X}" for c in region))
+        self._squeezed: dict[str, str] = {}  # fxemoji's names have no hyphens
+        for table in (self._official, self._characters, _OLD_NAMES):
+            for key, codepoints in table.items():
+                self._squeezed.setdefault(key.replace("-", ""), codepoints)
 
-    def find(self, names: Iterable[str]) -> str | None:
-        """The emoji that an icon with these names (its own and its aliases) shows; None if unknown."""
+    def find(self, style: str, names: Iterable[str]) -> str | None:
+        """The emoji that an icon of a style with these names (its own and its aliases) shows; None if unknown."""
+        names = list(names)
+        if names[0] in _MISLEADING.get(style, ()):
+            return None
+        if style == "fxemoji":
+            return self._find_fxemoji(names[0])
         found = {self._find(name) for name in names} - {None}
         # Names that disagree (a picture shared by two emoji) are settled by the icon's own name, which comes first.
-        return self._find(next(iter(names))) or min(found) if found else None
+        return self._find(names[0]) or min(found) if found else None
 
     def _find(self, name: str) -> str | None:
         plain = name.replace("flag-for-flag-", "flag-").replace("flag-for-", "flag-")
-        for table, key in ((self._official, name), (_OLD_NAMES, name), (self._official, plain), (self._characters, name)):
+        for table, key in ((self._official, name), (_OLD_NAMES, name), (self._official, plain)):
             if key in table:
                 return table[key]
-        toned = re.fullmatch(r"(.+?)-(?:tone(?P<number>[1-5])|(?P<word>(?:medium-)?(?:light|dark)|medium)-skin-tone)", name)
-        if toned:
+        if name in self._characters:
+            return self._characters[name]
+        if toned := _TONED.fullmatch(name):
             base = self._find(toned[1])
             tone = int(toned["number"]) if toned["number"] else _TONE_WORDS.index(toned["word"]) + 1
             return self._toned.get((base, tone))
         return None
 
-    def find_fxemoji(self, name: str) -> str | None:
-        """The same for fxemoji, whose names have no hyphens."""
-        if name in _FXEMOJI:
-            return _FXEMOJI[name]
-        if not hasattr(self, "_squeezed"):
-            self._squeezed = {}
-            for table in (self._official, self._characters, _OLD_NAMES):
-                for key, codepoints in table.items():
-                    self._squeezed.setdefault(key.replace("-", ""), codepoints)
-        return self._squeezed.get(name.replace("-", ""))
+    def _find_fxemoji(self, name: str) -> str | None:
+        return _FXEMOJI.get(name) or self._squeezed.get(name.replace("-", ""))

@@ -12,10 +12,10 @@ def write_licences(output: Path) -> None:
     lines = [
         "# Where the pictures and names come from",
         "",
-        "The pictures of `data/emoji` were made by others, who allow everyone to use them under the licences below. They were",
-        "changed: drawn or scaled to 64×64 pixels, put on a white background and stored as lossless WebP. The captions were",
-        "composed by ppvilg from the names and search words of Emojibase and Unicode CLDR. Each sample's JSON names its",
-        "source and licence.",
+        "The pictures of `data/emoji` were made by others, who allow everyone to use them under the licences below.",
+        "They were changed: drawn or scaled to 64×64 pixels, put on white and stored as lossless WebP. The",
+        "captions were composed by ppvilg from the names and search words of Emojibase and Unicode CLDR. Each sample's",
+        "JSON names its source and licence.",
         "",
         "| what | package | licence | attribution |",
         "|---|---|---|---|",
@@ -27,7 +27,8 @@ def write_licences(output: Path) -> None:
         f"| names and tags | {NAMES} | {_link(NAMES.licence)}, {_link('Unicode-3.0')} | {NAMES.attribution} |",
         "",
         "The CC-BY-4.0 pictures are licensed under the Creative Commons Attribution 4.0 International Licence,",
-        "<https://creativecommons.org/licenses/by/4.0/>, without any warranty of their makers. Keep this file with the data.",
+        "<https://creativecommons.org/licenses/by/4.0/>, without any warranty of their makers. Keep this file with the",
+        "data.",
         "",
     ]
     write_file(output / "LICENSES.md", "\n".join(lines).encode())

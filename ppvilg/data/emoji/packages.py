@@ -21,7 +21,7 @@ def fetch(packages: Iterable[Package], cache: Path) -> dict[Package, Path]:
         try:
             subprocess.run(["npm", "pack", "--silent", *missing], cwd=cache, check=True, capture_output=True, text=True)
         except FileNotFoundError:
-            raise UserError("npm was not found; install Node.js, or put the packages' .tgz files into the cache") from None
+            raise UserError("npm was not found; install Node.js, or put the .tgz files into the cache") from None
         except subprocess.CalledProcessError as error:
             reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise UserError(f"npm pack failed for {', '.join(missing)}: {reason}") from None

@@ -13,14 +13,17 @@ from ppvilg.errors import UserError
 
 SIZE = 64
 
+# Pictures that are wrong in their package: Sark's flag is Saudi Arabia's there.
+_WRONG = {("noto", "1F1E8-1F1F6")}
+
 
 def read_pictures(style: Style, tarball: Path, emoji: list[Emoji], names: IconNames) -> Iterator[tuple[str, bytes]]:
-    """(code points, lossless WebP, SIZE x SIZE, RGB on white) for each emoji the style has, in the order of the emoji."""
+    """(code points, lossless WebP) for each emoji the style has, in their order: SIZE x SIZE, RGB on white."""
     content = read(tarball, style.location)
     if style.kind == "images":
         found = {normal_id(Path(path).stem): data for path, data in content.items()}
         for entry in emoji:
-            if entry.codepoints in found:
+            if entry.codepoints in found and (style.id, entry.codepoints) not in _WRONG:
                 yield entry.codepoints, _encode(_open(found[entry.codepoints]))
         return
     icons = json.loads(content[style.location])
@@ -41,7 +44,7 @@ def match_icons(style: Style, icons: dict, chars: dict[str, bytes], names: IconN
         if set(target) == {"parent"}:
             aliases.setdefault(target["parent"], []).append(alias)
     for name in icons["icons"]:
-        found = names.find_fxemoji(name) if style.id == "fxemoji" else names.find([name, *aliases.get(name, [])])
+        found = names.find(style.id, [name, *aliases.get(name, [])])
         if found:
             chosen.setdefault(found, name)
     return chosen
@@ -52,7 +55,9 @@ def _open(data: bytes):
 
     picture = Image.open(io.BytesIO(data)).convert("RGBA")
     # Premultiplied, so that the colour of transparent pixels does not bleed into the edges.
-    return picture if picture.size == (SIZE, SIZE) else picture.convert("RGBa").resize((SIZE, SIZE), Image.Resampling.BOX)
+    if picture.size != (SIZE, SIZE):
+        picture = picture.convert("RGBa").resize((SIZE, SIZE), Image.Resampling.BOX)
+    return picture
 
 
 def _draw(icons: dict, name: str):

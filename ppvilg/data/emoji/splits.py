@@ -3,7 +3,7 @@
 - `unseen_concept`: 5 % of the concepts, in every style.
 - `validation`: 2 % of the concepts in every style, and one style of another 20 %.
 - `unseen_style`: one style of another 20 % of the concepts.
-- `composition`: combinations whose parts are all trained on: one tone of some professions, and some colours of
+- `composition`: combinations whose parts are all trained on: one tone of each profession, and some colours of
   hearts, squares and circles.
 - `train`: everything else.
 
@@ -19,14 +19,14 @@ SPLITS = ("train", "validation", "unseen_style", "unseen_concept", "composition"
 _UNSEEN_CONCEPTS, _VALIDATION_CONCEPTS = 0.05, 0.02
 _UNSEEN_STYLES, _VALIDATION_STYLES = 0.20, 0.20
 _STYLES_NEEDED = 4
-_PROFESSIONS_WITH_A_HIDDEN_TONE = 0.5
 
 # Colours are hidden so that each is still trained on in the two other shapes.
 _SHAPES = {
-    "heart": {"2764", "1F9E1", "1F49B", "1F49A", "1F499", "1FA75", "1F49C", "1F90E", "1F5A4", "1FA76", "1F90D", "1FA77"},
+    "heart": {"2764", "1F9E1", "1F49B", "1F49A", "1F499", "1FA75", "1F49C", "1F90E", "1F5A4", "1FA76", "1F90D",
+              "1FA77"},
     "square": {"1F7E5", "1F7E7", "1F7E8", "1F7E9", "1F7E6", "1F7EA", "1F7EB", "2B1B", "2B1C"},
     "circle": {"1F534", "1F7E0", "1F7E1", "1F7E2", "1F535", "1F7E3", "1F7E4", "26AB", "26AA"},
-}
+}  # fmt: skip
 _HIDDEN = {"1F9E1", "1F49C", "1F7E6", "1F7EB", "1F7E2", "1F7E1"}
 _COLOURED = set().union(*_SHAPES.values())
 
@@ -63,6 +63,6 @@ def split_of(emoji: Emoji, style: str, styles: list[str], family: str) -> tuple[
 
 
 def _hidden_tone(emoji: Emoji) -> int | None:
-    if emoji.subgroup != "person-role" or _chance("profession", emoji.concept) >= _PROFESSIONS_WITH_A_HIDDEN_TONE:
+    if emoji.subgroup != "person-role":
         return None
     return 1 + int(5 * _chance("tone", emoji.concept))

@@ -25,7 +25,7 @@ class Style:
     id: str
     package: Package
     kind: str
-    """How the package holds its pictures: `images` (one file per emoji, named by code points) or `icons` (SVG in JSON)."""
+    """How the package holds its pictures: `images` (files named by code points) or `icons` (SVG in JSON)."""
     location: str
     """Folder of the pictures inside the package (images) or the file with the icons (icons)."""
     words: dict[str, str]
@@ -66,8 +66,8 @@ FXEMOJI = Package(
 )  # fmt: skip
 NAMES = Package(
     "emojibase-data", "17.0.0", "MIT",
-    "Emojibase, Copyright Miles Johnson, https://github.com/milesj/emojibase; its labels and tags come from Unicode CLDR "
-    "(Unicode-3.0), Copyright Unicode, Inc.",
+    "Emojibase, Copyright Miles Johnson, https://github.com/milesj/emojibase; its labels and tags come from Unicode "
+    "CLDR (Unicode-3.0), Copyright Unicode, Inc.",
 )  # fmt: skip
 
 # The words are what a reader of the language would say, kept to one or two words because they stand in every caption.
