@@ -1,0 +1,1 @@
+"""Raw pairs of pictures and captions, from whatever they are stored in."""

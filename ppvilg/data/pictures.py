@@ -1,0 +1,97 @@
+"""Encoded pictures to arrays."""
+
+import io
+import struct
+from typing import Any
+
+import numpy as np
+
+from ppvilg.errors import UserError
+
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused before they are decoded."""
+
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+
+
+def looks_like_picture(head: bytes) -> bool:
+    """Whether a file that begins with these (16 or more) bytes is a JPEG, PNG, WebP, GIF, BMP or TIFF."""
+    return head.startswith(_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+def decode_picture(data: bytes, size: int) -> np.ndarray:
+    """Decode a picture file: uint8 [size, size, 3], RGB.
+
+    Alpha is composited on white, grey, palette, CMYK and 16-bit pictures become RGB, cameras' orientation is applied.
+    The square in the middle is cut out and scaled (by area to shrink, bicubic to enlarge). Raises `UserError` if the
+    data is not a picture, is truncated, or has more than MAX_PIXELS.
+    """
+    import cv2
+
+    has_alpha = _check_header(data)
+    flags = cv2.IMREAD_UNCHANGED if has_alpha else cv2.IMREAD_COLOR
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        picture = None
+    if picture is None:
+        raise UserError("not a picture that can be decoded: damaged, or a kind that OpenCV doesn't read")
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    picture = _on_white(picture[top : top + side, left : left + side])
+    if side != size:
+        picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _check_header(data: bytes) -> bool:
+    """Whether the picture has alpha; raises `UserError` if it can't be decoded safely."""
+    from PIL import Image
+
+    if not looks_like_picture(data):
+        raise UserError("not a picture: expected a JPEG, PNG, WebP, GIF, BMP or TIFF file")
+    if _is_truncated(data):
+        raise UserError("the picture is truncated")
+    try:
+        # PIL reads only the header here. Its own limit is lower for some and a warning for others.
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            header = Image.open(io.BytesIO(data))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    except (OSError, ValueError, SyntaxError, struct.error) as error:
+        raise UserError(f"not a picture that can be decoded ({error})") from None
+    width, height = header.size
+    if width * height > MAX_PIXELS:
+        raise UserError(f"the picture has {width}x{height} pixels, more than the limit of {MAX_PIXELS}")
+    return header.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in header.info
+
+
+def _is_truncated(data: bytes) -> bool:
+    """Whether the end is missing; OpenCV would fill in grey for the rest of a JPEG without a word."""
+    if data.startswith(b"\xff\xd8"):
+        # A thumbnail inside has an end marker too, but no second picture starts after the main one's data.
+        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" not in data[-4096:]
+    if data.startswith(b"RIFF"):
+        return len(data) < 12 or int.from_bytes(data[4:8], "little") + 8 > len(data) + 1
+    return False
+
+
+def _on_white(picture: Any) -> np.ndarray:
+    """Any decoded picture as uint8 [height, width, 3], alpha composited on white."""
+    if picture.dtype == np.uint16:
+        picture = (picture // 257).astype(np.uint8)
+    elif picture.dtype != np.uint8:
+        raise UserError(f"pictures of {picture.dtype} numbers are not supported; convert them to 8 bits per channel")
+    if picture.ndim == 2:
+        picture = picture[:, :, None]
+    channels = picture.shape[2]
+    if channels in (1, 2):  # grey, grey with alpha
+        picture = np.concatenate([picture[:, :, :1]] * 3 + [picture[:, :, 1:]], axis=2)
+    if channels in (2, 4):
+        colour, alpha = picture[:, :, :3].astype(np.uint32), picture[:, :, 3:].astype(np.uint32)
+        picture = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return np.ascontiguousarray(picture)

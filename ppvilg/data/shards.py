@@ -1,0 +1,121 @@
+"""Tar shards: `{key}.webp`, `{key}.json`, ... side by side, and a manifest that vouches for them."""
+
+import gzip
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ppvilg.errors import UserError
+
+MANIFEST_FORMAT = 1
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: under a temporary name first."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def pack_shard(files: Iterable[tuple[str, bytes]]) -> bytes:
+    """The bytes of a .tar.gz with these (name, content) pairs; equal input gives equal bytes, whenever and wherever."""
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    # An empty name and time zero, because gzip would otherwise record both.
+    packed = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=packed, compresslevel=9, mtime=0) as stream:
+        stream.write(tar.getvalue())
+    return packed.getvalue()
+
+
+def write_shards(
+    folder: Path, samples: Iterable[tuple[str, str, bytes, dict[str, Any]]], limit: int = 2000
+) -> list[dict[str, Any]]:
+    """Write (split, key, WebP picture, metadata) samples as `{split}-{00000}.tar.gz`, sorted by key.
+
+    At most `limit` samples go into a shard. Returns the manifest's entries: file, split, samples, bytes, sha256.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    splits: dict[str, list] = {}
+    for split, key, picture, metadata in samples:
+        splits.setdefault(split, []).append((key, picture, metadata))
+    entries = []
+    for split in sorted(splits):
+        ordered = sorted(splits[split], key=lambda sample: sample[0])
+        for number, start in enumerate(range(0, len(ordered), limit)):
+            part = ordered[start : start + limit]
+            files = []
+            for key, picture, metadata in part:
+                text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"))
+                files += [(f"{key}.json", text.encode()), (f"{key}.webp", picture)]
+            name, content = f"{split}-{number:05d}.tar.gz", pack_shard(files)
+            write_file(folder / name, content)
+            entries.append(
+                {
+                    "file": name,
+                    "split": split,
+                    "samples": len(part),
+                    "bytes": len(content),
+                    "sha256": sha256(content).hexdigest(),
+                }
+            )
+    return entries
+
+
+def write_manifest(folder: Path, entries: list[dict[str, Any]], **more: Any) -> None:
+    """Write `manifest.json` for these shards; further keys are kept as they are."""
+    manifest = {"format": MANIFEST_FORMAT, **more, "shards": entries}
+    write_file(folder / "manifest.json", (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The checked content of `manifest.json`; raises `UserError` if it is damaged or of a later format."""
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        version = manifest["format"]
+        for entry in manifest["shards"]:
+            _ = entry["file"] + entry["split"] + entry["sha256"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not a manifest of shards ({error}); fetch or build the data again") from None
+    if version != MANIFEST_FORMAT:
+        raise UserError(f"{path}: format {version} is not {MANIFEST_FORMAT}, which this version of ppvilg reads")
+    return manifest
+
+
+def verify_shard(path: Path, checksum: str) -> bytes:
+    """The content of a shard whose SHA-256 is `checksum`; raises `UserError` naming the file otherwise."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the shard {path}: {error.strerror}; fetch or build the data again") from None
+    if sha256(content).hexdigest() != checksum:
+        raise UserError(f"{path} is truncated or damaged: its SHA-256 is not the manifest's; fetch or build it again")
+    return content
+
+
+def shard_members(path: Path, content: bytes | None = None) -> Iterator[tuple[str, int, int, bytes | None]]:
+    """(name, offset, size, content) of each file in a shard.
+
+    The content is None for a plain .tar, where offset and size say where it lies in the file. Raises `UserError` if the
+    shard is damaged.
+    """
+    plain = path.suffix == ".tar"
+    stream = io.BytesIO(content) if content is not None else None
+    try:
+        with tarfile.open(path, fileobj=stream, mode="r:" if plain else "r:gz") as archive:
+            for member in archive:
+                if member.isfile():
+                    data = None if plain else archive.extractfile(member).read()
+                    yield member.name, member.offset_data, member.size, data
+    except (tarfile.TarError, EOFError, OSError, gzip.zlib.error) as error:
+        raise UserError(f"{path} is truncated or damaged ({error}); fetch or build it again") from None

@@ -1,0 +1,280 @@
+"""Pairs of pictures and captions, wherever they lie: one kind of `Source` for shards and for plain folders.
+
+`open_source` reads the names, captions and metadata of everything once; pictures stay where they are until asked for.
+What can't be used is left out and named in the source's `report`.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ppvilg.data.report import Report
+from ppvilg.data.shards import read_manifest, shard_members, verify_shard
+from ppvilg.errors import UserError
+
+SPLITS_OF_OWN_DATA = ("train", "validation", "all")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with its captions."""
+
+    key: str
+    picture: bytes
+    """The encoded file; see `ppvilg.data.pictures.decode_picture`."""
+    captions: dict[str, list[str]]
+    """{language: captions}, none of them empty; where there is a canonical caption it is the first."""
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A sample whose picture has not been read."""
+
+    key: str
+    captions: dict[str, list[str]]
+    metadata: dict[str, Any]
+    place: bytes | Path | tuple[Path, int, int]
+    """The picture itself, its file, or (file, offset, size)."""
+    version: str = ""
+    """Changes when the picture's file does (folders only)."""
+
+
+class Source:
+    """Samples by index, readable from several threads."""
+
+    def __init__(self, records: list[Record], content: Iterable[str], report: Report):
+        """`content`: whatever identifies the files behind the records. Raises `UserError` if there are no records."""
+        self.records = records
+        self.report = report
+        self._content = sorted(content)
+        report.used = len(records)
+        if not records:
+            raise UserError(f"nothing to use in {report}")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        return Sample(record.key, _read(record.place), record.captions, record.metadata)
+
+    @property
+    def checksum(self) -> str:
+        """Identifies the samples and their order: equal checksums mean equal data."""
+        digest = sha256("\n".join(self._content).encode())
+        for record in self.records:
+            digest.update(f"\n{record.key}\t{record.version}\t{record.captions}".encode())
+        return digest.hexdigest()
+
+    def check(self, threads: int = 2) -> "Source":
+        """The source without the pictures that can't be decoded, each of which is decoded once to find out.
+
+        Not needed for shards with a manifest. The report is carried on; raises `UserError` if nothing is left.
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            faults = list(pool.map(_fault, self.records))
+        for record, fault in zip(self.records, faults, strict=True):
+            if fault:
+                self.report.skip(fault, record.key)
+        good = [record for record, fault in zip(self.records, faults, strict=True) if not fault]
+        return Source(good, self._content, self.report)
+
+
+def open_source(
+    path: str | Path,
+    split: str = "train",
+    *,
+    keep: dict[str, list[str]] | None = None,
+    captions: str | None = None,
+    validation_fraction: float = 0.05,
+    seed: int = 0,
+) -> Source:
+    """Open a split of a data set.
+
+    path: a folder of tar shards with or without a manifest, or a folder of pictures with a captions file. Checksums are
+        verified where there is a manifest.
+    split: a split the data has; "all"; or "train" or "validation" of data that has no splits, which are then
+        made by hashing the keys, `validation_fraction` and `seed`.
+    keep: {field: values}: only samples whose metadata has one of the values (compared as text, null as "null").
+    captions: the captions file of a folder of pictures, relative to it; None finds it.
+
+    Raises `UserError` if the path is no such folder, a shard is damaged, or nothing is left.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"data.path {path} is not a folder; give a folder of tar shards or of pictures with captions")
+    report = Report(f"{path} ({split})")
+    shards = sorted([*path.glob("*.tar"), *path.glob("*.tar.gz"), *path.glob("*.tgz")])
+    if (path / "manifest.json").exists():
+        records, content = _from_manifest(path, split, report)
+    elif shards:
+        records, content = _from_shards(path, shards, split, report, validation_fraction, seed)
+    else:
+        from ppvilg.data.folder import read_folder
+
+        records, content = read_folder(path, captions, report)
+        records = _own_split(records, split, report, path, validation_fraction, seed)
+    return Source(_keep(records, keep or {}, report, path), content, report)
+
+
+def _read(place: bytes | Path | tuple[Path, int, int]) -> bytes:
+    if isinstance(place, bytes):
+        return place
+    path, offset, size = place if isinstance(place, tuple) else (place, 0, -1)
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; was it moved since training began?") from None
+
+
+def _fault(record: Record) -> str | None:
+    from ppvilg.data.pictures import decode_picture
+
+    try:
+        decode_picture(_read(record.place), 8)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _from_manifest(path: Path, split: str, report: Report) -> tuple[list[Record], list[str]]:
+    entries = read_manifest(path)["shards"]
+    splits = sorted({entry["split"] for entry in entries})
+    wanted = [entry for entry in entries if split in (entry["split"], "all")]
+    if not wanted:
+        raise UserError(f"{path} has no split {split!r}; it has {', '.join(splits)} (and `all`)")
+    records = []
+    for entry in wanted:
+        file = path / entry["file"]
+        records += _shard_records(file, verify_shard(file, entry["sha256"]), report)
+    return records, [entry["sha256"] for entry in wanted]
+
+
+def _from_shards(
+    path: Path, shards: list[Path], split: str, report: Report, validation_fraction: float, seed: int
+) -> tuple[list[Record], list[str]]:
+    named: dict[str, list[Path]] = {}
+    for shard in shards:
+        name = re.fullmatch(r"(.+?)-\d+\.(tar|tar\.gz|tgz)", shard.name)
+        named.setdefault(name[1] if name else "", []).append(shard)
+    has_splits = bool({"train", "validation"} & set(named)) or split in named
+    if has_splits and split != "all":
+        if split not in named:
+            raise UserError(f"{path} has no shards {split}-*.tar; its splits are {', '.join(sorted(named))}")
+        shards = named[split]
+    records = [record for shard in shards for record in _shard_records(shard, None, report)]
+    if not has_splits:
+        records = _own_split(records, split, report, path, validation_fraction, seed)
+    status = [shard.stat() for shard in shards]
+    return records, [f"{s.name} {st.st_size} {st.st_mtime_ns}" for s, st in zip(shards, status, strict=True)]
+
+
+_PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
+
+
+def _shard_records(path: Path, content: bytes | None, report: Report) -> list[Record]:
+    """The samples of one shard: files that share the name up to the first dot."""
+    import json
+
+    records = []
+
+    def finish(key: str, parts: dict[str, Any]) -> None:
+        name = f"{path.name}:{key}"
+        place = next((parts[kind] for kind in parts if kind in _PICTURES), None)
+        if place is None:
+            return report.skip("no picture in the shard", name)
+        metadata: dict[str, Any] = {}
+        if "json" in parts:
+            try:
+                metadata = json.loads(_read(parts["json"]))
+            except ValueError:
+                return report.skip("damaged JSON", name)
+            if not isinstance(metadata, dict):
+                return report.skip("damaged JSON", name)
+        if "txt" in parts:
+            metadata["caption"] = _read(parts["txt"]).decode("utf-8", "replace")
+        captions = take_captions(metadata)
+        if not captions:
+            return report.skip("no caption", name)
+        records.append(Record(key, captions, metadata, place))
+
+    last, parts = None, {}
+    for name, offset, size, data in shard_members(path, content):
+        folder, slash, base = name.rpartition("/")
+        stem, _, kind = base.partition(".")
+        key = folder + slash + stem
+        if key != last and last is not None:
+            finish(last, parts)
+            parts = {}
+        last = key
+        parts[kind.lower()] = data if data is not None else (path, offset, size)
+    if last is not None:
+        finish(last, parts)
+    return records
+
+
+def take_captions(metadata: dict[str, Any]) -> dict[str, list[str]]:
+    """Remove `captions`, `caption`, `text` and `language` from a sample's metadata and return {language: captions}.
+
+    Captions may be a text, a list of texts or {language: text or list}; empty ones are dropped. A text without a
+    language is Chinese if it has a Chinese character and English otherwise.
+    """
+    language = metadata.pop("language", None)
+    found: dict[str, list[str]] = {}
+    for column in ("captions", "caption", "text"):
+        value = metadata.pop(column, None)
+        for tongue, texts in (value if isinstance(value, dict) else {language: value}).items():
+            for text in texts if isinstance(texts, list) else [texts]:
+                if isinstance(text, str) and text.strip():
+                    known = tongue or ("zh" if re.search("[\u3400-\u9fff]", text) else "en")
+                    found.setdefault(str(known), []).append(" ".join(text.split()))
+    return found
+
+
+def _own_split(
+    records: list[Record], split: str, report: Report, path: Path, validation_fraction: float, seed: int
+) -> list[Record]:
+    """The records of a split that only a hash of their keys decides; a `split` column of the data goes first."""
+    if split not in SPLITS_OF_OWN_DATA and not any(record.metadata.get("split") == split for record in records):
+        raise UserError(f"{path} has no split {split!r}; data without splits has {', '.join(SPLITS_OF_OWN_DATA)}")
+
+    def split_of(record: Record) -> str:
+        if record.metadata.get("split"):
+            return str(record.metadata["split"])
+        chance = int.from_bytes(sha256(f"{seed} {record.key}".encode()).digest()[:8], "big") / 2**64
+        return "validation" if chance < validation_fraction else "train"
+
+    chosen = [record for record in records if split in ("all", split_of(record))]
+    report.filtered += len(records) - len(chosen)
+    return chosen
+
+
+def _keep(records: list[Record], keep: dict[str, list[str]], report: Report, path: Path) -> list[Record]:
+    for name, values in keep.items():
+        present = {_as_text(record.metadata[name]) for record in records if name in record.metadata}
+        if records and not present:
+            known = sorted({field for record in records for field in record.metadata})
+            raise UserError(f"data.keep: no sample of {path} has {name!r}; there is {', '.join(known) or 'nothing'}")
+        if records and not present & set(values):
+            some = ", ".join(sorted(present)[:20])
+            raise UserError(f"data.keep.{name}: none of {', '.join(values)} occurs in {path}; values are {some}")
+    matches: Callable[[Record], bool] = lambda record: all(  # noqa: E731
+        name in record.metadata and _as_text(record.metadata[name]) in values for name, values in keep.items()
+    )
+    chosen = [record for record in records if matches(record)]
+    if records and not chosen:
+        raise UserError(f"data.keep: no sample of {path} fits all of {', '.join(keep)} together")
+    report.filtered += len(records) - len(chosen)
+    return chosen
+
+
+def _as_text(value: Any) -> str:
+    return "null" if value is None else str(value)
