@@ -1,5 +1,6 @@
 """From taming-transformers' and LPIPS's torch files to ours. The only module that needs torch."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +104,22 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError:
         raise UserError("conversion needs torch: pip install -r requirements-convert.txt") from None
+    unknown = []
     try:
-        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if zipfile.is_zipfile(path):  # files of torch before 1.6, such as VGG16's, are no zip and can't be searched
+            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         stand_ins = [(type("StandIn", (_StandIn,), {}), name) for name in unknown]
         with torch.serialization.safe_globals(stand_ins):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:
-        # torch raises many kinds here (RuntimeError, ValueError, UnpicklingError, KeyError ...).
-        reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise UserError(f"{path} is not a torch checkpoint that can be read safely: {reason}") from None
+    except Exception:  # torch raises many kinds here (RuntimeError, ValueError, UnpicklingError, KeyError ...)
+        if not unknown:
+            raise UserError(f"{path} is not a torch checkpoint, or is damaged") from None
+        raise UserError(
+            f"{path} can't be read without running code from {', '.join(sorted(unknown))}; if you trust it, save its "
+            "state_dict alone: torch.save(torch.load(PATH, weights_only=False)['state_dict'], NEW_PATH)"
+        ) from None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{path} holds no state_dict: expected weights by name, or a checkpoint with `state_dict`")
@@ -130,7 +136,4 @@ class _StandIn:
         pass
 
     def __setstate__(self, _: Any) -> None:
-        pass
-
-    def __setitem__(self, *_: Any) -> None:
         pass

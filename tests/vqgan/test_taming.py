@@ -119,11 +119,17 @@ class AttributeDict(dict):
 
 
 def test_lightning_objects_in_a_checkpoint_are_passed_over(tmp_path):
-    extra = {"callbacks": {ModelCheckpoint: {"best": 1.0}}, "hyper_parameters": AttributeDict(a=1), "path": Path("x")}
+    extra = {"callbacks": {ModelCheckpoint: {"best": 1.0}}, "path": Path("x")}
     write_original(tmp_path, False, SMALL, dim=24, size=64, **extra)
     with pytest.raises(Exception, match="weights_only"):
         torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert "encoder.conv_in.weight" in read_torch(tmp_path / "last.ckpt")
+
+
+def test_objects_without_a_stand_in_are_named(tmp_path):
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "hyper_parameters": AttributeDict(a=1)}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"x\.ckpt can't be read .* from .*AttributeDict; if you trust it, save its"):
+        read_torch(tmp_path / "x.ckpt")
 
 
 class Attack:
@@ -160,7 +166,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         read_torch(tmp_path / "none.ckpt")
     (tmp_path / "text.ckpt").write_text("hello")
-    with pytest.raises(UserError, match=r"text\.ckpt is not a torch checkpoint"):
+    with pytest.raises(UserError, match=r"text\.ckpt is not a torch checkpoint, or is damaged"):
         read_torch(tmp_path / "text.ckpt")
 
 
