@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-_FONT = Path(__file__).parent / "assets" / "NotoSansSC-subset.otf"
+_FONT = Path(__file__).parent / "assets" / "NotoSansCJKsc-subset.otf"
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 
 

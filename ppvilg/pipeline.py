@@ -15,7 +15,7 @@ import paddle
 
 from ppvilg import checkpoint
 from ppvilg.config import Config
-from ppvilg.data.sources import decode_picture
+from ppvilg.data.pictures import decode_picture
 from ppvilg.errors import UserError
 from ppvilg.generate.decoding import write_images, write_texts
 from ppvilg.generate.sampling import Sampling

@@ -111,7 +111,7 @@ def read_picture(path: str) -> bytes:
 
 def check_picture(path: str, content: bytes, size: int) -> None:
     """Name the file that is not a picture."""
-    from ppvilg.data.sources import decode_picture
+    from ppvilg.data.pictures import decode_picture
 
     try:
         decode_picture(content, size)

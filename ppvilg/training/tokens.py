@@ -7,8 +7,9 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from ppvilg.data.sources import Source, decode_picture
+from ppvilg.data.sources import Source
 from ppvilg.pictures import to_model
+from ppvilg.training.data import pictures
 from ppvilg.vqgan.model import VQGAN
 
 _BATCH = 64
@@ -29,9 +30,9 @@ def picture_tokens(source: Source, vqgan: VQGAN, tokenizer_checksum: str, image_
     vqgan.eval()
     parts = []
     for first in tqdm(range(0, len(source), _BATCH), desc="image tokens", unit="batch", leave=False):
-        chosen = range(first, min(first + _BATCH, len(source)))
-        pictures = np.stack([decode_picture(source[i].picture, image_size) for i in chosen])
-        parts.append(vqgan.encode(paddle.to_tensor(to_model(pictures))).flatten(1).numpy().astype(np.int32))
+        chosen = list(range(first, min(first + _BATCH, len(source))))
+        batch = paddle.to_tensor(to_model(pictures(source, chosen, image_size)))
+        parts.append(vqgan.encode(batch).flatten(1).numpy().astype(np.int32))
     tokens = np.concatenate(parts)
     cache.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.npy")

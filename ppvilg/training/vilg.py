@@ -11,16 +11,16 @@ import paddle
 from ppvilg import checkpoint
 from ppvilg.config import Config, save_config
 from ppvilg.data.loader import canonical_caption, draw_caption, step_indices
-from ppvilg.data.sources import Source, decode_picture, open_split
+from ppvilg.data.sources import Source
 from ppvilg.errors import UserError
 from ppvilg.generate.decoding import write_images, write_texts
 from ppvilg.generate.sampling import Sampling
 from ppvilg.pictures import from_model, labelled_grid
 from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer, pad_batch
+from ppvilg.training import data
 from ppvilg.training.logs import Preview
 from ppvilg.training.loop import Scalars
 from ppvilg.training.tokens import picture_tokens
-from ppvilg.training.vqgan import report_data, spread
 from ppvilg.transformer.model import ViLG
 from ppvilg.vqgan.model import VQGAN
 
@@ -53,8 +53,7 @@ class ViLGTask:
             raise UserError("train.tokenizer is not set: give the run folder of a trained image tokenizer")
         self.vqgan, tokenizer_checksum = load_tokenizer(config, folder)
         self.text = load_text_tokenizer(config.text)
-        self.training = open_split(config.data, config.data.train_split, config.train.seed)
-        self.validation = open_split(config.data, config.data.validation_split, config.train.seed)
+        self.training, self.validation = data.open_splits(config.data, config.train.seed)
         self.tokens, self.validation_tokens = (
             picture_tokens(source, self.vqgan, tokenizer_checksum, config.data.image_size, Path(folder) / "tokens")
             for source in (self.training, self.validation)
@@ -66,7 +65,7 @@ class ViLGTask:
 
     def prepare(self, run: Path) -> None:
         """Put the frozen tokenizer and the vocabulary beside the checkpoints."""
-        report_data(run, self.training, self.validation)
+        data.report(run, self.training, self.validation)
         source = Path(self.config.train.tokenizer)
         (run / "tokenizer").mkdir(exist_ok=True)
         save_config(checkpoint.model_config(source, "vqgan"), run / "tokenizer" / "config.yml")
@@ -81,7 +80,7 @@ class ViLGTask:
         size = settings.batch_size // settings.accumulate
         chosen = chosen[part * size : (part + 1) * size]
         languages = self.config.data.languages
-        captions = [draw_caption(self.training[i].captions, languages, settings.seed, e, i) for e, i in chosen]
+        captions = [draw_caption(self.training.records[i].captions, languages, settings.seed, e, i) for e, i in chosen]
         return self._pairs(captions, self.tokens[[i for _, i in chosen]])
 
     def units(self, batch: Pairs) -> int:
@@ -96,7 +95,7 @@ class ViLGTask:
     def validate(self, step: int) -> dict[str, float]:
         """Losses and accuracies over validation pairs, and those of a unigram model of the training split."""
         count = min(self.config.train.validation_samples, len(self.validation))
-        chosen = spread(len(self.validation), count)
+        chosen = data.spread(len(self.validation), count)
         sums: dict[str, float] = {}
         size = self.config.train.batch_size
         batches = [
@@ -119,7 +118,7 @@ class ViLGTask:
             ("train", self.training, self.tokens),
             ("validation", self.validation, self.validation_tokens),
         ):
-            chosen = spread(len(source), half)
+            chosen = data.spread(len(source), half)
             pictures[f"{name}_pictures"] = self._drawn(source, chosen)
             texts[f"{name}_captions"] = self._captioned(source, chosen, tokens)
         return Preview(pictures, texts)
@@ -132,10 +131,8 @@ class ViLGTask:
         for tokens in write_images(self.model, text, valid, list(range(len(text))), Sampling()):
             ids = tokens
         drawn = from_model(self.vqgan.decode(ids.reshape([-1, *self.config.grid])).numpy())
-        cells = [
-            ([decode_picture(source[i].picture, self.config.data.image_size), *drawn[each * k : each * (k + 1)]], prompt)
-            for k, (i, prompt) in enumerate(zip(chosen, prompts, strict=True))
-        ]
+        real = data.pictures(source, chosen, self.config.data.image_size)
+        cells = [([real[k], *drawn[each * k : each * (k + 1)]], prompt) for k, prompt in enumerate(prompts)]
         return labelled_grid(cells, columns=2)
 
     def _captioned(self, source: Source, chosen: list[int], tokens: np.ndarray) -> str:
@@ -155,11 +152,11 @@ class ViLGTask:
         return cut(self.text.encode(caption), self.config.text.max_length)
 
     def _canonical(self, source: Source, index: int) -> str:
-        return canonical_caption(source[index].captions, self.config.data.languages, index)
+        return canonical_caption(source.records[index].captions, self.config.data.languages, index)
 
     def _unigram(self, batches: list[Pairs]) -> dict[str, float]:
         """What a model scores that knows only how often each token occurs in the training split."""
-        texts = [self._encode(self._canonical(self.training, i)) for i in spread(len(self.training), 2000)]
+        texts = [self._encode(self._canonical(self.training, i)) for i in data.spread(len(self.training), 2000)]
         seen_text = np.concatenate([ids[1:] for ids in texts])
         image = np.concatenate([batch.image.ravel() for batch in batches])
         text = np.concatenate([batch.text[:, 1:][batch.valid[:, 1:]] for batch in batches])

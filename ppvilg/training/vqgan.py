@@ -8,9 +8,8 @@ import paddle
 
 from ppvilg.config import Config
 from ppvilg.data.loader import step_indices
-from ppvilg.data.sources import Source, decode_picture, open_split
-from ppvilg.errors import UserError
 from ppvilg.pictures import from_model, plain_grid, to_model
+from ppvilg.training import data
 from ppvilg.training.logs import Preview
 from ppvilg.training.loop import Scalars
 from ppvilg.vqgan.loss import VQGANLoss
@@ -24,8 +23,7 @@ class VQGANTask:
 
     def __init__(self, config: Config):
         self.config = config
-        self.training = open_split(config.data, config.data.train_split, config.train.seed)
-        self.validation = open_split(config.data, config.data.validation_split, config.train.seed)
+        self.training, self.validation = data.open_splits(config.data, config.train.seed)
         self.model = VQGAN(config.vqgan, config.data.image_size)
         self.objective = VQGANLoss(config.vqgan.loss)
         self.modules = {"model": self.model}
@@ -33,15 +31,16 @@ class VQGANTask:
             self.modules["discriminator"] = self.objective.patch_gan
 
     def prepare(self, run: Path) -> None:
-        """Report what the data left out."""
-        report_data(run, self.training, self.validation)
+        """Say what the data left out."""
+        data.report(run, self.training, self.validation)
 
     def batch(self, step: int, part: int) -> np.ndarray:
         """Pictures uint8 [B, H, W, 3]."""
         settings = self.config.train
         indices = step_indices(len(self.training), settings.batch_size, settings.seed, step)
         size = settings.batch_size // settings.accumulate
-        return self._pictures(self.training, [i for _, i in indices[part * size : (part + 1) * size]])
+        chosen = [i for _, i in indices[part * size : (part + 1) * size]]
+        return data.pictures(self.training, chosen, self.config.data.image_size)
 
     def units(self, batch: np.ndarray) -> int:
         """Pictures of a micro-batch."""
@@ -59,10 +58,12 @@ class VQGANTask:
         """Means over validation pictures; `codes_used` is the share of the codebook that all of them together use."""
         count = min(self.config.train.validation_samples, len(self.validation))
         size = min(count, self.config.train.batch_size)
+        chosen = data.spread(len(self.validation), count)
         sums, used = {}, set()
         self.objective.eval()
         for first in range(0, count - size + 1, size):
-            pictures = paddle.to_tensor(to_model(self._pictures(self.validation, list(range(first, first + size)))))
+            batch = data.pictures(self.validation, chosen[first : first + size], self.config.data.image_size)
+            pictures = paddle.to_tensor(to_model(batch))
             reconstruction, quantized = self.model(pictures)
             _, measures = self.objective.generator(pictures, reconstruction, quantized, self.model.last_layer, step)
             used.update(quantized.ids.flatten().tolist())
@@ -74,25 +75,7 @@ class VQGANTask:
 
     def preview(self) -> Preview:
         """Validation pictures, each beside its reconstruction."""
-        samples = spread(len(self.validation), self.config.train.preview_samples)
-        originals = self._pictures(self.validation, samples)
+        samples = data.spread(len(self.validation), self.config.train.preview_samples)
+        originals = data.pictures(self.validation, samples, self.config.data.image_size)
         reconstruction, _ = self.model(paddle.to_tensor(to_model(originals)))
         return Preview({"reconstructions": plain_grid([list(originals), list(from_model(reconstruction.numpy()))])})
-
-    def _pictures(self, source: Source, indices: list[int]) -> np.ndarray:
-        return np.stack([decode_picture(source[i].picture, self.config.data.image_size) for i in indices])
-
-
-def spread(samples: int, count: int) -> list[int]:
-    """`count` indices (or all) spread evenly over a source."""
-    return [int(i) for i in np.linspace(0, samples - 1, min(count, samples))]
-
-
-def report_data(run: Path, *sources: Source) -> None:
-    """Write and print what each source had to leave out, and refuse a source with nothing left."""
-    texts = []
-    for source in sources:
-        if not len(source):
-            raise UserError(f"data: no usable sample in {source.name}; {source.report}")
-        texts.append(f"{source.name}: {len(source)} samples\n{source.report}")
-    (run / "data_report.txt").write_text("\n\n".join(texts) + "\n", "utf-8")

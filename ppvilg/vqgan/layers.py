@@ -1,4 +1,4 @@
-"""Convolution and upsampling equal to paddle's `nn` layers (same results, same state_dict keys), faster on a CPU."""
+"""Convolutions equal to paddle's `nn` layers (same results, same state_dict keys), but faster on a CPU."""
 
 import math
 
@@ -34,6 +34,30 @@ class Conv2D(nn.Layer):
         return y + _spread(self.bias, y.shape)
 
 
+class UpsampleConv2D(Conv2D):
+    """Nearest-neighbour doubling, then a 3×3 convolution that keeps the size.
+
+    A pixel repeated 2×2 meets only 2×2 different weights per output pixel, so both steps together are one transposed
+    convolution with stride 2 and a 4×4 kernel of summed weights: less than half the multiplications.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """float32 [B, in_channels, H, W] -> [B, out_channels, 2H, 2W]."""
+        # Row i lists which of the 3 weights along one axis meet at row i of the 4×4 kernel.
+        sums = paddle.to_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], self.weight.dtype)
+        kernel = paddle.matmul(paddle.matmul(sums, self.weight), sums, transpose_y=True)
+        y = F.conv2d_transpose(x, kernel.transpose([1, 0, 2, 3]), None, stride=2, padding=1)
+        return y + _spread(self.bias, y.shape)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with eps 1e-6 over 32 groups, or over the most groups below 32 that divide both 32 and `channels`."""
+    return nn.GroupNorm(num_groups=math.gcd(channels, 32), num_channels=channels, epsilon=1e-6)
+
+
 def _spread(bias: paddle.Tensor, shape: list[int]) -> paddle.Tensor:
     """Bias [C] repeated to [B, C, H, W].
 
@@ -42,18 +66,3 @@ def _spread(bias: paddle.Tensor, shape: list[int]) -> paddle.Tensor:
     batch, channels, height, width = shape
     plane = paddle.matmul(bias.reshape([channels, 1]), paddle.ones([1, height * width], bias.dtype))
     return paddle.matmul(paddle.ones([batch, 1], bias.dtype), plane.reshape([1, -1])).reshape(shape)
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with eps 1e-6 over 32 groups, or over the most groups below 32 that divide `channels`."""
-    return nn.GroupNorm(num_groups=math.gcd(channels, 32), num_channels=channels, epsilon=1e-6)
-
-
-def upsample(x: paddle.Tensor) -> paddle.Tensor:
-    """Nearest-neighbour doubling: [B, C, H, W] -> [B, C, 2H, 2W].
-
-    By expanding, because the gradient of `F.interpolate` is several times slower on a CPU.
-    """
-    batch, channels, height, width = x.shape
-    x = x.reshape([batch, channels, height, 1, width, 1]).expand([batch, channels, height, 2, width, 2])
-    return x.reshape([batch, channels, 2 * height, 2 * width])

@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ppvilg.config import VQGANConfig
-from ppvilg.vqgan.layers import Conv2D, group_norm, upsample
+from ppvilg.vqgan.layers import Conv2D, UpsampleConv2D, group_norm
 
 
 class ResBlock(nn.Layer):
@@ -67,11 +67,11 @@ class Upsample(nn.Layer):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = Conv2D(channels, channels, 3, padding=1)
+        self.conv = UpsampleConv2D(channels, channels)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[B, C, H, W] -> [B, C, 2H, 2W]."""
-        return self.conv(upsample(x))
+        return self.conv(x)
 
 
 class Middle(nn.Layer):

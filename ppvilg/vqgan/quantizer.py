@@ -143,8 +143,10 @@ class GumbelCodebook(nn.Layer):
         """Latents float32 [B, dim, h, w] -> `Quantized`."""
         logits = _to_rows(self.proj(latents))
         if self.training:
-            choice = F.gumbel_softmax(logits, self.config.temperature, hard=True)
-            ids = paddle.argmax(choice, axis=1)
+            # Not hard=True: paddle 3.3's gradient of it is zero.
+            soft = F.gumbel_softmax(logits, self.config.temperature)
+            ids = paddle.argmax(soft, axis=1)
+            choice = soft + (F.one_hot(ids, self.config.size) - soft).detach()
             rows = paddle.matmul(choice, self.embedding.weight)
         else:
             ids = paddle.argmax(logits, axis=1)
