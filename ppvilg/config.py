@@ -33,6 +33,8 @@ class DataConfig:
     __pydantic_config__ = _STRICT
     path: str = "data/emoji"
     """A folder of tar shards with a manifest, or a folder of pictures with a captions file (JSONL, CSV or TSV)."""
+    captions: str | None = None
+    """The captions file of a folder of pictures, relative to `path`; null: the only one there."""
     image_size: Positive = 64
     """Pictures are resized to this many pixels on the shorter side and cropped to a square at the centre."""
     train_split: str = "train"
