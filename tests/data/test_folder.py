@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import io
 import json
@@ -191,7 +192,5 @@ def test_any_jsonl_gives_a_source_or_a_user_error(folder, rows):
 @given(st.text(st.sampled_from('file,caption\n\r"\0a.png 猫\t\u2028'), max_size=60), st.booleans())
 def test_any_csv_gives_a_source_or_a_user_error(folder, text, header):
     (folder / "captions.csv").write_text("file,caption\n" * header + text, "utf-8", newline="")
-    try:
+    with contextlib.suppress(UserError):
         assert len(open_source(folder, "all")) > 0
-    except UserError:
-        pass

@@ -57,7 +57,7 @@ def test_unknown_split_names_the_known_ones(folder):
 def test_truncated_shard_is_named(folder):
     shard = folder / "train-00001.tar.gz"
     shard.write_bytes(shard.read_bytes()[:-20])
-    with pytest.raises(UserError, match="train-00001.tar.gz is truncated or damaged"):
+    with pytest.raises(UserError, match=r"train-00001\.tar\.gz is truncated or damaged"):
         open_source(folder, "train")
     assert len(open_source(folder, "validation")) == 5
 
