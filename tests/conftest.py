@@ -1,13 +1,102 @@
-"""What tests share. ppvilg is imported first, since it sets paddle's flags."""
+"""What tests share. ppvilg comes first everywhere, since importing it sets paddle's flags."""
 
+import ppvilg  # noqa: F401  isort: skip
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
 import numpy as np
-import ppvilg  # noqa: F401
+import paddle
 import pytest
-
-import paddle  # isort: skip
+import yaml
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     paddle.seed(0)
     np.random.seed(0)
+
+
+COLOURS = {"红": (255, 0, 0), "绿": (0, 160, 0), "蓝": (0, 0, 255), "黄": (255, 220, 0)}
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """A folder of 24 pictures 16x16 (a square of a colour at a place) with captions.jsonl, and a vocabulary."""
+    folder = tmp_path_factory.mktemp("tiny_data")
+    lines, characters = [], set()
+    for i in range(24):
+        name, colour = list(COLOURS.items())[i % 4]
+        picture = np.full((16, 16, 3), 255, np.uint8)
+        top, left = (i // 4) % 3 * 4, (i // 12) * 6
+        picture[top : top + 8, left : left + 8] = colour[::-1]
+        cv2.imwrite(str(folder / f"{i:02d}.png"), picture)
+        caption = f"{name}色方块{'一二三四五六'[i // 4]}"
+        characters.update(caption)
+        lines.append(json.dumps({"file": f"{i:02d}.png", "caption": caption, "language": "zh"}, ensure_ascii=False))
+    (folder / "captions.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    vocabulary = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", *sorted(characters)]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_configs(tiny_data, tmp_path_factory) -> Path:
+    """A folder with vqgan.yml and vilg.yml for `tiny_data`; their runs go to its runs/."""
+    folder = tmp_path_factory.mktemp("tiny_configs")
+    base = {
+        "data": {"path": str(tiny_data), "image_size": 16, "validation_fraction": 0.25},
+        "vqgan": {
+            "channels": 8,
+            "channel_multipliers": [1, 2],
+            "res_blocks": 1,
+            "attention_resolutions": [8],
+            "latent_channels": 8,
+            "patch_size": 2,
+            "codebook": {"size": 16, "dim": 4, "normalize": True, "revive_after": 2},
+        },
+        "text": {"vocabulary": str(tiny_data / "vocab.txt"), "vocabulary_size": 40, "max_length": 12},
+        "train": {
+            "steps": 6,
+            "batch_size": 4,
+            "learning_rate": 0.003,
+            "warmup_steps": 2,
+            "log_every": 1,
+            "validate_every": 2,
+            "preview_every": 6,
+            "preview_samples": 2,
+            "save_every": 2,
+        },
+    }
+    runs = folder / "runs"
+    vqgan = {"base": "base.yml", "task": "vqgan", "train": {"output": str(runs / "vqgan")}}
+    vqgan["vqgan"] = {"loss": {"adversarial": 0.5, "adversarial_start": 3, "discriminator_layers": 1}}
+    vilg = {"base": "base.yml", "task": "vilg", "transformer": {"layers": 2, "hidden": 16, "heads": 2, "dropout": 0.1}}
+    vilg["train"] = {"output": str(runs / "vilg"), "tokenizer": str(runs / "vqgan"), "accumulate": 2}
+    for name, tree in (("base", base), ("vqgan", vqgan), ("vilg", vilg)):
+        (folder / f"{name}.yml").write_text(yaml.safe_dump(tree, allow_unicode=True), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(tiny_configs) -> Path:
+    """The runs folder of `tiny_configs`, both tasks trained by the tool."""
+    for name in ("vqgan", "vilg"):
+        done = run_tool("train", "-c", tiny_configs / f"{name}.yml")
+        assert done.returncode == 0, done.stderr
+    return tiny_configs / "runs"
+
+
+def run_tool(name: str, *arguments, stdin: str | None = None) -> subprocess.CompletedProcess:
+    """Run tools/{name}.py as a user would."""
+    command = [sys.executable, f"tools/{name}.py", *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300, check=False)
+
+
+def losses(run: Path) -> list[dict]:
+    """The training lines of a run's metrics."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
+    return [line for line in lines if line["group"] == "train"]

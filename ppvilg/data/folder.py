@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ppvilg.data.pictures import looks_like_picture
+from ppvilg.data.records import Record, take_captions
 from ppvilg.data.report import Report
-from ppvilg.data.sources import Record, take_captions
 from ppvilg.errors import UserError
 
 _KINDS = (".jsonl", ".csv", ".tsv")

@@ -1,10 +1,12 @@
 """Tar shards: `{key}.webp`, `{key}.json`, ... side by side, and a manifest that vouches for them."""
 
+import contextlib
 import gzip
 import io
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -110,12 +112,22 @@ def shard_members(path: Path, content: bytes | None = None) -> Iterator[tuple[st
     shard is damaged.
     """
     plain = path.suffix == ".tar"
-    stream = io.BytesIO(content) if content is not None else None
     try:
-        with tarfile.open(path, fileobj=stream, mode="r:" if plain else "r:gz") as archive:
+        with contextlib.ExitStack() as stack:
+            if plain:
+                stream = stack.enter_context(open(path, "rb"))
+            else:
+                stream = io.BytesIO(gzip.decompress(path.read_bytes() if content is None else content))
+            archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r:"))
+            end = 0
             for member in archive:
                 if member.isfile():
                     data = None if plain else archive.extractfile(member).read()
                     yield member.name, member.offset_data, member.size, data
-    except (tarfile.TarError, EOFError, OSError, gzip.zlib.error) as error:
+                end = member.offset_data + -(-member.size // 512) * 512
+            # A shard cut off between two files has everything but the empty block at the end.
+            stream.seek(end)
+            if stream.read(512) != bytes(512):
+                raise tarfile.ReadError("the end is missing")
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path} is truncated or damaged ({error}); fetch or build it again") from None

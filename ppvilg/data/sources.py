@@ -4,13 +4,17 @@
 What can't be used is left out and named in the source's `report`.
 """
 
+import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ppvilg.data.folder import read_folder
+from ppvilg.data.pictures import decode_picture
+from ppvilg.data.records import Place, Record, take_captions
 from ppvilg.data.report import Report
 from ppvilg.data.shards import read_manifest, shard_members, verify_shard
 from ppvilg.errors import UserError
@@ -28,19 +32,6 @@ class Sample:
     captions: dict[str, list[str]]
     """{language: captions}, none of them empty; where there is a canonical caption it is the first."""
     metadata: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A sample whose picture has not been read."""
-
-    key: str
-    captions: dict[str, list[str]]
-    metadata: dict[str, Any]
-    place: bytes | Path | tuple[Path, int, int]
-    """The picture itself, its file, or (file, offset, size)."""
-    version: str = ""
-    """Changes when the picture's file does (folders only)."""
 
 
 class Source:
@@ -116,14 +107,12 @@ def open_source(
     elif shards:
         records, content = _from_shards(path, shards, split, report, validation_fraction, seed)
     else:
-        from ppvilg.data.folder import read_folder
-
         records, content = read_folder(path, captions, report)
         records = _own_split(records, split, report, path, validation_fraction, seed)
     return Source(_keep(records, keep or {}, report, path), content, report)
 
 
-def _read(place: bytes | Path | tuple[Path, int, int]) -> bytes:
+def _read(place: Place) -> bytes:
     if isinstance(place, bytes):
         return place
     path, offset, size = place if isinstance(place, tuple) else (place, 0, -1)
@@ -136,8 +125,6 @@ def _read(place: bytes | Path | tuple[Path, int, int]) -> bytes:
 
 
 def _fault(record: Record) -> str | None:
-    from ppvilg.data.pictures import decode_picture
-
     try:
         decode_picture(_read(record.place), 8)
     except UserError as error:
@@ -182,8 +169,6 @@ _PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
 
 def _shard_records(path: Path, content: bytes | None, report: Report) -> list[Record]:
     """The samples of one shard: files that share the name up to the first dot."""
-    import json
-
     records = []
 
     def finish(key: str, parts: dict[str, Any]) -> None:
@@ -221,24 +206,6 @@ def _shard_records(path: Path, content: bytes | None, report: Report) -> list[Re
     return records
 
 
-def take_captions(metadata: dict[str, Any]) -> dict[str, list[str]]:
-    """Remove `captions`, `caption`, `text` and `language` from a sample's metadata and return {language: captions}.
-
-    Captions may be a text, a list of texts or {language: text or list}; empty ones are dropped. A text without a
-    language is Chinese if it has a Chinese character and English otherwise.
-    """
-    language = metadata.pop("language", None)
-    found: dict[str, list[str]] = {}
-    for column in ("captions", "caption", "text"):
-        value = metadata.pop(column, None)
-        for tongue, texts in (value if isinstance(value, dict) else {language: value}).items():
-            for text in texts if isinstance(texts, list) else [texts]:
-                if isinstance(text, str) and text.strip():
-                    known = tongue or ("zh" if re.search("[\u3400-\u9fff]", text) else "en")
-                    found.setdefault(str(known), []).append(" ".join(text.split()))
-    return found
-
-
 def _own_split(
     records: list[Record], split: str, report: Report, path: Path, validation_fraction: float, seed: int
 ) -> list[Record]:
@@ -266,10 +233,11 @@ def _keep(records: list[Record], keep: dict[str, list[str]], report: Report, pat
         if records and not present & set(values):
             some = ", ".join(sorted(present)[:20])
             raise UserError(f"data.keep.{name}: none of {', '.join(values)} occurs in {path}; values are {some}")
-    matches: Callable[[Record], bool] = lambda record: all(  # noqa: E731
-        name in record.metadata and _as_text(record.metadata[name]) in values for name, values in keep.items()
-    )
-    chosen = [record for record in records if matches(record)]
+    chosen = [
+        record
+        for record in records
+        if all(name in record.metadata and _as_text(record.metadata[name]) in keep[name] for name in keep)
+    ]
     if records and not chosen:
         raise UserError(f"data.keep: no sample of {path} fits all of {', '.join(keep)} together")
     report.filtered += len(records) - len(chosen)

@@ -1,0 +1,40 @@
+"""What is known of a sample before its picture is read."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Place = bytes | Path | tuple[Path, int, int]
+"""Where a picture is: its content, its file, or (file, offset, size)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A sample whose picture has not been read."""
+
+    key: str
+    captions: dict[str, list[str]]
+    metadata: dict[str, Any]
+    place: Place
+    version: str = ""
+    """Changes when the picture's file does (folders only)."""
+
+
+def take_captions(metadata: dict[str, Any]) -> dict[str, list[str]]:
+    """Remove `captions`, `caption`, `text` and `language` from a sample's metadata and return {language: captions}.
+
+    Captions may be a text, a list of texts or {language: text or list}; empty ones are dropped. A text without a
+    language is Chinese if it has a Chinese character and English otherwise.
+    """
+    language = metadata.pop("language", None)
+    language = language if isinstance(language, str) else None
+    found: dict[str, list[str]] = {}
+    for column in ("captions", "caption", "text"):
+        value = metadata.pop(column, None)
+        for tongue, texts in (value if isinstance(value, dict) else {language: value}).items():
+            for text in texts if isinstance(texts, list) else [texts]:
+                if isinstance(text, str) and text.strip():
+                    known = tongue or ("zh" if re.search("[\u3400-\u9fff]", text) else "en")
+                    found.setdefault(str(known), []).append(" ".join(text.split()))
+    return found

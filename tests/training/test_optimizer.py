@@ -1,0 +1,86 @@
+"""Learning rate, AdamW's state under our names, the average of the weights."""
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from ppvilg.config import TrainConfig
+from ppvilg.training.optimizer import Optimizer, WeightAverage, learning_rate
+
+
+def test_learning_rate_warms_up_and_follows_half_a_cosine():
+    config = TrainConfig(steps=110, warmup_steps=10, learning_rate=1.0, min_learning_rate=0.2)
+    rates = [learning_rate(config, step) for step in range(110)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
+    np.testing.assert_allclose(rates[10:], 0.2 + 0.8 * (1 + np.cos(np.pi * np.arange(100) / 100)) / 2)
+
+
+def train(module: nn.Layer, optimizer: Optimizer, steps: int) -> None:
+    for step in range(steps):
+        (module(paddle.full([2, 3], 0.5 + step)) ** 2).sum().backward()
+        optimizer.step(0.01)
+
+
+def numpy_adamw(w, gradients, config, decay):
+    m = v = np.zeros_like(w)
+    for t, g in enumerate(gradients, start=1):
+        m, v = config.beta1 * m + (1 - config.beta1) * g, config.beta2 * v + (1 - config.beta2) * g * g
+        rate = m / (1 - config.beta1**t) / (np.sqrt(v / (1 - config.beta2**t)) + config.epsilon)
+        w = w - 0.01 * decay * w - 0.01 * rate
+    return w
+
+
+def test_adamw_decays_matrices_only():
+    config = TrainConfig(weight_decay=0.1, clip_norm=0.0)
+    module = nn.Linear(3, 2)
+    before = {name: p.numpy() for name, p in module.named_parameters()}
+    optimizer = Optimizer(module, config)
+    module(paddle.ones([2, 3])).sum().backward()
+    optimizer.step(0.01)
+    ones = np.full((3, 2), 2.0)
+    np.testing.assert_allclose(module.weight.numpy(), numpy_adamw(before["weight"], [ones], config, 0.1), atol=1e-6)
+    np.testing.assert_allclose(module.bias.numpy(), numpy_adamw(before["bias"], [ones[0]], config, 0.0), atol=1e-6)
+
+
+def test_gradients_are_clipped_to_the_global_norm():
+    config = TrainConfig(clip_norm=1e-3, beta1=0.0, beta2=0.0, epsilon=1.0, weight_decay=0.0)
+    module = nn.Linear(3, 2)
+    before = module.weight.numpy()
+    optimizer = Optimizer(module, config)
+    module(paddle.ones([2, 3])).sum().backward()
+    optimizer.step(1.0)
+    clipped = 1e-3 / np.sqrt(8 * 2.0**2) * 2.0  # eight gradients of 2: six weights, two biases
+    np.testing.assert_allclose(before - module.weight.numpy(), clipped / (clipped + 1), rtol=1e-3)
+
+
+def test_state_continues_exactly():
+    config = TrainConfig(clip_norm=1.0)
+    paddle.seed(1)
+    straight = nn.Linear(3, 2)
+    optimizer = Optimizer(straight, config)
+    train(straight, optimizer, 3)
+    weights, state = {k: v.numpy() for k, v in straight.state_dict().items()}, optimizer.state()
+    assert {name.rpartition("/")[0] for name in state} == {"weight", "bias"}
+    train(straight, optimizer, 2)
+    resumed = nn.Linear(3, 2)
+    resumed.set_state_dict(weights)
+    again = Optimizer(resumed, config)
+    again.load_state(state)
+    train(resumed, again, 2)
+    np.testing.assert_array_equal(resumed.weight.numpy(), straight.weight.numpy())
+
+
+def test_average_against_numpy_and_swapping():
+    module = nn.Linear(2, 2)
+    average = WeightAverage(module, 0.5)
+    expected = module.weight.numpy()
+    for step in range(4):
+        module.weight.set_value(paddle.full([2, 2], float(step)))
+        average.update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    with average.swapped_in():
+        np.testing.assert_allclose(module.weight.numpy(), expected, rtol=1e-6)
+    np.testing.assert_array_equal(module.weight.numpy(), np.full((2, 2), 3.0))
+    assert average.state()["weight"] == pytest.approx(expected, rel=1e-6)
