@@ -34,11 +34,7 @@ class DataConfig:
     path: str = "data/emoji"
     """A folder of tar shards with a manifest, or a folder of pictures with a captions file (JSONL, CSV or TSV)."""
     captions: str | None = None
-<<<<<<< HEAD
-    """The captions file of a folder of pictures, relative to it; by default the only one there."""
-=======
     """The captions file of a folder of pictures, relative to `path`; null: the only one there."""
->>>>>>> data
     image_size: Positive = 64
     """Pictures are resized to this many pixels on the shorter side and cropped to a square at the centre."""
     train_split: str = "train"
