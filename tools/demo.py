@@ -1,0 +1,99 @@
+"""Train both emoji models (or continue where an earlier call stopped), then write pictures from words and words from pictures."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from ppvilg.cli import run
+from ppvilg.config import Config, load_config
+from ppvilg.errors import UserError
+
+
+def main() -> int:
+    """Parse the arguments, train, draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs go (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="where the results go (default: %(default)s)")
+    parser.add_argument("--prompts", type=Path, default=Path("configs/demo_prompts.txt"), help="a prompt on each line")
+    parser.add_argument("--tokenizer-config", default="configs/vqgan_emoji.yml")
+    parser.add_argument("--config", default="configs/vilg_emoji.yml")
+    arguments = parser.parse_args()
+    tokenizer_run, run_folder = arguments.runs / "vqgan_emoji", arguments.runs / "vilg_emoji"
+    tokenizer = load_config(arguments.tokenizer_config, [f"train.output={tokenizer_run}"])
+    overrides = [f"train.output={run_folder}", f"train.tokenizer={tokenizer_run}"]
+    transformer = load_config(arguments.config, overrides)
+
+    seconds = {}
+    for name, config in (("tokenizer", tokenizer), ("transformer", transformer)):
+        print(f"training the {name}: {config.train.steps} steps into {config.train.output}", flush=True)
+        began = time.perf_counter()
+        if not train_to_the_end(config):
+            print("interrupted and saved; the same command continues")
+            return 130
+        seconds[name] = time.perf_counter() - began
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    draw(run_folder, arguments.prompts, arguments.output)
+    describe(transformer, run_folder, arguments.output)
+    (arguments.output / "reconstructions.png").write_bytes((tokenizer_run / "preview" / "reconstructions.png").read_bytes())
+    print(f"\ntraining took {seconds['tokenizer'] / 60:.1f} + {seconds['transformer'] / 60:.1f} minutes")
+    print(last_validation(tokenizer_run, ["psnr", "ssim", "codes_used"]))
+    for direction in ("txt2img", "img2txt"):
+        measures = [direction, f"{direction}_unigram", f"{direction}_accuracy", f"{direction}_unigram_accuracy"]
+        print(last_validation(run_folder, measures))
+    for name in ("grid.png", "captions.png", "captions.txt", "reconstructions.png"):
+        print(arguments.output / name)
+    return 0
+
+
+def train_to_the_end(config: Config) -> bool:
+    """Train, from the last checkpoint if there is one; False if it was interrupted."""
+    from ppvilg import checkpoint, training
+
+    if any(path.name == f"step-{config.train.steps:08d}" for path in checkpoint.checkpoints(Path(config.train.output))):
+        return True
+    return training.start(config, resume=True)
+
+
+def draw(run_folder: Path, prompts: Path, output: Path) -> None:
+    """grid.png: for each prompt four pictures."""
+    from ppvilg.generate.sampling import Sampling
+    from ppvilg.pictures import labelled_grid, save_png
+    from ppvilg.pipeline import Pipeline
+
+    try:
+        texts = [line.strip() for line in prompts.read_text("utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise UserError(f"cannot read prompts from {prompts}: {error.strerror}") from None
+    made = Pipeline.load(run_folder).generate(texts, samples=4, sampling=Sampling(temperature=0.7, top_k=64))
+    save_png(labelled_grid(list(zip(made, texts, strict=True)), columns=4), output / "grid.png")
+
+
+def describe(config: Config, run_folder: Path, output: Path) -> None:
+    """captions.png and captions.txt: 24 pictures that were not trained on, with the caption the model writes."""
+    from ppvilg.data.loader import canonical_caption
+    from ppvilg.pictures import labelled_grid, save_png
+    from ppvilg.pipeline import Pipeline
+    from ppvilg.training import data
+
+    _, validation = data.open_splits(config.data, config.train.seed)
+    chosen = data.spread(len(validation), 24)
+    pictures = data.pictures(validation, chosen, config.data.image_size)
+    captions = [texts[0] for texts in Pipeline.load(run_folder).caption(list(pictures))]
+    true = [canonical_caption(validation.records[i].captions, config.data.languages) for i in chosen]
+    cells = [([picture], f"→ {written}") for picture, written in zip(pictures, captions, strict=True)]
+    save_png(labelled_grid(cells, columns=6), output / "captions.png")
+    lines = [f"{written}    (its own caption: {caption})" for written, caption in zip(captions, true, strict=True)]
+    (output / "captions.txt").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def last_validation(run_folder: Path, names: list[str]) -> str:
+    """The newest validation measures of a run, on one line."""
+    lines = (run_folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    newest = [line for line in map(json.loads, lines) if line["group"] == "validation"][-1]
+    return "validation: " + ", ".join(f"{name} {newest[name]:.3f}" for name in names if name in newest)
+
+
+if __name__ == "__main__":
+    run(main)
