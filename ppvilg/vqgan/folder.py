@@ -63,7 +63,9 @@ def check_weights(weights: dict, shapes: dict[str, list[int]], path: str) -> Non
     ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{path} does not fit its config: it {problem} {min(names)}{more}")
+            raise UserError(f"{path} does not hold the expected weights: it {problem} {min(names)}{more}")
     for name, shape in shapes.items():
         if list(weights[name].shape) != list(shape):
-            raise UserError(f"{path} does not fit its config: {name} is {list(weights[name].shape)}, not {list(shape)}")
+            raise UserError(
+                f"{path} does not hold the expected weights: {name} is {list(weights[name].shape)}, not {list(shape)}"
+            )

@@ -1,6 +1,6 @@
 """The codebook: latents -> the nearest of K learned codes, and three ways to learn them."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import paddle
 import paddle.distributed as dist
@@ -13,9 +13,8 @@ from ppvilg.vqgan.layers import Conv2D
 _EPSILON = 1e-5  # Laplace smoothing of the code counts (VQ-VAE, appendix A.1)
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """What a codebook made of a batch of latents."""
+class Quantized(NamedTuple):
+    """What a codebook made of a batch of latents. A tuple, because DataParallel finds outputs in tuples only."""
 
     latents: paddle.Tensor
     """float32 [B, dim, h, w]: the chosen codes; gradients pass straight through to the encoder."""
