@@ -1,15 +1,21 @@
 # Each target sets up what it needs in .venv; nothing is installed outside the project's folder.
 PYTHON ?= python3
 BIN := .venv/bin
-RUN ?= runs
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-slow test-convert lint install clean
 
 demo: .venv/installed
-	$(BIN)/python tools/demo.py --runs $(RUN)
+	$(BIN)/python tools/demo.py
 
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest -q
+
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -q -m slow
+
+# The comparison with taming-transformers' own code; needs torch.
+test-convert: .venv/installed-convert
+	$(BIN)/python -m pytest -q tests/vqgan/test_taming.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -22,9 +28,14 @@ clean:
 
 .venv/installed: requirements.txt constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.txt
-	$(BIN)/pip install --quiet -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+.venv/installed-convert: .venv/installed-dev requirements-convert.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-convert.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps taming-transformers-rom1504==0.0.6
 	touch $@

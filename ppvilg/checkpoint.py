@@ -108,19 +108,23 @@ def load_weights(model: nn.Layer, path: Path) -> None:
 
 
 def fill(model: nn.Layer, arrays: Arrays, source: str) -> None:
-    """Set every parameter and buffer of a model from arrays that came from `source`."""
-    state = model.state_dict()
-    missing, foreign = sorted(state.keys() - arrays.keys()), sorted(arrays.keys() - state.keys())
-    if missing or foreign:
-        problem = f"lacks {missing[0]}" if missing else f"has {foreign[0]}, which the model lacks"
-        raise UserError(f"{source} does not fit the config: it {problem} ({len(missing) + len(foreign)} such names)")
-    for name, tensor in state.items():
-        if list(arrays[name].shape) != tensor.shape:
-            raise UserError(
-                f"{source} does not fit the config: {name} has shape {list(arrays[name].shape)} there, but the config asks "
-                f"for {tensor.shape}"
-            )
-    model.set_state_dict({name: paddle.to_tensor(arrays[name]) for name in state})
+    """Set every parameter and buffer of a model from arrays that came from `source`; raises as `check_weights` does."""
+    check_weights(arrays, {name: tensor.shape for name, tensor in model.state_dict().items()}, source)
+    model.set_state_dict({name: paddle.to_tensor(array) for name, array in arrays.items()})
+
+
+def check_weights(arrays: Arrays, shapes: dict[str, list[int]], source: str) -> None:
+    """Raise `UserError` naming `source` and the first weight that is missing, unknown or of another shape."""
+    for problem, names in (
+        ("lacks", shapes.keys() - arrays.keys()),
+        ("has the unknown", arrays.keys() - shapes.keys()),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(f"{source} does not fit the config: it {problem} {min(names)}{more}")
+    for name, shape in shapes.items():
+        if list(arrays[name].shape) != list(shape):
+            raise UserError(f"{source} does not fit the config: {name} is {list(arrays[name].shape)}, not {list(shape)}")
 
 
 def checksum(path: Path) -> str:

@@ -176,6 +176,9 @@ class TrainConfig:
     """Of the weights that are evaluated and exported; 0: no average is kept."""
     tokenizer: str | None = None
     """Run folder of the trained image tokenizer (task vilg)."""
+    token_noise: Probability = 0.0
+    """Most that is replaced of a picture's input tokens by random ones (the targets stay); each pair draws its own share
+    below it. Small data needs it: else the transformer knows a picture by its first tokens and does not learn to read."""
     log_every: Positive = 20
     validate_every: Positive = 1000
     validation_samples: Positive = 256

@@ -22,6 +22,7 @@ from ppvilg.generate.sampling import Sampling
 from ppvilg.pictures import from_model, to_model
 from ppvilg.text import TextTokenizer, encode_prompt, load_text_tokenizer, pad_batch
 from ppvilg.transformer.model import ViLG
+from ppvilg.vqgan.folder import load_vqgan
 from ppvilg.vqgan.model import VQGAN
 
 _BATCH = 32  # sequences decoded together
@@ -47,9 +48,7 @@ class Pipeline:
         folder = Path(folder)
         weights = checkpoint.weights_file(folder)
         config = checkpoint.model_config(folder, "vilg")
-        vqgan_config = checkpoint.model_config(folder / "tokenizer", "vqgan")
-        vqgan = VQGAN(vqgan_config.vqgan, vqgan_config.data.image_size)
-        checkpoint.load_weights(vqgan, checkpoint.weights_file(folder / "tokenizer"))
+        vqgan = load_vqgan(folder / "tokenizer")
         vocabulary = next((folder / "text").glob("*"), None)
         if vocabulary is None:
             raise UserError(f"{folder / 'text'} holds no vocabulary: the run folder is incomplete")

@@ -64,7 +64,7 @@ class ErnieText:
 
     def save(self, folder: Path) -> str:
         """Writes vocab.txt."""
-        self._tokenizer.save_vocabulary(str(folder))
+        self._tokenizer.save_resources(str(folder))
         return "vocab.txt"
 
 

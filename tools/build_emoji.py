@@ -4,11 +4,12 @@ Needs Node.js (for `npm pack`) and `pip install -r requirements-data.txt`.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from ppvilg.cli import run
 
-def main() -> int:
+
+def main() -> None:
     """Parse, build, print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("data/emoji"), help="folder to write")
@@ -16,17 +17,11 @@ def main() -> int:
     arguments = parser.parse_args()
 
     from ppvilg.data.emoji.build import build
-    from ppvilg.errors import UserError
 
-    try:
-        counts = build(arguments.output, arguments.cache)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    counts = build(arguments.output, arguments.cache)
     for style, by_split in counts.items():
         print(style, ", ".join(f"{split} {number}" for split, number in sorted(by_split.items())))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -4,11 +4,12 @@ Needs `pip install -r requirements-convert.txt`.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from ppvilg.cli import run
 
-def main() -> int:
+
+def main() -> None:
     """Parse, convert, print what was written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -22,22 +23,16 @@ def main() -> int:
     lpips.add_argument("output", type=Path, help="the .safetensors file to write")
     arguments = parser.parse_args()
 
-    from ppvilg.errors import UserError
     from ppvilg.vqgan.convert import convert_lpips, convert_taming
 
-    try:
-        if arguments.command == "taming":
-            config = convert_taming(arguments.checkpoint, arguments.config, arguments.output)
-            f, size = config.vqgan.downsampling, config.vqgan.codebook.size
-            print(f"{arguments.output}: f = {f}, {size} codes, {config.data.image_size} pixels")
-        else:
-            convert_lpips(arguments.vgg, arguments.linear, arguments.output)
-            print(arguments.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if arguments.command == "taming":
+        config = convert_taming(arguments.checkpoint, arguments.config, arguments.output)
+        f, size = config.vqgan.downsampling, config.vqgan.codebook.size
+        print(f"{arguments.output}: f = {f}, {size} codes, {config.data.image_size} pixels")
+    else:
+        convert_lpips(arguments.vgg, arguments.linear, arguments.output)
+        print(arguments.output)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -3,15 +3,20 @@
 from ppvilg.config import Config
 
 
-def start(config: Config, resume: bool = False) -> bool:
-    """Train what a config describes; False if it was interrupted (and saved) before the last step."""
+def build_task(config: Config):
+    """The task that a config describes, with its data opened and its weights initialised from `train.seed`."""
     import paddle
 
-    from ppvilg.training.loop import train
-
-    paddle.seed(config.train.seed)  # the initial weights
+    paddle.seed(config.train.seed)
     if config.task == "vqgan":
         from ppvilg.training.vqgan import VQGANTask as Task
     else:
         from ppvilg.training.vilg import ViLGTask as Task
-    return train(config, Task(config), resume)
+    return Task(config)
+
+
+def start(config: Config, resume: bool = False) -> bool:
+    """Train what a config describes; False if it was interrupted (and saved) before the last step."""
+    from ppvilg.training.loop import train
+
+    return train(config, build_task(config), resume)

@@ -85,7 +85,7 @@ def train(config: Config, task: Task, resume: bool) -> bool:
             # Whatever a step draws depends on the seed and the step alone, so that a resumed run draws the same.
             paddle.seed(settings.seed + step)
             rate = learning_rate(settings, step)
-            scalars = _step(task, optimizers, batches, step, rate)
+            scalars = run_step(task, optimizers, batches, step, rate)
             if average is not None:
                 average.update(step)
             done = step + 1
@@ -109,7 +109,7 @@ def train(config: Config, task: Task, resume: bool) -> bool:
     return True
 
 
-def _step(task: Task, optimizers: dict[str, Optimizer], batches: list, step: int, rate: float) -> Scalars:
+def run_step(task: Task, optimizers: dict[str, Optimizer], batches: list, step: int, rate: float) -> Scalars:
     """One optimizer step of every module; returns what is logged, as means over the micro-batches."""
     sums: Scalars = {}
     active = set()

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from ppvilg.training.logs import Preview
 from ppvilg.training.loop import Scalars
 from ppvilg.training.tokens import picture_tokens
 from ppvilg.transformer.model import ViLG
+from ppvilg.vqgan.folder import load_vqgan
 from ppvilg.vqgan.model import VQGAN
 
 _PREVIEW_SAMPLES_PER_PROMPT = 3
@@ -30,15 +31,16 @@ _PAD_TO = 4  # text lengths are rounded up to this, so that few shapes occur
 
 @dataclass(frozen=True)
 class Pairs:
-    """A micro-batch: text int64 [B, m], its validity bool [B, m], image tokens int64 [B, n]."""
+    """A micro-batch: text int64 [B, m], its validity bool [B, m], image tokens int64 [B, n] as targets and as input."""
 
     text: np.ndarray
     valid: np.ndarray
     image: np.ndarray
+    image_input: np.ndarray
 
-    def tensors(self) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+    def tensors(self) -> list[paddle.Tensor]:
         """As `ViLG.loss` takes them."""
-        return paddle.to_tensor(self.text), paddle.to_tensor(self.valid), paddle.to_tensor(self.image)
+        return [paddle.to_tensor(array) for array in (self.text, self.valid, self.image, self.image_input)]
 
 
 class ViLGTask:
@@ -81,7 +83,12 @@ class ViLGTask:
         chosen = chosen[part * size : (part + 1) * size]
         languages = self.config.data.languages
         captions = [draw_caption(self.training.records[i].captions, languages, settings.seed, e, i) for e, i in chosen]
-        return self._pairs(captions, self.tokens[[i for _, i in chosen]])
+        pairs = self._pairs(captions, self.tokens[[i for _, i in chosen]])
+        if settings.token_noise:
+            generator = np.random.default_rng([settings.seed, step, part])
+            noisy = with_noise(pairs.image, settings.token_noise, self.config.vqgan.codebook.size, generator)
+            pairs = replace(pairs, image_input=noisy)
+        return pairs
 
     def units(self, batch: Pairs) -> int:
         """Tokens of both directions, padding left out."""
@@ -146,7 +153,8 @@ class ViLGTask:
 
     def _pairs(self, captions: list[str], tokens: np.ndarray) -> Pairs:
         text, valid = pad_batch([self._encode(caption) for caption in captions], self.text.pad, _PAD_TO)
-        return Pairs(text, valid, tokens.astype(np.int64))
+        image = tokens.astype(np.int64)
+        return Pairs(text, valid, image, image)
 
     def _encode(self, caption: str) -> list[int]:
         return cut(self.text.encode(caption), self.config.text.max_length)
@@ -171,6 +179,13 @@ class ViLGTask:
         return measures
 
 
+def with_noise(tokens: np.ndarray, most: float, codes: int, generator: np.random.Generator) -> np.ndarray:
+    """Tokens int64 [B, n], of each row a share drawn from 0 to `most` replaced by random codes."""
+    share = generator.uniform(0, most, [len(tokens), 1])
+    noise = generator.integers(0, codes, tokens.shape)
+    return np.where(generator.random(tokens.shape) < share, noise, tokens)
+
+
 def load_tokenizer(config: Config, folder: str | Path) -> tuple[VQGAN, str]:
     """The frozen image tokenizer of a folder, which must be the one that the config describes, and its checksum."""
     own = checkpoint.model_config(folder, "vqgan")
@@ -179,11 +194,7 @@ def load_tokenizer(config: Config, folder: str | Path) -> tuple[VQGAN, str]:
             f"the tokenizer in {folder} has {own.vqgan.codebook.size} codes on a grid of {own.grid[0]}x{own.grid[1]}, but the "
             f"config asks for {config.vqgan.codebook.size} on {config.grid[0]}x{config.grid[1]}: use the same vqgan section"
         )
-    vqgan = VQGAN(own.vqgan, own.data.image_size)
-    path = checkpoint.weights_file(folder)
-    checkpoint.load_weights(vqgan, path)
-    vqgan.eval()
-    return vqgan, checkpoint.checksum(path)
+    return load_vqgan(folder), checkpoint.checksum(checkpoint.weights_file(folder))
 
 
 def start_from(model: ViLG, embeddings: np.ndarray, config: Config) -> None:

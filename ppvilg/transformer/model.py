@@ -73,17 +73,20 @@ class ViLG(nn.Layer):
             self.text_head = self._head(hidden, text.vocabulary_size)
             self.image_head = self._head(hidden, self.codebook_size)
 
-    def loss(self, text: paddle.Tensor, text_valid: paddle.Tensor, image: paddle.Tensor) -> dict[str, paddle.Tensor]:
+    def loss(
+        self, text: paddle.Tensor, text_valid: paddle.Tensor, image: paddle.Tensor, image_input: paddle.Tensor | None = None
+    ) -> dict[str, paddle.Tensor]:
         """Both directions of each pair (paper 3.1.2): L = L_txt2img + L_img2txt, sums of target-side -log p.
 
-        `text` int64 [B, m] with begin and end tokens, `text_valid` bool [B, m] (False for padding), `image` int64 [B, n].
-        Returns scalars: `loss`, which is L per pair divided by n; `txt2img` and `img2txt`, nats per target token; and both
+        `text` int64 [B, m] with begin and end tokens, `text_valid` bool [B, m] (False for padding), `image` int64 [B, n];
+        `image_input` is what the model reads in its place, where that differs (noise). Returns scalars: `loss`, which is L per pair divided by n; `txt2img` and `img2txt`, nats per target token; and both
         `_accuracy`, the share of target tokens that the model finds likeliest.
         """
         batch, m = text.shape
         bias = self.bias([Direction.TEXT_TO_IMAGE, Direction.IMAGE_TO_TEXT], text_valid)
-        to_image = self.embed(Direction.TEXT_TO_IMAGE, text, image)
-        to_text = self.embed(Direction.IMAGE_TO_TEXT, text, image)
+        read = image if image_input is None else image_input
+        to_image = self.embed(Direction.TEXT_TO_IMAGE, text, read)
+        to_text = self.embed(Direction.IMAGE_TO_TEXT, text, read)
         hidden = self.hidden(paddle.concat([to_image, to_text]), bias)
 
         image_loss, image_hits = _token_losses(self.image_logits(hidden[:batch, m:]), image)

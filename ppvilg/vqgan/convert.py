@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 
 from ppvilg.config import CodebookConfig, Config, DataConfig, VQGANConfig
 from ppvilg.errors import UserError
-from ppvilg.vqgan.folder import check_weights, load_weights, save_vqgan
+from ppvilg.checkpoint import check_weights, fill
+from ppvilg.vqgan.folder import save_vqgan
 from ppvilg.vqgan.lpips import GROUPS, weight_shapes
 from ppvilg.vqgan.model import VQGAN
 
@@ -31,7 +32,7 @@ def convert_taming(checkpoint: str | Path, model_yaml: str | Path, folder: str |
         if not name.startswith("loss."):
             weights[name.replace("quantize.embed.", "quantize.embedding.")] = array
     model = VQGAN(config.vqgan, config.data.image_size)
-    load_weights(model, weights, str(checkpoint))
+    fill(model, weights, str(checkpoint))
     save_vqgan(model, config, folder)
     return config
 

@@ -1,10 +1,12 @@
 """LPIPS: the perceptual distance between two pictures."""
 
+from pathlib import Path
+
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from ppvilg.vqgan.folder import check_weights, read_safetensors
+from ppvilg.checkpoint import check_weights, load_arrays
 
 # VGG16's 3×3 convolutions: (number in torchvision's `features`, channels in, channels out), in groups with a 2×2
 # max-pooling between; the features after each group's last ReLU are compared.
@@ -39,7 +41,7 @@ class LPIPS(nn.Layer):
 
     def __init__(self, path: str):
         super().__init__()
-        weights = read_safetensors(path)
+        weights = load_arrays(Path(path))
         check_weights(weights, weight_shapes(), path)
         for name, array in weights.items():
             self.register_buffer(name.replace(".", "_"), paddle.to_tensor(array), persistable=False)

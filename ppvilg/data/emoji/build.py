@@ -13,7 +13,7 @@ from ppvilg.data.emoji.packages import fetch, read
 from ppvilg.data.emoji.pictures import read_pictures
 from ppvilg.data.emoji.splits import split_of
 from ppvilg.data.emoji.styles import NAMES, STYLES, Style
-from ppvilg.data.emoji.vocabulary import build_vocabulary
+from ppvilg.data.vocabulary import build_vocabulary
 from ppvilg.data.shards import write_file, write_manifest, write_shards
 
 
