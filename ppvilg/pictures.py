@@ -43,9 +43,7 @@ def plain_grid(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
     return page
 
 
-def labelled_grid(
-    cells: list[tuple[list[np.ndarray], str]], columns: int, zoom: int = 2, characters: int = 14
-) -> np.ndarray:
+def labelled_grid(cells: list[tuple[list[np.ndarray], str]], columns: int, zoom: int = 2, characters: int = 14) -> np.ndarray:
     """Cells of pictures side by side with a label below, `columns` cells in a row -> one picture uint8.
 
     `zoom` enlarges every picture by whole pixels; labels are broken after about `characters` wide characters.

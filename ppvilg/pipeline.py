@@ -1,9 +1,9 @@
 """The Python API: a trained run, ready to write pictures from texts and captions from pictures.
 
-    from ppvilg.pipeline import Pipeline
-    model = Pipeline.load("runs/vilg_emoji")
-    pictures = model.generate(["Noto风格的红苹果"], samples=4)[0]    # four uint8 arrays [64, 64, 3]
-    captions = model.caption([pictures[0]])[0]                      # one string
+from ppvilg.pipeline import Pipeline
+model = Pipeline.load("runs/vilg_emoji")
+pictures = model.generate(["Noto风格的红苹果"], samples=4)[0]    # four uint8 arrays [64, 64, 3]
+captions = model.caption([pictures[0]])[0]                      # one string
 """
 
 from collections.abc import Iterator

@@ -64,7 +64,7 @@ def test_refusals_name_key_value_and_expectation(tmp_path, override, parts):
     path = write(tmp_path, "a.yml", task="vilg", transformer={"hidden": 1024})
     with pytest.raises(UserError) as caught:
         load_config(path, [override])
-    assert all(part in str(caught.value) for part in [*parts, "-o"]) , str(caught.value)
+    assert all(part in str(caught.value) for part in [*parts, "-o"]), str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -6,7 +6,15 @@ import sentencepiece
 
 from ppvilg.config import Config, TextConfig, TransformerConfig
 from ppvilg.errors import UserError
-from ppvilg.text import ErnieText, SentencePieceText, cut, encode_prompt, ernie_embeddings, load_text_tokenizer, pad_batch
+from ppvilg.text import (
+    ErnieText,
+    SentencePieceText,
+    cut,
+    encode_prompt,
+    ernie_embeddings,
+    load_text_tokenizer,
+    pad_batch,
+)
 from ppvilg.training.vilg import start_from
 from ppvilg.transformer.model import ViLG
 
@@ -86,7 +94,13 @@ def test_cutting_and_padding():
 def test_starting_from_ernies_embeddings(tmp_path):
     from paddlenlp.transformers import ErnieConfig, ErnieModel
 
-    settings = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    settings = {
+        "vocab_size": 30,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
     ErnieModel(ErnieConfig(**settings)).save_pretrained(str(tmp_path))
     embeddings = ernie_embeddings(str(tmp_path))
     config = Config(
@@ -99,7 +113,11 @@ def test_starting_from_ernies_embeddings(tmp_path):
     start_from(model, embeddings, config)
     np.testing.assert_array_equal(model.text_embedding.weight.numpy()[:30], embeddings)
     np.testing.assert_array_equal(model.text_embedding.weight.numpy()[30:], tail)
-    with pytest.raises(UserError, match="text.embedding_width=8"):
-        start_from(ViLG(Config(task="vilg", text=config.text.__class__(vocabulary_size=40), transformer=config.transformer)), embeddings, config)
+    with pytest.raises(UserError, match=r"text\.embedding_width=8"):
+        start_from(
+            ViLG(Config(task="vilg", text=config.text.__class__(vocabulary_size=40), transformer=config.transformer)),
+            embeddings,
+            config,
+        )
     with pytest.raises(UserError, match="no ERNIE model could be loaded"):
         ernie_embeddings(str(tmp_path / "missing"))

@@ -2,7 +2,6 @@
 
 import argparse
 
-
 from ppvilg.cli import run
 from ppvilg.config import load_config
 

@@ -94,8 +94,7 @@ def _rows(table: Path, text: str) -> Iterator[tuple[int, Any]]:
             header = [cell.strip().lower() for cell in cells]
             if not set(header) & set(_FILE_COLUMNS) or not set(header) & {"caption", "captions", "text"}:
                 raise UserError(
-                    f"{table}: the first line must name the columns, among them `file` and `caption`; "
-                    f"it is {lines[0][:80]!r}"
+                    f"{table}: the first line must name the columns, among them `file` and `caption`; it is {lines[0][:80]!r}"
                 )
         elif cells:
             yield reader.line_num, dict(zip(header, cells, strict=False))

@@ -43,8 +43,6 @@ class Report:
             "source": self.source,
             "used": self.used,
             "filtered": self.filtered,
-            "skipped": {
-                reason: {"count": count, "first": self.names[reason]} for reason, count in self.skipped.items()
-            },
+            "skipped": {reason: {"count": count, "first": self.names[reason]} for reason, count in self.skipped.items()},
         }
         write_file(Path(path), (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())

@@ -1,0 +1,1 @@
+"""Writing tokens with a trained transformer."""

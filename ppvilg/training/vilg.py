@@ -146,9 +146,7 @@ class ViLGTask:
         image = paddle.to_tensor(tokens[chosen].astype(np.int64))
         length = self.config.text.max_length
         ids = write_texts(self.model, image, self.text.begin, self.text.end, length, [0] * len(chosen), Sampling(0))
-        lines = [
-            f"{self._canonical(source, i)} → {self.text.decode(written)}" for i, written in zip(chosen, ids, strict=True)
-        ]
+        lines = [f"{self._canonical(source, i)} → {self.text.decode(written)}" for i, written in zip(chosen, ids, strict=True)]
         return "\n".join(lines)
 
     def _pairs(self, captions: list[str], tokens: np.ndarray) -> Pairs:

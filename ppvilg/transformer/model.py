@@ -30,10 +30,7 @@ class Block(nn.Layer):
     def forward(self, x: paddle.Tensor, bias: paddle.Tensor, cache: Cache | None = None, slots: slice | None = None):
         """[B, L, hidden] -> [B, L, hidden]; with a cache, L is the length of `slots`."""
         normed = self.attention_norm(x)
-        if cache is None:
-            attended = self.attention(normed, bias)
-        else:
-            attended = self.attention.cached(normed, cache, slots, bias)
+        attended = self.attention(normed, bias) if cache is None else self.attention.cached(normed, cache, slots, bias)
         x = x + self._drop(attended)
         return x + self._drop(self.ffn(self.ffn_norm(x)))
 
@@ -74,13 +71,18 @@ class ViLG(nn.Layer):
             self.image_head = self._head(hidden, self.codebook_size)
 
     def loss(
-        self, text: paddle.Tensor, text_valid: paddle.Tensor, image: paddle.Tensor, image_input: paddle.Tensor | None = None
+        self,
+        text: paddle.Tensor,
+        text_valid: paddle.Tensor,
+        image: paddle.Tensor,
+        image_input: paddle.Tensor | None = None,
     ) -> dict[str, paddle.Tensor]:
         """Both directions of each pair (paper 3.1.2): L = L_txt2img + L_img2txt, sums of target-side -log p.
 
         `text` int64 [B, m] with begin and end tokens, `text_valid` bool [B, m] (False for padding), `image` int64 [B, n];
-        `image_input` is what the model reads in its place, where that differs (noise). Returns scalars: `loss`, which is L per pair divided by n; `txt2img` and `img2txt`, nats per target token; and both
-        `_accuracy`, the share of target tokens that the model finds likeliest.
+        `image_input` is what the model reads in its place, where that differs (noise). Returns scalars: `loss`, which is L
+        per pair divided by n; `txt2img` and `img2txt`, nats per target token; and both `_accuracy`, the share of target
+        tokens that the model finds likeliest.
         """
         batch, m = text.shape
         bias = self.bias([Direction.TEXT_TO_IMAGE, Direction.IMAGE_TO_TEXT], text_valid)

@@ -8,9 +8,9 @@ import numpy as np
 import yaml
 from safetensors.numpy import save_file
 
+from ppvilg.checkpoint import check_weights, fill
 from ppvilg.config import CodebookConfig, Config, DataConfig, VQGANConfig
 from ppvilg.errors import UserError
-from ppvilg.checkpoint import check_weights, fill
 from ppvilg.vqgan.folder import save_vqgan
 from ppvilg.vqgan.lpips import GROUPS, weight_shapes
 from ppvilg.vqgan.model import VQGAN
@@ -72,9 +72,7 @@ def taming_config(path: str | Path) -> Config:
         codebook = CodebookConfig(size, dim, learning="gumbel", kl_weight=parameters.get("kl_weight", 1e-8))
     else:
         codebook = CodebookConfig(size, dim)
-    vqgan = VQGANConfig(
-        **vqgan, latent_channels=latent_channels, dropout=network.get("dropout", 0.0), codebook=codebook
-    )
+    vqgan = VQGANConfig(**vqgan, latent_channels=latent_channels, dropout=network.get("dropout", 0.0), codebook=codebook)
     return Config(task="vqgan", data=DataConfig(image_size=image_size), vqgan=vqgan)
 
 

@@ -77,9 +77,7 @@ class VQGANLoss(nn.Layer):
             logs["ssim"] = ssim(pictures, reconstruction)
         return loss, {"loss": loss.detach()} | {name: value.detach() for name, value in logs.items()}
 
-    def discriminator(
-        self, pictures: paddle.Tensor, reconstruction: paddle.Tensor, step: int
-    ) -> tuple[paddle.Tensor, Logs]:
+    def discriminator(self, pictures: paddle.Tensor, reconstruction: paddle.Tensor, step: int) -> tuple[paddle.Tensor, Logs]:
         """The discriminator's hinge loss, float32 [], and what to log.
 
         ½ · (mean max(0, 1 - D(x)) + mean max(0, 1 + D(x̂))); no gradient reaches the tokenizer. Where not

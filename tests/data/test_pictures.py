@@ -122,9 +122,7 @@ def test_long_thin_picture_needs_little_memory():
     assert decode_picture(encode(Image.new("RGB", (30_000, 1)), "PNG"), 64).shape == (64, 64, 3)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"RIFF", b"hello, world, this is text", b"\x89PNG\r\n\x1a\n", b"<svg></svg>" * 9]
-)
+@pytest.mark.parametrize("data", [b"", b"RIFF", b"hello, world, this is text", b"\x89PNG\r\n\x1a\n", b"<svg></svg>" * 9])
 def test_not_a_picture(data):
     with pytest.raises(UserError):
         decode_picture(data, 8)

@@ -17,8 +17,6 @@ def test_mask_against_the_definition(m, rows, columns, direction):
             query_is_text, key_is_text = query < m, key < m
             source_is_text = direction is Direction.TEXT_TO_IMAGE
             query_is_source, key_is_source = query_is_text == source_is_text, key_is_text == source_is_text
-            if query_is_source:
-                expected = key_is_source  # source tokens see all source tokens and nothing else
-            else:
-                expected = key_is_source or key <= query  # all of the source, and the target up to itself
+            # Source tokens see the source and nothing else; target tokens see it and the target up to themselves.
+            expected = key_is_source or (not query_is_source and key <= query)
             assert mask[query, key] == expected, (query, key)

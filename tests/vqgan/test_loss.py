@@ -64,9 +64,7 @@ def test_generator_loss_is_weighted_by_lambda():
     gan = paddle.grad(-layer.patch_gan(paddle.nn.functional.conv2d(toy.pictures, toy.weight)).mean(), toy.weight)
     factor = rec[0].norm().item() / (gan[0].norm().item() + 1e-4)
     np.testing.assert_allclose(logs["lambda"].item(), factor, rtol=1e-3)
-    np.testing.assert_allclose(
-        loss.item(), logs["l1"].item() + 0.25 + factor * 0.8 * logs["generator"].item(), rtol=1e-3
-    )
+    np.testing.assert_allclose(loss.item(), logs["l1"].item() + 0.25 + factor * 0.8 * logs["generator"].item(), rtol=1e-3)
     expected = rec[0].numpy() + 0.8 * factor * gan[0].numpy()
     np.testing.assert_allclose(toy.weight.grad.numpy(), expected, rtol=1e-2, atol=1e-4)
 

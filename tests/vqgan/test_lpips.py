@@ -95,9 +95,7 @@ def test_a_wrong_file_is_refused(tmp_path):
 def test_conversion(weights, tmp_path):
     torch = pytest.importorskip("torch")
     vgg = {k: torch.from_numpy(v) for k, v in weights.items() if k.startswith("features.")}
-    linear = {
-        k.replace(".weight", ".model.1.weight"): torch.from_numpy(v) for k, v in weights.items() if k.startswith("lin")
-    }
+    linear = {k.replace(".weight", ".model.1.weight"): torch.from_numpy(v) for k, v in weights.items() if k.startswith("lin")}
     torch.save(vgg | {"classifier.0.bias": torch.zeros(1)}, tmp_path / "vgg16.pth")
     torch.save(linear, tmp_path / "vgg.pth")
     convert_lpips(tmp_path / "vgg16.pth", tmp_path / "vgg.pth", tmp_path / "out" / "lpips.safetensors")

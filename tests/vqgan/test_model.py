@@ -109,5 +109,5 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(UserError, match="damaged or not a safetensors file"):
         load_vqgan(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="holds no model.safetensors"):
+    with pytest.raises(UserError, match=r"holds no model\.safetensors"):
         load_vqgan(tmp_path)

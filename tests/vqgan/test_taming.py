@@ -151,9 +151,7 @@ def test_weights_that_do_not_fit_the_yaml(tmp_path):
 
     state = original.state_dict()
     weight = state.pop("decoder.conv_in.weight")
-    with pytest.raises(
-        UserError, match=r"x\.ckpt does not hold the expected weights: it lacks decoder\.conv_in\.weight"
-    ):
+    with pytest.raises(UserError, match=r"x\.ckpt does not hold the expected weights: it lacks decoder\.conv_in\.weight"):
         convert(state)
     with pytest.raises(UserError, match=r"has the unknown decoder\.extra"):
         convert(state | {"decoder.conv_in.weight": weight, "decoder.extra": weight})

@@ -13,8 +13,8 @@ from ppvilg.data.emoji.packages import fetch, read
 from ppvilg.data.emoji.pictures import read_pictures
 from ppvilg.data.emoji.splits import split_of
 from ppvilg.data.emoji.styles import NAMES, STYLES, Style
-from ppvilg.data.vocabulary import build_vocabulary
 from ppvilg.data.shards import write_file, write_manifest, write_shards
+from ppvilg.data.vocabulary import build_vocabulary
 
 
 def build(output: Path, cache: Path, say: Callable[[str], None] = print) -> dict[str, Counter]:

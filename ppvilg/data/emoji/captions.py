@@ -42,11 +42,7 @@ def write_captions(emoji: Emoji, style: Style) -> dict[str, list[str]]:
     captions = {}
     for language in LANGUAGES:
         name, word = emoji.names[language], style.words[language]
-        tags = [
-            tag
-            for tag in emoji.tags[language]
-            if tag.lower() not in name.lower() and len(tag) <= _LONGEST_TAG[language]
-        ]
+        tags = [tag for tag in emoji.tags[language] if tag.lower() not in name.lower() and len(tag) <= _LONGEST_TAG[language]]
         # Different styles of an emoji get different tags, so that all of them are used.
         tags.sort(key=lambda tag: sha256(f"{emoji.codepoints} {style.id} {tag}".encode()).digest())
         lines = []
