@@ -20,12 +20,16 @@ def prepare() -> None:
         warnings.warn("import ppvilg before paddle: paddle was imported first, so the CPU will be slower", stacklevel=3)
     # Lazy strided views make the copies that follow them several times slower than an eager transpose.
     os.environ.setdefault("FLAGS_use_stride_kernel", "0")
-    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    # Threads for MKL alone: it does nearly all the work, and paddle warns at every start where OMP_NUM_THREADS is above 1.
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ.setdefault("MKL_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     os.environ.setdefault("GLOG_minloglevel", "2")
     # The MKL inside paddle's wheel takes its slowest path on CPUs that are not Intel's; 5 means AVX2 (3x on a Zen 4).
     if _is_amd():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
     _keep_freed_memory()
+    for harmless in ("No ccache found", "Setuptools is replacing distutils"):
+        warnings.filterwarnings("ignore", message=harmless)
 
 
 def _is_amd() -> bool:

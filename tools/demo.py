@@ -1,4 +1,4 @@
-"""Train both emoji models, or continue where an earlier call stopped; then write pictures from words and words from pictures."""
+"""Train both emoji models (or continue), then write pictures from words and words from pictures."""
 
 import argparse
 import json
