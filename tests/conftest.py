@@ -3,8 +3,6 @@
 import ppvilg  # noqa: F401  isort: skip
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -12,6 +10,8 @@ import numpy as np
 import paddle
 import pytest
 import yaml
+
+from tests.helpers import run_tool
 
 
 @pytest.fixture(autouse=True)
@@ -88,15 +88,3 @@ def tiny_runs(tiny_configs) -> Path:
         done = run_tool("train", "-c", tiny_configs / f"{name}.yml")
         assert done.returncode == 0, done.stderr
     return tiny_configs / "runs"
-
-
-def run_tool(name: str, *arguments, stdin: str | None = None) -> subprocess.CompletedProcess:
-    """Run tools/{name}.py as a user would."""
-    command = [sys.executable, f"tools/{name}.py", *map(str, arguments)]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300, check=False)
-
-
-def losses(run: Path) -> list[dict]:
-    """The training lines of a run's metrics."""
-    lines = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
-    return [line for line in lines if line["group"] == "train"]

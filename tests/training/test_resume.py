@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.conftest import losses, run_tool
+from tests.helpers import losses, run_tool
 
 
 @pytest.mark.parametrize("task", ["vqgan", "vilg"])

@@ -1,6 +1,9 @@
 """The tools as a user runs them, on a run of a few steps."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 from ppvilg.errors import UserError
 from ppvilg.generate.sampling import Sampling
 from ppvilg.pipeline import Pipeline
-from tests.conftest import losses, run_tool
+from tests.helpers import losses, run_tool
 
 
 def test_a_run_leaves_everything_it_should(tiny_runs):
@@ -82,7 +85,6 @@ def test_foreign_and_damaged_checkpoints(tiny_runs, tmp_path):
     with pytest.raises(UserError, match="task `vqgan`"):
         Pipeline.load(tiny_runs / "vqgan")
     folder = tmp_path / "run"
-    import shutil
 
     shutil.copytree(tiny_runs / "vilg", folder)
     weights = folder / "checkpoints" / "step-00000006" / "average.safetensors"
@@ -117,3 +119,38 @@ def test_api_captions_one_picture_at_a_time_or_together(tiny_runs):
     assert together[1] == model.caption(pictures[1:], samples=3, seed=1, sampling=Sampling(1.0))[0]
     with pytest.raises(UserError, match="uint8"):
         model.caption([np.zeros((4, 4), np.uint8)])
+
+
+def test_demo_trains_draws_and_continues(tiny_configs, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("红色方块\n蓝色方块\n", "utf-8")
+    arguments = [
+        *("--runs", tmp_path / "runs", "--output", tmp_path / "demo", "--prompts", prompts),
+        *("--tokenizer-config", tiny_configs / "vqgan.yml", "--config", tiny_configs / "vilg.yml"),
+    ]
+    for _ in range(2):  # the second time everything is trained already
+        done = run_tool("demo", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "txt2img_unigram" in done.stdout
+    made = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert made == {"grid.png", "captions.png", "captions.txt", "reconstructions.png"}
+
+
+@pytest.mark.parametrize("command", [["train", "vqgan"], ["train", "vilg"], ["generate", "vilg"]])
+def test_bench_prints_a_table(tiny_configs, tiny_runs, command):
+    batch = ["--batch", 2] if command[0] == "generate" else []
+    done = run_tool("bench", command[0], "-c", tiny_configs / f"{command[1]}.yml", "--repetitions", 3, *batch)
+    assert done.returncode == 0, done.stderr
+    assert "/s" in done.stdout
+
+
+@pytest.mark.parametrize("tool", ["train", "infer", "demo", "bench", "build_emoji", "build_vocabulary", "convert_vqgan"])
+def test_help_answers_without_paddle(tool):
+    code = (
+        f"import runpy, sys; sys.argv = ['{tool}', '--help']\n"
+        f"try: runpy.run_path('tools/{tool}.py', run_name='__main__')\n"
+        f"finally: assert 'paddle' not in sys.modules and 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout

@@ -1,0 +1,74 @@
+"""What the transformer is trained on: noise, cached tokens, validation measures."""
+
+import numpy as np
+import paddle
+import pytest
+
+from ppvilg.config import load_config
+from ppvilg.errors import UserError
+from ppvilg.training import build_task
+from ppvilg.training.tokens import picture_tokens
+from ppvilg.training.vilg import with_noise
+
+
+def test_noise_replaces_a_share_of_each_row():
+    tokens = np.full((2000, 50), 7)
+    noisy = with_noise(tokens, 0.5, 1000, np.random.default_rng(0))
+    shares = (noisy != 7).mean(1)
+    assert shares.max() < 0.75
+    assert shares.mean() == pytest.approx(0.25, abs=0.01)
+    assert np.histogram(shares, 5, (0, 0.5))[0].min() > 250, "the shares spread evenly"
+    assert noisy.min() >= 0
+    assert noisy.max() < 1000
+
+
+def test_targets_stay_clean_and_noise_repeats(tiny_configs, tiny_runs):
+    task = build_task(load_config(tiny_configs / "vilg.yml", ["train.token_noise=0.9"]))
+    batch, again = task.batch(3, 1), task.batch(3, 1)
+    np.testing.assert_array_equal(batch.image_input, again.image_input)
+    assert (batch.image != batch.image_input).any()
+    clean = build_task(load_config(tiny_configs / "vilg.yml")).batch(3, 1)
+    np.testing.assert_array_equal(batch.image, clean.image)
+    np.testing.assert_array_equal(clean.image, clean.image_input)
+
+
+def test_tokens_are_cached_by_tokenizer_and_data(tiny_configs, tiny_runs, tmp_path):
+    task = build_task(load_config(tiny_configs / "vilg.yml"))
+    source, size = task.validation, task.config.data.image_size
+    first = picture_tokens(source, task.vqgan, "one", size, tmp_path)
+    assert first.shape == (len(source), task.config.image_tokens)
+    with paddle.no_grad():
+        for parameter in task.vqgan.parameters():
+            parameter.set_value(paddle.zeros(parameter.shape))
+    np.testing.assert_array_equal(picture_tokens(source, task.vqgan, "one", size, tmp_path), first)
+    changed = picture_tokens(source, task.vqgan, "two", size, tmp_path)
+    assert (changed != first).any(), "another tokenizer's checksum means other tokens"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_unigram_baseline_against_counting(tiny_configs, tiny_runs):
+    task = build_task(load_config(tiny_configs / "vilg.yml"))
+    measures = task.validate(0)
+    seen = np.bincount(task.tokens.ravel(), minlength=16) + 1.0
+    targets = task.validation_tokens.ravel()
+    assert measures["txt2img_unigram"] == pytest.approx(-np.log(seen / seen.sum())[targets].mean())
+    assert measures["txt2img_unigram_accuracy"] == pytest.approx((targets == seen.argmax()).mean())
+
+
+def test_validation_does_not_depend_on_the_batch_size(tiny_configs, tiny_runs):
+    results = []
+    for size in (2, 3):
+        task = build_task(load_config(tiny_configs / "vilg.yml", [f"train.batch_size={size}", "train.accumulate=1"]))
+        task.model.eval()
+        measures = task.validate(0)
+        results.append([measures[name] for name in ("txt2img", "img2txt", "txt2img_accuracy", "img2txt_accuracy")])
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(tiny_configs, tiny_runs):
+    with pytest.raises(UserError, match=r"16 codes on a grid of 4x4.*32 on 4x4"):
+        build_task(load_config(tiny_configs / "vilg.yml", ["vqgan.codebook.size=32"]))
+    with pytest.raises(UserError, match="not set"):
+        build_task(load_config(tiny_configs / "vilg.yml", ["train.tokenizer=null"]))
+    with pytest.raises(UserError, match="no folder"):
+        build_task(load_config(tiny_configs / "vilg.yml", ["train.tokenizer=missing/run"]))
