@@ -8,6 +8,7 @@ import paddle
 
 from ppvilg.config import Config
 from ppvilg.data.loader import step_indices
+from ppvilg.data.sources import Source
 from ppvilg.pictures import from_model, plain_grid, to_model
 from ppvilg.training import data
 from ppvilg.training.logs import Preview
@@ -55,23 +56,30 @@ class VQGANTask:
             yield ("discriminator", *self.objective.discriminator(pictures, reconstruction.detach(), step))
 
     def validate(self, step: int) -> dict[str, float]:
-        """Means over validation pictures; `codes_used` is the share of the codebook that all of them together use."""
-        count = min(self.config.train.validation_samples, len(self.validation))
-        size = min(count, self.config.train.batch_size)
-        chosen = data.spread(len(self.validation), count)
-        sums, used = {}, set()
+        """Means over validation pictures, and `codes_used`: the share of the codebook that they and as many training
+        pictures as `train.validation_samples` use together."""
+        sums: dict[str, list[float]] = {}
+        used: set[int] = set()
         self.objective.eval()
-        for first in range(0, count - size + 1, size):
-            batch = data.pictures(self.validation, chosen[first : first + size], self.config.data.image_size)
-            pictures = paddle.to_tensor(to_model(batch))
+        for pictures in self._batches(self.validation):
             reconstruction, quantized = self.model(pictures)
             _, measures = self.objective.generator(pictures, reconstruction, quantized, self.model.last_layer, step)
             used.update(quantized.ids.flatten().tolist())
             for name, value in measures.items():
                 sums.setdefault(name, []).append(value.item())
+        for pictures in self._batches(self.training):
+            used.update(self.model.encode(pictures).flatten().tolist())
         self.objective.train()
         means = {name: float(np.mean(values)) for name, values in sums.items()}
         return means | {"codes_used": len(used) / self.config.vqgan.codebook.size}
+
+    def _batches(self, source: Source) -> Iterator[paddle.Tensor]:
+        """Pictures spread over a source, in batches of one size, so that means over batches are means over pictures."""
+        chosen = data.spread(len(source), self.config.train.validation_samples)
+        size = min(len(chosen), self.config.train.batch_size)
+        for first in range(0, len(chosen) - size + 1, size):
+            batch = data.pictures(source, chosen[first : first + size], self.config.data.image_size)
+            yield paddle.to_tensor(to_model(batch))
 
     def preview(self) -> Preview:
         """Validation pictures, each beside its reconstruction."""
