@@ -3,7 +3,7 @@
 from ppvilg.pipeline import Pipeline
 model = Pipeline.load("runs/vilg_emoji")
 pictures = model.generate(["Noto风格的红苹果"], samples=4)[0]    # four uint8 arrays [64, 64, 3]
-captions = model.caption([pictures[0]])[0]                      # one string
+caption = model.caption([pictures[0]])[0][0]                    # a string
 """
 
 from collections.abc import Iterator
@@ -106,9 +106,7 @@ class Pipeline:
             tokens = self.vqgan.encode(batch).flatten(1)
             tokens = paddle.repeat_interleave(tokens, samples, axis=0)
             seeds = [seed + i % samples for i in range(len(tokens))]
-            texts = write_texts(
-                self.model, tokens, self.text.begin, self.text.end, self.config.text.max_length, seeds, sampling
-            )
+            texts = write_texts(self.model, tokens, self.text, self.config.text.max_length, seeds, sampling)
             captions += [self.text.decode(ids) for ids in texts]
         return [captions[i : i + samples] for i in range(0, len(captions), samples)]
 

@@ -82,7 +82,7 @@ def describe(config: Config, run_folder: Path, output: Path) -> None:
     pictures = data.pictures(validation, chosen, config.data.image_size)
     captions = [texts[0] for texts in Pipeline.load(run_folder).caption(list(pictures))]
     true = [canonical_caption(validation.records[i].captions, config.data.languages) for i in chosen]
-    cells = [([picture], f"→ {written}") for picture, written in zip(pictures, captions, strict=True)]
+    cells = [([picture], written) for picture, written in zip(pictures, captions, strict=True)]
     save_png(labelled_grid(cells, columns=6), output / "captions.png")
     lines = [f"{written}    (its own caption: {caption})" for written, caption in zip(captions, true, strict=True)]
     (output / "captions.txt").write_text("\n".join(lines) + "\n", "utf-8")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import paddle
 
 from ppvilg.generate.sampling import Noise, Sampling, sample
+from ppvilg.text import TextTokenizer
 from ppvilg.transformer.model import ViLG
 from ppvilg.transformer.pattern import Direction
 
@@ -32,7 +33,7 @@ def write_images(
 
 @paddle.no_grad()
 def write_texts(
-    model: ViLG, image: paddle.Tensor, begin: int, end: int, max_length: int, seeds: list[int], sampling: Sampling
+    model: ViLG, image: paddle.Tensor, tokenizer: TextTokenizer, max_length: int, seeds: list[int], sampling: Sampling
 ) -> list[list[int]]:
     """Captions of pictures int64 [B, n]: for each its token ids, without the begin and end tokens."""
     direction = Direction.IMAGE_TO_TEXT
@@ -43,14 +44,16 @@ def write_texts(
     model.hidden_cached(model.embed_image(direction, image), caches, image_slots, bias)
 
     noise = Noise(seeds)
-    token = paddle.full([batch, 1], begin, dtype="int64")
+    token = paddle.full([batch, 1], tokenizer.begin, dtype="int64")
     texts: list[list[int]] = [[] for _ in range(batch)]
     ended = [False] * batch
     for k in range(max_length - 1):
         hidden = model.hidden_cached(model.embed_text(direction, token, k), caches, slice(k, k + 1), bias)
-        token = sample(model.text_logits(hidden[:, 0]), sampling, noise).unsqueeze(1)
+        # The text table may have more rows than the tokenizer has tokens.
+        logits = model.text_logits(hidden[:, 0])[:, : tokenizer.size]
+        token = sample(logits, sampling, noise).unsqueeze(1)
         for i, drawn in enumerate(token.flatten().tolist()):
-            ended[i] = ended[i] or drawn == end
+            ended[i] = ended[i] or drawn == tokenizer.end
             if not ended[i]:
                 texts[i].append(drawn)
         if all(ended):

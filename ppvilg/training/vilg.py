@@ -145,7 +145,7 @@ class ViLGTask:
     def _captioned(self, source: Source, chosen: list[int], tokens: np.ndarray) -> str:
         image = paddle.to_tensor(tokens[chosen].astype(np.int64))
         length = self.config.text.max_length
-        ids = write_texts(self.model, image, self.text.begin, self.text.end, length, [0] * len(chosen), Sampling(0))
+        ids = write_texts(self.model, image, self.text, length, [0] * len(chosen), Sampling(0))
         lines = [f"{self._canonical(source, i)} → {self.text.decode(written)}" for i, written in zip(chosen, ids, strict=True)]
         return "\n".join(lines)
 

@@ -70,5 +70,5 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tiny_configs, tiny_runs):
         build_task(load_config(tiny_configs / "vilg.yml", ["vqgan.codebook.size=32"]))
     with pytest.raises(UserError, match="not set"):
         build_task(load_config(tiny_configs / "vilg.yml", ["train.tokenizer=null"]))
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="there is no missing/run"):
         build_task(load_config(tiny_configs / "vilg.yml", ["train.tokenizer=missing/run"]))
