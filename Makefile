@@ -15,7 +15,7 @@ test-slow: .venv/installed-dev
 
 # The comparison with taming-transformers' own code; needs torch.
 test-convert: .venv/installed-convert
-	$(BIN)/python -m pytest -q tests/vqgan/test_taming.py
+	$(BIN)/python -m pytest -q tests/vqgan
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ def load_arrays(path: Path) -> Arrays:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise UserError(f"there is no file {path}: give a run folder or a model folder of this project") from None
+        raise UserError(f"cannot read {path}: there is no such file") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged or not a safetensors file ({error}): use another checkpoint") from None
 
