@@ -121,10 +121,11 @@ def check_weights(arrays: Arrays, shapes: dict[str, list[int]], source: str) -> 
     ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{source} does not fit the config: it {problem} {min(names)}{more}")
+            raise UserError(f"{source} does not hold the expected weights: it {problem} {min(names)}{more}")
     for name, shape in shapes.items():
-        if list(arrays[name].shape) != list(shape):
-            raise UserError(f"{source} does not fit the config: {name} is {list(arrays[name].shape)}, not {list(shape)}")
+        found = list(arrays[name].shape)
+        if found != list(shape):
+            raise UserError(f"{source} does not hold the expected weights: {name} is {found}, not {list(shape)}")
 
 
 def checksum(path: Path) -> str:

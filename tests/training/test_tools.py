@@ -95,7 +95,7 @@ def test_foreign_and_damaged_checkpoints(tiny_runs, tmp_path):
     weights.write_bytes(content)
     text = (folder / "config.yml").read_text("utf-8")
     (folder / "config.yml").write_text(text.replace("hidden: 16", "hidden: 32"), "utf-8")
-    with pytest.raises(UserError, match="does not fit the config"):
+    with pytest.raises(UserError, match="does not hold the expected weights"):
         Pipeline.load(folder)
     shutil.rmtree(folder / "checkpoints")
     with pytest.raises(UserError, match="no complete checkpoint"):
