@@ -40,7 +40,7 @@ def _is_amd() -> bool:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc reuse large blocks instead of mapping and clearing new pages for every tensor (2-3x on element-wise ops)."""
+    """Let glibc reuse large blocks instead of mapping and clearing new pages for every tensor."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc
