@@ -24,6 +24,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+AttentionKind = Literal["dense", "row", "column", "convolution"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,26 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class AttentionConfig:
+    """Which image tokens an image token sees, layer by layer; the defaults are the paper's (3.1.4)."""
+
+    __pydantic_config__ = _STRICT
+    plan: list[AttentionKind] = field(default_factory=lambda: ["row", "column", "row", "row"])
+    """Kinds of the layers, from the first on and over again; `[dense]`: every layer sees everything."""
+    last: AttentionKind | None = "convolution"
+    """Kind of the last layer; null: as the plan has it."""
+    kernel: Positive = 11
+    """Width and height of the convolution kind's window, odd."""
+    strict_row: bool = False
+    """Let row layers see their own row only, instead of the tokens back to the one right above."""
+
+    def kinds(self, layers: int) -> list[AttentionKind]:
+        """The kind of each layer."""
+        kinds = [self.plan[i % len(self.plan)] for i in range(layers)]
+        return kinds if self.last is None else [*kinds[:-1], self.last]
+
+
+@dataclass(frozen=True)
 class TransformerConfig:
     """The one stack that serves both directions."""
 
@@ -145,8 +166,9 @@ class TransformerConfig:
     dropout: Decay = 0.0
     tie_embeddings: bool = False
     """Use the embedding tables as the output head."""
-    attention: Literal["dense"] = "dense"
-    """Which positions an image token sees."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    reconstructor: bool = False
+    """A second way from the last hidden states to a picture, trained with the transformer (end to end; paper 3.1.3)."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +201,10 @@ class TrainConfig:
     token_noise: Probability = 0.0
     """Most that is replaced of a picture's input tokens by random ones (the targets stay); each pair draws its own share
     below it. Small data needs it: else the transformer knows a picture by its first tokens and does not learn to read."""
+    text_drop: Probability = 0.0
+    """Share of pairs whose picture is written from an empty text, for classifier-free guidance."""
+    reconstruction_weight: PositiveFloat = 1.0
+    """Weight of the reconstruction loss beside the generation losses (transformer.reconstructor)."""
     log_every: Positive = 20
     validate_every: Positive = 1000
     validation_samples: Positive = 256
@@ -352,6 +378,10 @@ def _check_combinations(config: Config, origins: dict[str, str], path: str) -> N
         refuse("transformer.heads", model.heads, f"expected a divisor of transformer.hidden = {model.hidden}")
     if model.tie_embeddings and text.embedding_width not in (None, model.hidden):
         refuse("transformer.tie_embeddings", True, "expected false where text.embedding_width differs from the width")
+    if not model.attention.plan:
+        refuse("transformer.attention.plan", [], "expected at least one kind, e.g. [dense]")
+    if model.attention.kernel % 2 == 0:
+        refuse("transformer.attention.kernel", model.attention.kernel, "expected an odd number")
     if train.batch_size % train.accumulate:
         refuse("train.accumulate", train.accumulate, f"expected a divisor of train.batch_size = {train.batch_size}")
     if train.warmup_steps >= train.steps:

@@ -17,15 +17,19 @@ from ppvilg import checkpoint
 from ppvilg.config import Config
 from ppvilg.data.pictures import decode_picture
 from ppvilg.errors import UserError
-from ppvilg.generate.decoding import write_images, write_texts
+from ppvilg.generate.decoding import search_texts, write_images, write_texts
+from ppvilg.generate.painting import PictureDecoder, paint
 from ppvilg.generate.sampling import Sampling
-from ppvilg.pictures import from_model, to_model
-from ppvilg.text import TextTokenizer, encode_prompt, load_text_tokenizer, pad_batch
+from ppvilg.pictures import to_model
+from ppvilg.text import TextTokenizer, encode_prompt, load_text_tokenizer
 from ppvilg.transformer.model import ViLG
 from ppvilg.vqgan.folder import load_vqgan
 from ppvilg.vqgan.model import VQGAN
 
-_BATCH = 32  # sequences decoded together
+_BATCH = 64  # sequences decoded together
+
+Picture = np.ndarray | bytes
+"""Uint8 RGB [H, W, 3], or the bytes of a picture file."""
 
 
 class Pipeline:
@@ -58,67 +62,141 @@ class Pipeline:
         return cls(config, model, vqgan, text)
 
     def generate(
-        self, prompts: list[str], samples: int = 1, seed: int = 0, sampling: Sampling = Sampling()
+        self,
+        prompts: list[str],
+        samples: int = 1,
+        seed: int = 0,
+        sampling: Sampling = Sampling(),
+        decoder: PictureDecoder = "codebook",
     ) -> list[list[np.ndarray]]:
         """For each prompt, `samples` pictures uint8 [H, W, 3].
 
-        Sample i of any prompt is drawn with seed + i, whatever else is in the call.
+        Sample i of any prompt is drawn with seed + i, whatever else is in the call. `decoder` says what paints the tokens: the
+        image tokenizer, or the reconstructor from the hidden states (end-to-end models).
         """
-        *_, last = self.generate_partial(prompts, samples, seed, sampling)
+        *_, last = self.generate_partial(prompts, samples, seed, sampling, decoder)
         return last
 
     def generate_partial(
-        self, prompts: list[str], samples: int = 1, seed: int = 0, sampling: Sampling = Sampling(), every: int = 0
+        self,
+        prompts: list[str],
+        samples: int = 1,
+        seed: int = 0,
+        sampling: Sampling = Sampling(),
+        decoder: PictureDecoder = "codebook",
+        every: int = 0,
     ) -> Iterator[list[list[np.ndarray]]]:
         """As `generate`, but yields the growing pictures after each `every` tokens (0: only when done).
 
-        Tokens that are not written yet stand as code 0. Raises `UserError` for an empty or overlong prompt.
+        What is not written yet stands as code 0. Raises `UserError` for an empty or overlong prompt, and for a decoder or a
+        guidance that the model was not trained for.
         """
-        ids = [encode_prompt(self.text, prompt, self.config.text.max_length) for prompt in prompts]
-        rows = [(text, seed + i) for text in ids for i in range(samples)]
-        done: list[np.ndarray] = []
-        for first in range(0, len(rows), _BATCH):
-            part = rows[first : first + _BATCH]
-            text, valid = pad_batch([text for text, _ in part], self.text.pad)
-            seeds = [seed for _, seed in part]
-            steps = write_images(self.model, paddle.to_tensor(text), paddle.to_tensor(valid), seeds, sampling)
-            for k, tokens in enumerate(steps, start=1):
-                complete = k == self.config.image_tokens
-                if complete or (every and k % every == 0):
-                    pictures = [*done, *self._paint(tokens)]
-                    if complete:
-                        done = pictures
-                    if first + _BATCH >= len(rows) or not complete:
-                        yield self._by_prompt(pictures, len(prompts), samples)
+        yield from self._written(prompts, samples, seed, sampling, decoder, every, None)
+
+    def complete(
+        self,
+        picture: Picture,
+        keep_rows: int,
+        prompt: str,
+        samples: int = 1,
+        seed: int = 0,
+        sampling: Sampling = Sampling(),
+        decoder: PictureDecoder = "codebook",
+    ) -> list[np.ndarray]:
+        """`samples` pictures uint8 [H, W, 3] that start with the upper `keep_rows` rows of tokens of a picture.
+
+        Raises `UserError` as `generate_partial` does, for bytes that are not a picture, and for rows that are not there.
+        """
+        rows, columns = self.config.grid
+        if not 0 < keep_rows < rows:
+            raise UserError(f"keep_rows is {keep_rows}: the picture has {rows} rows of tokens, keep 1 to {rows - 1}")
+        given = self._tokens([picture])[0, : keep_rows * columns]
+        *_, last = self._written([prompt], samples, seed, sampling, decoder, 0, given)
+        return last[0]
 
     def caption(
-        self, pictures: list[np.ndarray | bytes], samples: int = 1, seed: int = 0, sampling: Sampling = Sampling(0)
+        self,
+        pictures: list[Picture],
+        samples: int = 1,
+        seed: int = 0,
+        sampling: Sampling = Sampling(0),
+        beams: int = 1,
+        length_penalty: float = 1.0,
     ) -> list[list[str]]:
-        """For each picture (uint8 RGB [H, W, 3], or the bytes of a picture file), `samples` captions; greedy by default.
+        """For each picture `samples` captions; greedy by default, the best of a beam search with `beams` above 1.
 
-        Raises `UserError` for bytes that are not a picture.
+        `length_penalty`: beam search divides log p by the caption's length to this power. Raises `UserError` for bytes that
+        are not a picture, and for beams together with samples.
         """
-        size = self.config.data.image_size
-        arrays = [decode_picture(p, size) if isinstance(p, bytes) else _fitted(p, size) for p in pictures]
+        if beams < 1:
+            raise UserError(f"beams is {beams}: give 1 (no search) or more")
+        if beams > 1 and (samples > 1 or sampling.temperature):
+            raise UserError("a beam search finds one caption and draws nothing: give beams, or samples and temperature")
+        if sampling.guidance != 1:
+            raise UserError("guidance is for pictures: captions have none")
+        tokens = self._tokens(pictures)
+        longest = self.config.text.max_length
+        at_once = max(1, _BATCH // max(samples, beams))
         captions = []
-        for first in range(0, len(arrays), _BATCH):
-            batch = paddle.to_tensor(to_model(np.stack(arrays[first : first + _BATCH])))
-            tokens = self.vqgan.encode(batch).flatten(1)
-            tokens = paddle.repeat_interleave(tokens, samples, axis=0)
-            seeds = [seed + i % samples for i in range(len(tokens))]
-            texts = write_texts(self.model, tokens, self.text, self.config.text.max_length, seeds, sampling)
+        for first in range(0, len(tokens), at_once):
+            part = paddle.to_tensor(tokens[first : first + at_once])
+            if beams > 1:
+                texts = search_texts(self.model, part, self.text, longest, beams, length_penalty)
+            else:
+                seeds = [seed + i for i in range(samples)] * len(part)
+                texts = write_texts(self.model, part, self.text, longest, seeds, sampling)
             captions += [self.text.decode(ids) for ids in texts]
         return [captions[i : i + samples] for i in range(0, len(captions), samples)]
 
-    def _paint(self, tokens: paddle.Tensor) -> list[np.ndarray]:
-        """Token grids int64 [B, k], filled up with code 0 -> pictures uint8 [H, W, 3]."""
-        missing = self.config.image_tokens - tokens.shape[1]
-        tokens = paddle.concat([tokens, paddle.zeros([tokens.shape[0], missing], dtype=tokens.dtype)], axis=1)
-        with paddle.no_grad():
-            return list(from_model(self.vqgan.decode(tokens.reshape([-1, *self.config.grid])).numpy()))
+    def _written(
+        self,
+        prompts: list[str],
+        samples: int,
+        seed: int,
+        sampling: Sampling,
+        decoder: PictureDecoder,
+        every: int,
+        given: np.ndarray | None,
+    ) -> Iterator[list[list[np.ndarray]]]:
+        if decoder == "hidden" and self.model.reconstructor is None:
+            raise UserError("this model has no reconstructor (transformer.reconstructor): use the decoder `codebook`")
+        if sampling.guidance != 1 and not self.config.train.text_drop:
+            raise UserError("this model was trained without text_drop, so it knows no empty text: use guidance 1")
+        texts = [encode_prompt(self.text, prompt, self.config.text.max_length) for prompt in prompts]
+        done: list[np.ndarray] = []
+        for part, first, last in _batches(len(texts), samples):
+            seeds = [seed + i for i in range(first, last)] * len(part)
+            start = None if given is None else np.tile(given, (len(seeds), 1))
+            chosen = [texts[i] for i in part]
+            steps = write_images(self.model, chosen, self.text, seeds, sampling, start, decoder == "hidden")
+            for written in steps:
+                k = written.tokens.shape[1]
+                complete = k == self.config.image_tokens
+                if complete or (every and k % every == 0):
+                    pictures = [*done, *paint(self.model, self.vqgan, written, decoder)]
+                    if complete:
+                        done = pictures
+                    if len(pictures) == len(texts) * samples or not complete:
+                        yield [pictures[i * samples : (i + 1) * samples] for i in range(len(texts))]
 
-    def _by_prompt(self, pictures: list[np.ndarray], prompts: int, samples: int) -> list[list[np.ndarray]]:
-        return [pictures[i * samples : (i + 1) * samples] for i in range(prompts)]
+    def _tokens(self, pictures: list[Picture]) -> np.ndarray:
+        """Int64 [B, n]."""
+        size = self.config.data.image_size
+        arrays = [decode_picture(p, size) if isinstance(p, bytes) else _fitted(p, size) for p in pictures]
+        parts = (arrays[first : first + _BATCH] for first in range(0, len(arrays), _BATCH))
+        return np.concatenate([self.vqgan.encode(paddle.to_tensor(to_model(np.stack(p)))).flatten(1).numpy() for p in parts])
+
+
+def _batches(prompts: int, samples: int) -> Iterator[tuple[range, int, int]]:
+    """Prompts and their samples first .. last-1 that are decoded together, at most `_BATCH` sequences, in order."""
+    if samples >= _BATCH:
+        for prompt in range(prompts):
+            for first in range(0, samples, _BATCH):
+                yield range(prompt, prompt + 1), first, min(first + _BATCH, samples)
+    else:
+        at_once = _BATCH // samples
+        for first in range(0, prompts, at_once):
+            yield range(first, min(first + at_once, prompts)), 0, samples
 
 
 def _fitted(picture: np.ndarray, size: int) -> np.ndarray:

@@ -1,41 +1,85 @@
-"""Measure speed: training steps of a config's task, or generation with a transformer config (random weights).
+"""Measure speed and memory, interleaving what is compared (random weights and data).
 
-python tools/bench.py train -c configs/vqgan_emoji.yml
-python tools/bench.py generate -c configs/vilg_emoji.yml --batch 1 16
+python tools/bench.py attention
+python tools/bench.py train -c configs/vilg_emoji.yml --vs torch
+python tools/bench.py generate -c configs/vilg_small.yml --batch 16 --vs dense
 """
 
 import argparse
 
 from ppvilg.cli import run
 from ppvilg.config import load_config
+from ppvilg.errors import UserError
 
 
 def main() -> None:
     """Parse the arguments and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="whole training steps; a transformer needs its tokenizer's run")
-    generate = commands.add_parser("generate", help="pictures from text, with the cache, and painted")
-    generate.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="pictures at a time (default: 1 16)")
+    attention = commands.add_parser("attention", help="one layer of each kind, forward and backward")
+    attention.add_argument("--hidden", type=int, default=512)
+    attention.add_argument("--heads", type=int, default=8)
+    attention.add_argument("--text-length", type=int, default=64)
+    attention.add_argument("--side", type=int, default=32, help="rows and columns of the grid of image tokens")
+    attention.add_argument("--batch", type=int, default=1, help="sequences of each direction")
+    train = commands.add_parser("train", help="whole training steps; an image tokenizer's on its own data")
+    train.add_argument("--vs", nargs="+", choices=["dense", "torch"], default=[], help="what to compare a transformer with")
+    generate = commands.add_parser("generate", help="image tokens for one prompt")
+    generate.add_argument("--vs", nargs="+", choices=["dense", "artist"], default=[], help="what to compare with")
+    generate.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="candidates at a time (default: 1 16)")
     for command in (train, generate):
         command.add_argument("-c", "--config", required=True)
         command.add_argument("-o", "--override", action="append", default=[], metavar="section.key=value")
-        command.add_argument("--repetitions", type=int, default=20)
+    for command in (attention, train, generate):
+        command.add_argument("--repetitions", type=int, default=10)
     arguments = parser.parse_args()
+    if arguments.repetitions < 1:
+        raise UserError(f"--repetitions is {arguments.repetitions}: give at least 1")
+    {"attention": attention_table, "train": train_table, "generate": generate_table}[arguments.command](arguments)
+
+
+def attention_table(arguments: argparse.Namespace) -> None:
+    """Both directions together, then each."""
+    from ppvilg.benchmark.attention import time_attention
+    from ppvilg.benchmark.timing import table
+    from ppvilg.transformer.pattern import Direction
+
+    sizes = (arguments.hidden, arguments.heads, arguments.text_length, arguments.side, arguments.batch)
+    for directions in (list(Direction), *([d] for d in Direction)):
+        print(" and ".join(d.value.replace("_", " ") for d in directions))
+        print(table(time_attention(*sizes, arguments.repetitions, directions)))
+
+
+def train_table(arguments: argparse.Namespace) -> None:
+    """Steps of the config's task."""
     config = load_config(arguments.config, arguments.override)
+    from ppvilg.benchmark import training
+    from ppvilg.benchmark.timing import interleaved, table
+    from ppvilg.training import build_task
 
-    from ppvilg import benchmark, training
-
-    if arguments.command == "train":
-        print(benchmark.time_training(config, training.build_task(config), arguments.repetitions).row(config.task))
+    if config.task == "vqgan":
+        if arguments.vs:
+            raise UserError("--vs compares transformers: leave it out for an image tokenizer")
+        task = build_task(config)
+        batches = [task.batch(0, part) for part in range(config.train.accumulate)]
+        runs = {config.task: training.step_of(task, config, batches)}
+        print(table(interleaved(runs, arguments.repetitions, config.train.batch_size, "pictures")))
         return
-    from ppvilg.transformer.model import ViLG
-    from ppvilg.vqgan.model import VQGAN
+    print(table(training.time_transformer(config, arguments.vs, arguments.repetitions)))
+    plans = {"ours": config} | ({"dense": training.dense(config)} if "dense" in arguments.vs else {})
+    for name, plan in plans.items():
+        print(f"{name}: a forward pass keeps {training.activation_bytes(plan) / 2**20:.0f} MB for its backward")
 
-    model, vqgan = ViLG(config), VQGAN(config.vqgan, config.data.image_size)
+
+def generate_table(arguments: argparse.Namespace) -> None:
+    """Tokens, time per step, caches."""
+    config = load_config(arguments.config, arguments.override)
+    from ppvilg.benchmark.generation import time_generation
+    from ppvilg.benchmark.timing import table
+
     for batch in arguments.batch:
-        timing = benchmark.time_generation(config, model, vqgan, batch, arguments.repetitions)
-        print(timing.row(f"batch {batch}"))
+        timings, lines = time_generation(config, batch, arguments.vs, arguments.repetitions)
+        print(f"batch {batch}", table(timings), *lines, sep="\n")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,16 @@ from ppvilg.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. A temperature of 0 takes the likeliest token; 0 for `top_k` and 1 for `top_p` mean no limit."""
+    """How tokens are drawn.
+
+    A temperature of 0 takes the likeliest token; 0 for `top_k` and 1 for `top_p` mean no limit; a `guidance` of 1 means none,
+    0 ignores the text (pictures only).
+    """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    guidance: float = 1.0
 
     def __post_init__(self):
         if self.temperature < 0:
@@ -23,6 +28,8 @@ class Sampling:
             raise UserError(f"top-k is {self.top_k}: give 0 (no limit) or the number of tokens to draw from")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top-p is {self.top_p}: give a probability above 0 and at most 1")
+        if self.guidance < 0:
+            raise UserError(f"guidance is {self.guidance}: give 1 (none) or more; 0 ignores the text")
 
 
 class Noise:
@@ -34,6 +41,11 @@ class Noise:
     def draw(self, width: int) -> np.ndarray:
         """The next float32 [B, width]."""
         return np.stack([generator.gumbel(size=width).astype(np.float32) for generator in self._generators])
+
+
+def guided(logits: paddle.Tensor, without_text: paddle.Tensor, scale: float) -> paddle.Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022, with the scale as 1 + w): l_empty + scale · (l - l_empty), [B, V]."""
+    return without_text + scale * (logits - without_text)
 
 
 def keep_top_k(logits: paddle.Tensor, k: int) -> paddle.Tensor:

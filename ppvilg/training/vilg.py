@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +14,20 @@ from ppvilg.data.loader import canonical_caption, draw_caption, step_indices
 from ppvilg.data.sources import Source
 from ppvilg.errors import UserError
 from ppvilg.generate.decoding import write_images, write_texts
+from ppvilg.generate.painting import paint
 from ppvilg.generate.sampling import Sampling
-from ppvilg.pictures import from_model, labelled_grid
+from ppvilg.pictures import labelled_grid, to_model
 from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer, pad_batch
 from ppvilg.training import data
 from ppvilg.training.logs import Preview
 from ppvilg.training.loop import Scalars
 from ppvilg.training.tokens import picture_tokens
-from ppvilg.transformer.model import ViLG
+from ppvilg.transformer.model import Pairs, ViLG
 from ppvilg.vqgan.folder import load_vqgan
 from ppvilg.vqgan.model import VQGAN
 
 _PREVIEW_SAMPLES_PER_PROMPT = 3
 _PAD_TO = 4  # text lengths are rounded up to this, so that few shapes occur
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """A micro-batch: text int64 [B, m], its validity bool [B, m], image tokens int64 [B, n] as targets and as input."""
-
-    text: np.ndarray
-    valid: np.ndarray
-    image: np.ndarray
-    image_input: np.ndarray
-
-    def tensors(self) -> list[paddle.Tensor]:
-        """As `ViLG.loss` takes them."""
-        return [paddle.to_tensor(array) for array in (self.text, self.valid, self.image, self.image_input)]
 
 
 class ViLGTask:
@@ -61,6 +48,8 @@ class ViLGTask:
             for source in (self.training, self.validation)
         )
         self.model = ViLG(config)
+        if self.model.reconstructor is not None:
+            self.model.reconstructor.start_from(self.vqgan)
         if config.text.embeddings:
             start_from(self.model, ernie_embeddings(config.text.embeddings), config)
         self.modules = {"model": self.model}
@@ -83,11 +72,14 @@ class ViLGTask:
         chosen = chosen[part * size : (part + 1) * size]
         languages = self.config.data.languages
         captions = [draw_caption(self.training.records[i].captions, languages, settings.seed, e, i) for e, i in chosen]
-        pairs = self._pairs(captions, self.tokens[[i for _, i in chosen]])
+        pairs = self._pairs(captions, self.training, self.tokens, [i for _, i in chosen])
+        generator = np.random.default_rng([settings.seed, step, part])
         if settings.token_noise:
-            generator = np.random.default_rng([settings.seed, step, part])
             noisy = with_noise(pairs.image, settings.token_noise, self.config.vqgan.codebook.size, generator)
-            pairs = replace(pairs, image_input=noisy)
+            pairs = replace(pairs, image_read=noisy)
+        if settings.text_drop:
+            prompt, valid = without_some_texts(pairs, settings.text_drop, self.text.encode(""), generator)
+            pairs = replace(pairs, prompt=prompt, prompt_valid=valid)
         return pairs
 
     def units(self, batch: Pairs) -> int:
@@ -95,9 +87,8 @@ class ViLGTask:
         return 2 * int(batch.valid.sum() + batch.image.size)
 
     def losses(self, batch: Pairs, step: int) -> Iterator[tuple[str, paddle.Tensor, Scalars]]:
-        """The loss of both directions."""
-        scalars = self.model.loss(*batch.tensors())
-        yield "model", scalars["loss"], {name: value.detach() for name, value in scalars.items()}
+        """One loss for all."""
+        yield pairs_losses(self.model, self.config, batch)
 
     def validate(self, step: int) -> dict[str, float]:
         """Losses and accuracies over validation pairs, and those of a unigram model of the training split."""
@@ -106,11 +97,11 @@ class ViLGTask:
         sums: dict[str, float] = {}
         size = self.config.train.batch_size
         batches = [
-            self._pairs([self._canonical(self.validation, i) for i in part], self.validation_tokens[part])
+            self._pairs([self._canonical(self.validation, i) for i in part], self.validation, self.validation_tokens, part)
             for part in (chosen[first : first + size] for first in range(0, count, size))
         ]
         for batch in batches:
-            for name, value in self.model.loss(*batch.tensors()).items():
+            for name, value in self.model.loss(batch.tensors()).items():
                 # The text's measures are means over text tokens, the others over pairs or image tokens.
                 weight = batch.valid[:, 1:].sum() / sum(b.valid[:, 1:].sum() for b in batches)
                 weight = weight if name.startswith("img2txt") else len(batch.text) / count
@@ -118,7 +109,8 @@ class ViLGTask:
         return sums | self._unigram(batches)
 
     def preview(self) -> Preview:
-        """Fixed prompts, each with its real picture and drawn ones, and fixed pictures with their captions."""
+        """Fixed prompts, each with its real picture and drawn ones (end to end: by the codebook, then the same by the
+        reconstructor), and fixed pictures with their captions."""
         half = (self.config.train.preview_samples + 1) // 2
         pictures, texts = {}, {}
         for name, source, tokens in (
@@ -132,15 +124,18 @@ class ViLGTask:
 
     def _drawn(self, source: Source, chosen: list[int]) -> np.ndarray:
         prompts = [self._canonical(source, i) for i in chosen]
-        text, valid = pad_batch([self._encode(prompt) for prompt in prompts], self.text.pad)
         each = _PREVIEW_SAMPLES_PER_PROMPT
-        text, valid = (paddle.to_tensor(np.repeat(array, each, axis=0)) for array in (text, valid))
-        for tokens in write_images(self.model, text, valid, list(range(len(text))), Sampling()):
-            ids = tokens
-        drawn = from_model(self.vqgan.decode(ids.reshape([-1, *self.config.grid])).numpy())
+        texts = [self._encode(prompt) for prompt in prompts]
+        seeds = list(range(each * len(texts)))
+        decoders = ["codebook"] if self.model.reconstructor is None else ["codebook", "hidden"]
+        *_, written = write_images(self.model, texts, self.text, seeds, Sampling(), read_last=len(decoders) > 1)
         real = data.pictures(source, chosen, self.config.data.image_size)
-        cells = [([real[k], *drawn[each * k : each * (k + 1)]], prompt) for k, prompt in enumerate(prompts)]
-        return labelled_grid(cells, columns=2)
+        rows = [[picture] for picture in real]
+        for decoder in decoders:
+            drawn = paint(self.model, self.vqgan, written, decoder)
+            for k, row in enumerate(rows):
+                row += drawn[each * k : each * (k + 1)]
+        return labelled_grid(list(zip(rows, prompts, strict=True)), columns=2)
 
     def _captioned(self, source: Source, chosen: list[int], tokens: np.ndarray) -> str:
         image = paddle.to_tensor(tokens[chosen].astype(np.int64))
@@ -149,10 +144,12 @@ class ViLGTask:
         lines = [f"{self._canonical(source, i)} → {self.text.decode(written)}" for i, written in zip(chosen, ids, strict=True)]
         return "\n".join(lines)
 
-    def _pairs(self, captions: list[str], tokens: np.ndarray) -> Pairs:
+    def _pairs(self, captions: list[str], source: Source, tokens: np.ndarray, chosen: list[int]) -> Pairs:
         text, valid = pad_batch([self._encode(caption) for caption in captions], self.text.pad, _PAD_TO)
-        image = tokens.astype(np.int64)
-        return Pairs(text, valid, image, image)
+        pairs = Pairs.plain(text, valid, tokens[chosen].astype(np.int64))
+        if self.model.reconstructor is None:
+            return pairs
+        return replace(pairs, pictures=to_model(data.pictures(source, chosen, self.config.data.image_size)))
 
     def _encode(self, caption: str) -> list[int]:
         return cut(self.text.encode(caption), self.config.text.max_length)
@@ -177,11 +174,32 @@ class ViLGTask:
         return measures
 
 
+def pairs_losses(model: ViLG, config: Config, batch: Pairs) -> tuple[str, paddle.Tensor, Scalars]:
+    """The loss of both directions and, end to end, of the pictures drawn from the hidden states (paper 3.1.3)."""
+    scalars = model.loss(batch.tensors())
+    loss = scalars["loss"]
+    if "l1" in scalars:
+        drawn = config.vqgan.loss.l1 * scalars["l1"] + config.vqgan.loss.l2 * scalars["l2"]
+        loss = loss + config.train.reconstruction_weight * drawn
+    return "model", loss, {name: value.detach() for name, value in scalars.items()}
+
+
 def with_noise(tokens: np.ndarray, most: float, codes: int, generator: np.random.Generator) -> np.ndarray:
     """Tokens int64 [B, n], of each row a share drawn from 0 to `most` replaced by random codes."""
     share = generator.uniform(0, most, [len(tokens), 1])
     noise = generator.integers(0, codes, tokens.shape)
     return np.where(generator.random(tokens.shape) < share, noise, tokens)
+
+
+def without_some_texts(
+    pairs: Pairs, share: float, empty: list[int], generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The prompts and their validity, a share of them replaced by the empty text."""
+    dropped = generator.random(len(pairs.text)) < share
+    prompt, valid = pairs.prompt.copy(), pairs.prompt_valid.copy()
+    prompt[dropped, : len(empty)] = empty
+    valid[dropped] = np.arange(prompt.shape[1]) < len(empty)
+    return prompt, valid
 
 
 def load_tokenizer(config: Config, folder: str | Path) -> tuple[VQGAN, str]:

@@ -8,19 +8,21 @@ from paddle.nn import functional as F
 
 
 class Linear(nn.Layer):
-    """y = x W + b; W float [in, out], b float [out].
+    """y = x W + b; W float [in, out], b float [out] or none."""
 
-    The bias is added as `ones @ b`, because its gradient is then a matrix product too: the row sum that paddle runs for a
-    broadcast bias takes longer on a CPU than the layer's own products.
-    """
-
-    def __init__(self, inputs: int, outputs: int, std: float = 0.02):
+    def __init__(self, inputs: int, outputs: int, std: float = 0.02, bias: bool = True):
         super().__init__()
         self.weight = self.create_parameter([inputs, outputs], default_initializer=nn.initializer.Normal(std=std))
-        self.bias = self.create_parameter([outputs], is_bias=True)
+        self.bias = self.create_parameter([outputs], is_bias=True) if bias else None
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[..., in] -> [..., out]."""
+        """[..., in] -> [..., out].
+
+        For training the bias is added as `ones @ b`, because its gradient is then a matrix product too: the row sum that paddle
+        runs for a broadcast bias takes longer on a CPU than the layer's own products.
+        """
+        if self.bias is None or not paddle.is_grad_enabled():
+            return F.linear(x, self.weight, self.bias)
         rows = x.reshape([-1, x.shape[-1]])
         ones = paddle.ones([rows.shape[0], 1], dtype=rows.dtype)
         y = paddle.addmm(paddle.matmul(ones, self.bias.unsqueeze(0)), rows, self.weight)

@@ -1,19 +1,57 @@
 """The unified transformer: one stack of layers that writes image tokens from text and text from image tokens.
 
-A slot of the target part is where one token is decided: slot k is given token k-1 (the first slot a begin token) with the
-position of token k, and its last hidden state predicts token k.
+Every slot holds its own token. The last hidden state of a target slot, which has read its token, decides the next one; the
+first image token is decided by the last real token of the text, the first text token is the begin token and given.
 """
 
+from dataclasses import dataclass, fields
+
+import numpy as np
 import paddle
 from paddle import nn
 from paddle.nn import functional as F
 
 from ppvilg.config import Config
-from ppvilg.transformer.attention import Cache, SelfAttention, attention_bias
+from ppvilg.transformer.attention import Part, SelfAttention, View, view
+from ppvilg.transformer.cache import KeyValueCache, LatentCache, Source, State, Step
 from ppvilg.transformer.layers import FeedForward, residual_std
 from ppvilg.transformer.pattern import Direction, Pattern
+from ppvilg.transformer.reconstructor import Reconstructor
 
 _TEXT_SOURCE, _TEXT_TARGET, _IMAGE_SOURCE, _IMAGE_TARGET = range(4)
+
+
+Array = np.ndarray | paddle.Tensor
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A batch of pairs; numpy arrays as it is loaded, tensors as it is computed with."""
+
+    text: Array
+    """Int64 [B, m], begin and end tokens included."""
+    valid: Array
+    """Bool [B, m], False for padding."""
+    image: Array
+    """Int64 [B, n], in raster order."""
+    prompt: Array
+    """Int64 [B, m]: the text that the picture is written from; `text`, or an empty one."""
+    prompt_valid: Array
+    """Bool [B, m]."""
+    image_read: Array
+    """Int64 [B, n]: the image tokens that the model reads; `image`, or noisy ones."""
+    pictures: Array | None = None
+    """Float32 [B, 3, H, W] in [-1, 1], for a model with a reconstructor."""
+
+    @classmethod
+    def plain(cls, text: Array, valid: Array, image: Array) -> "Pairs":
+        """Pairs that are read as they are."""
+        return cls(text, valid, image, text, valid, image)
+
+    def tensors(self) -> "Pairs":
+        """The same as tensors."""
+        arrays = (getattr(self, field.name) for field in fields(self))
+        return Pairs(*(None if array is None else paddle.to_tensor(array) for array in arrays))
 
 
 class Block(nn.Layer):
@@ -27,11 +65,20 @@ class Block(nn.Layer):
         self.ffn = FeedForward(hidden, multiplier, out_std)
         self.dropout = dropout
 
-    def forward(self, x: paddle.Tensor, bias: paddle.Tensor, cache: Cache | None = None, slots: slice | None = None):
-        """[B, L, hidden] -> [B, L, hidden]; with a cache, L is the length of `slots`."""
-        normed = self.attention_norm(x)
-        attended = self.attention(normed, bias) if cache is None else self.attention.cached(normed, cache, slots, bias)
-        x = x + self._drop(attended)
+    def forward(self, x: paddle.Tensor, views: list[View]) -> paddle.Tensor:
+        """[V·B, m+n, hidden], the batch once for each of V views -> the same shape."""
+        return self._feed_forward(x + self._drop(self.attention(self.attention_norm(x), views)))
+
+    def source(self, x: paddle.Tensor, part: Part) -> tuple[paddle.Tensor, Source]:
+        """The source part alone [P, s, hidden] -> the same shape, and what its targets read of it."""
+        attended, keys, values = self.attention.source(self.attention_norm(x), part)
+        return self._feed_forward(x + self._drop(attended)), Source(keys, values)
+
+    def step(self, x: paddle.Tensor, source: Source, cache: KeyValueCache | LatentCache, step: Step) -> paddle.Tensor:
+        """The next target slot of each sequence [B, hidden] -> [B, hidden]."""
+        return self._feed_forward(x + self._drop(self.attention.step(self.attention_norm(x), source, cache, step)))
+
+    def _feed_forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return x + self._drop(self.ffn(self.ffn_norm(x)))
 
     def _drop(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -39,21 +86,22 @@ class Block(nn.Layer):
 
 
 class ViLG(nn.Layer):
-    """ERNIE-ViLG's generator (paper 3.1)."""
+    """ERNIE-ViLG's generator (paper 3.1) and, where the config asks for it, its reconstructor (paper 3.1.3)."""
 
     def __init__(self, config: Config):
         super().__init__()
         model, text = config.transformer, config.text
         self.rows, self.columns = config.grid
         self.heads = model.heads
+        self.attention = model.attention
+        self.kinds = model.attention.kinds(model.layers)
         self.codebook_size = config.vqgan.codebook.size
-        self.begin_image = self.codebook_size  # the image table's extra row
         hidden = model.hidden
         text_width = text.embedding_width or hidden
 
         self.text_embedding = _table(text.vocabulary_size, text_width)
         self.text_projection = nn.Linear(text_width, hidden, bias_attr=False) if text_width != hidden else None
-        self.image_embedding = _table(self.codebook_size + 1, hidden)
+        self.image_embedding = _table(self.codebook_size, hidden)
         self.text_position = _table(text.max_length, hidden)
         self.row_position = _table(self.rows, hidden)
         self.column_position = _table(self.columns, hidden)
@@ -69,85 +117,107 @@ class ViLG(nn.Layer):
         if not model.tie_embeddings:
             self.text_head = self._head(hidden, text.vocabulary_size)
             self.image_head = self._head(hidden, self.codebook_size)
+        self.reconstructor = Reconstructor(config) if model.reconstructor else None
 
-    def loss(
-        self,
-        text: paddle.Tensor,
-        text_valid: paddle.Tensor,
-        image: paddle.Tensor,
-        image_input: paddle.Tensor | None = None,
-    ) -> dict[str, paddle.Tensor]:
+    def loss(self, pairs: Pairs) -> dict[str, paddle.Tensor]:
         """Both directions of each pair (paper 3.1.2): L = L_txt2img + L_img2txt, sums of target-side -log p.
 
-        `text` int64 [B, m] with begin and end tokens, `text_valid` bool [B, m] (False for padding), `image` int64 [B, n];
-        `image_input` is what the model reads in its place, where that differs (noise). Returns scalars: `loss`, which is L
-        per pair divided by n; `txt2img` and `img2txt`, nats per target token; and both `_accuracy`, the share of target
-        tokens that the model finds likeliest.
+        Returns scalars: `loss`, which is L per pair divided by n; `txt2img` and `img2txt`, nats per target token; both
+        `_accuracy`, the share of target tokens that the model finds likeliest; with pictures and a reconstructor `l1` and `l2`,
+        means over the values of the pictures drawn from the hidden states.
         """
-        batch, m = text.shape
-        bias = self.bias([Direction.TEXT_TO_IMAGE, Direction.IMAGE_TO_TEXT], text_valid)
-        read = image if image_input is None else image_input
-        to_image = self.embed(Direction.TEXT_TO_IMAGE, text, read)
-        to_text = self.embed(Direction.IMAGE_TO_TEXT, text, read)
-        hidden = self.hidden(paddle.concat([to_image, to_text]), bias)
+        m = pairs.text.shape[1]
+        to_image = self.embed(Direction.TEXT_TO_IMAGE, pairs.prompt, pairs.image_read)
+        to_text = self.embed(Direction.IMAGE_TO_TEXT, pairs.text, pairs.image_read)
+        valid = [(Direction.TEXT_TO_IMAGE, pairs.prompt_valid), (Direction.IMAGE_TO_TEXT, pairs.valid)]
+        hidden = self.hidden(paddle.concat([to_image, to_text]), valid)
+        to_image, to_text = hidden.split(2)
 
-        image_loss, image_hits = _token_losses(self.image_logits(hidden[:batch, m:]), image)
-        # Slot k of the text holds token k and decides token k+1; the last slot decides nothing.
-        real = text_valid[:, 1:].astype(image_loss.dtype)
-        text_loss, text_hits = _token_losses(self.text_logits(hidden[batch:, : m - 1]), text[:, 1:])
+        first = last_real(to_image[:, :m], pairs.prompt_valid).unsqueeze(1)
+        deciding = paddle.concat([first, to_image[:, m:-1]], axis=1)
+        image_loss, image_hits = _token_losses(self.image_logits(deciding), pairs.image)
+        real = pairs.valid[:, 1:].astype(image_loss.dtype)
+        text_loss, text_hits = _token_losses(self.text_logits(to_text[:, : m - 1]), pairs.text[:, 1:])
         text_tokens = real.sum()
         image_sum, text_sum = image_loss.sum(), (text_loss * real).sum()
-        return {
-            "loss": (image_sum + text_sum) / image.size,
-            "txt2img": image_sum / image.size,
+        measures = {
+            "loss": (image_sum + text_sum) / pairs.image.size,
+            "txt2img": image_sum / pairs.image.size,
             "img2txt": text_sum / text_tokens,
             "txt2img_accuracy": image_hits.mean(),
             "img2txt_accuracy": (text_hits * real).sum() / text_tokens,
         }
+        if self.reconstructor is not None and pairs.pictures is not None:
+            drawn = self.reconstructor(to_image[:, m:])
+            measures |= {"l1": F.l1_loss(drawn, pairs.pictures), "l2": F.mse_loss(drawn, pairs.pictures)}
+        return measures
 
     def embed(self, direction: Direction, text: paddle.Tensor, image: paddle.Tensor) -> paddle.Tensor:
-        """Input vectors float [B, m+n, hidden] of the whole sequence, its target part moved by one slot."""
-        if direction is Direction.TEXT_TO_IMAGE:
-            begin = paddle.full([image.shape[0], 1], self.begin_image, dtype=image.dtype)
-            image = paddle.concat([begin, image[:, :-1]], axis=1)
-        return paddle.concat([self.embed_text(direction, text), self.embed_image(direction, image)], axis=1)
+        """Input vectors float [B, m+n, hidden] of text int64 [B, m] and image tokens int64 [B, n]."""
+        text_slots, image_slots = np.arange(text.shape[1]), np.arange(image.shape[1])
+        parts = [self.embed_text(direction, text, text_slots), self.embed_image(direction, image, image_slots)]
+        return paddle.concat(parts, axis=1)
 
-    def embed_text(self, direction: Direction, ids: paddle.Tensor, first: int = 0) -> paddle.Tensor:
-        """Ids int64 [B, L], which stand in text slots `first`, `first`+1, ... -> [B, L, hidden]."""
+    def embed_text(self, direction: Direction, ids: paddle.Tensor, slots: np.ndarray) -> paddle.Tensor:
+        """Ids int64 [..., L] that stand in text slots int [L] -> [..., L, hidden]."""
         vectors = self.text_embedding(ids)
         if self.text_projection is not None:
             vectors = self.text_projection(vectors)
         segment = _TEXT_SOURCE if direction is Direction.TEXT_TO_IMAGE else _TEXT_TARGET
-        return vectors + self.text_position.weight[first : first + ids.shape[1]] + self.segment.weight[segment]
+        return vectors + (self.text_position(paddle.to_tensor(slots)) + self.segment.weight[segment])
 
-    def embed_image(self, direction: Direction, ids: paddle.Tensor, first: int = 0) -> paddle.Tensor:
-        """Ids int64 [B, L], which stand in image slots `first`, `first`+1, ... -> [B, L, hidden]."""
-        slots = paddle.arange(first, first + ids.shape[1])
-        position = self.row_position(slots // self.columns) + self.column_position(slots % self.columns)
+    def embed_image(self, direction: Direction, ids: paddle.Tensor, slots: np.ndarray) -> paddle.Tensor:
+        """Ids int64 [..., L] that stand in image slots int [L] -> [..., L, hidden]."""
+        row, column = paddle.to_tensor(slots // self.columns), paddle.to_tensor(slots % self.columns)
         segment = _IMAGE_TARGET if direction is Direction.TEXT_TO_IMAGE else _IMAGE_SOURCE
+        position = self.row_position(row) + self.column_position(column)
         return self.image_embedding(ids) + (position + self.segment.weight[segment])
 
-    def bias(self, directions: list[Direction], text_valid: paddle.Tensor) -> paddle.Tensor:
-        """Attention bias [len(directions) * B, heads, m+n, m+n]."""
-        m = text_valid.shape[1]
-        patterns = [Pattern(m, self.rows, self.columns, direction) for direction in directions]
-        return attention_bias(patterns, text_valid, self.heads)
-
-    def hidden(self, x: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
-        """Last hidden states [B, m+n, hidden] of a whole sequence."""
-        for block in self.blocks:
-            x = block(x, bias)
+    def hidden(self, x: paddle.Tensor, valid: list[tuple[Direction, paddle.Tensor]]) -> paddle.Tensor:
+        """Last hidden states of whole sequences: [V·B, m+n, hidden], the batch once for each of V directions with its
+        text_valid bool [B, m] -> the same shape."""
+        m = valid[0][1].shape[1]
+        views = {
+            kind: [view(self.pattern(kind, direction, m), text_valid, self.heads) for direction, text_valid in valid]
+            for kind in set(self.kinds)
+        }
+        for block, kind in zip(self.blocks, self.kinds, strict=True):
+            x = block(x, views[kind])
         return self.norm(x)
 
-    def caches(self, batch: int, text_length: int) -> list[Cache]:
-        """Empty caches, one for each layer."""
-        length = text_length + self.rows * self.columns
-        return [block.attention.new_cache(batch, length) for block in self.blocks]
+    def pattern(self, kind: str, direction: Direction, text_length: int) -> Pattern:
+        """The pattern of a layer kind."""
+        config = self.attention
+        return Pattern(text_length, self.rows, self.columns, direction, kind, config.kernel, config.strict_row)
 
-    def hidden_cached(self, x: paddle.Tensor, caches: list[Cache], slots: slice, bias: paddle.Tensor) -> paddle.Tensor:
-        """Last hidden states [B, len(slots), hidden] of some slots, whose keys and values go into the caches."""
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, bias[:, :, slots], cache, slots)
+    def start(
+        self, direction: Direction, source: paddle.Tensor, valid: paddle.Tensor, candidates: int, text_length: int
+    ) -> tuple[paddle.Tensor, State]:
+        """Read P sources, each for `candidates` C sequences: what `step` needs to write their targets.
+
+        Source tokens int64 [P, s] with `valid` bool [P, s]; `text_length` is m, for captions the longest. Returns the last
+        hidden states float [P, s, hidden] of the source and the state of P·C sequences.
+        """
+        to_image = direction is Direction.TEXT_TO_IMAGE
+        patterns = {kind: self.pattern(kind, direction, text_length) for kind in self.kinds}
+        text_valid = valid if to_image else paddle.ones([len(valid), text_length], dtype="bool")
+        views = {kind: view(pattern, text_valid, self.heads) for kind, pattern in patterns.items()}
+        x = (self.embed_text if to_image else self.embed_image)(direction, source, np.arange(source.shape[1]))
+        sources = []
+        for block, kind in zip(self.blocks, self.kinds, strict=True):
+            x, read = block.source(x, views[kind].source)
+            sources.append(read)
+        attentions = [block.attention for block in self.blocks]
+        return self.norm(x), State(self.kinds, patterns, attentions, sources, valid.numpy(), candidates)
+
+    def step(self, state: State, ids: paddle.Tensor, positions: np.ndarray) -> paddle.Tensor:
+        """Read one target token of each sequence, int64 [B], that stands at its target slot int [B] -> its last hidden state
+        float [B, hidden], which decides the token after it."""
+        embed = self.embed_image if state.direction is Direction.TEXT_TO_IMAGE else self.embed_text
+        x = embed(state.direction, ids, positions)
+        steps = state.steps(positions)
+        for block, kind, source, cache in zip(self.blocks, self.kinds, state.sources, state.caches, strict=True):
+            x = block.step(x, source, cache, steps[kind])
         return self.norm(x)
 
     def _head(self, hidden: int, vocabulary: int) -> paddle.Tensor:
@@ -156,7 +226,7 @@ class ViLG(nn.Layer):
     def image_logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """[..., hidden] -> [..., codebook size]."""
         if self.image_head is None:
-            return paddle.matmul(hidden, self.image_embedding.weight[:-1], transpose_y=True)
+            return paddle.matmul(hidden, self.image_embedding.weight, transpose_y=True)
         return paddle.matmul(hidden, self.image_head)
 
     def text_logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
@@ -164,6 +234,13 @@ class ViLG(nn.Layer):
         if self.text_head is None:
             return paddle.matmul(hidden, self.text_embedding.weight, transpose_y=True)
         return paddle.matmul(hidden, self.text_head)
+
+
+def last_real(hidden: paddle.Tensor, valid: paddle.Tensor) -> paddle.Tensor:
+    """The hidden state float [B, hidden] of each text's last real token; `hidden` [B, m, hidden], `valid` bool [B, m]."""
+    batch, m = valid.shape
+    rows = valid.astype("int64").sum(1) - 1 + paddle.arange(batch) * m
+    return paddle.gather(hidden.reshape([batch * m, -1]), rows)
 
 
 def _table(rows: int, width: int) -> nn.Embedding:

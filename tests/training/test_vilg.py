@@ -25,11 +25,11 @@ def test_noise_replaces_a_share_of_each_row():
 def test_targets_stay_clean_and_noise_repeats(tiny_configs, tiny_runs):
     task = build_task(load_config(tiny_configs / "vilg.yml", ["train.token_noise=0.9"]))
     batch, again = task.batch(3, 1), task.batch(3, 1)
-    np.testing.assert_array_equal(batch.image_input, again.image_input)
-    assert (batch.image != batch.image_input).any()
+    np.testing.assert_array_equal(batch.image_read, again.image_read)
+    assert (batch.image != batch.image_read).any()
     clean = build_task(load_config(tiny_configs / "vilg.yml")).batch(3, 1)
     np.testing.assert_array_equal(batch.image, clean.image)
-    np.testing.assert_array_equal(clean.image, clean.image_input)
+    np.testing.assert_array_equal(clean.image, clean.image_read)
 
 
 def test_tokens_are_cached_by_tokenizer_and_data(tiny_configs, tiny_runs, tmp_path):

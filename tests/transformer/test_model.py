@@ -7,19 +7,26 @@ import paddle
 import pytest
 from paddle.nn import functional as F
 
-from ppvilg.config import CodebookConfig, Config, DataConfig, TextConfig, TransformerConfig, VQGANConfig
+from ppvilg.config import AttentionConfig, CodebookConfig, Config, DataConfig, TextConfig, TransformerConfig, VQGANConfig
 from ppvilg.transformer.layers import Linear
-from ppvilg.transformer.model import ViLG
-from ppvilg.transformer.pattern import Direction, Pattern
+from ppvilg.transformer.model import Pairs, ViLG, last_real
+from ppvilg.transformer.pattern import Direction
 
-M = 7
+M, SIDE = 7, 4
+N = SIDE**2
 CONFIG = Config(
     task="vilg",
-    data=DataConfig(image_size=12),
+    data=DataConfig(image_size=16),
     vqgan=VQGANConfig(channel_multipliers=[1, 1, 1], attention_resolutions=[], codebook=CodebookConfig(size=11, dim=4)),
     text=TextConfig(vocabulary_size=23, max_length=9),
-    transformer=TransformerConfig(layers=2, hidden=16, heads=2),
+    transformer=TransformerConfig(layers=4, hidden=16, heads=2, attention=AttentionConfig(kernel=3)),
 )
+PLANS = {
+    "paper": AttentionConfig(kernel=3),
+    "strict rows": AttentionConfig(kernel=3, strict_row=True),
+    "dense": AttentionConfig(plan=["dense"], last=None),
+    "mixed": AttentionConfig(plan=["convolution", "dense"], last="column", kernel=5),
+}
 
 
 def build(config: Config = CONFIG) -> ViLG:
@@ -30,15 +37,22 @@ def build(config: Config = CONFIG) -> ViLG:
     return model
 
 
-def pairs(batch: int = 3, m: int = M):
-    text = paddle.randint(1, 23, [batch, m])
-    lengths = paddle.to_tensor([m, m - 2, 3][:batch])
-    valid = paddle.arange(m).unsqueeze(0) < lengths.unsqueeze(1)
-    return text, valid, paddle.randint(0, 11, [batch, 9])
+def with_plan(plan: str) -> Config:
+    return replace(CONFIG, transformer=replace(CONFIG.transformer, attention=PLANS[plan]))
 
 
-def numpy_forward(model: ViLG, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Last hidden states of one sequence [m+n, hidden], written out plainly; mask bool [m+n, m+n]."""
+def pairs(batch: int = 3, m: int = M) -> Pairs:
+    """Pairs whose prompts and read tokens differ from texts and targets."""
+    text, prompt = paddle.randint(1, 23, [batch, m]), paddle.randint(1, 23, [batch, m])
+    slots = paddle.arange(m).unsqueeze(0)
+    valid = slots < paddle.to_tensor([m, m - 2, 3][:batch]).unsqueeze(1)
+    prompt_valid = slots < paddle.to_tensor([2, m, m - 3][:batch]).unsqueeze(1)
+    image, read = paddle.randint(0, 11, [batch, N]), paddle.randint(0, 11, [batch, N])
+    return Pairs(text, valid, image, prompt, prompt_valid, read)
+
+
+def numpy_forward(model: ViLG, x: np.ndarray, masks: list[np.ndarray]) -> np.ndarray:
+    """Last hidden states of one sequence [m+n, hidden], written out plainly; for each layer a mask bool [m+n, m+n]."""
     w = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
     def norm(x, name):
@@ -47,13 +61,14 @@ def numpy_forward(model: ViLG, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
 
     def linear(x, name):
-        return x @ w[f"{name}.weight"] + w[f"{name}.bias"]
+        return x @ w[f"{name}.weight"] + w.get(f"{name}.bias", 0)
 
     def gelu(x):
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
-    for i in range(len(model.blocks)):
-        queries, keys, values = np.split(linear(norm(x, f"blocks.{i}.attention_norm"), f"blocks.{i}.attention.qkv"), 3, -1)
+    for i, mask in enumerate(masks):
+        normed = norm(x, f"blocks.{i}.attention_norm")
+        queries, keys, values = (linear(normed, f"blocks.{i}.attention.{name}") for name in ("query", "key", "value"))
         heads = []
         for part in np.split(np.arange(16), 2):
             scores = np.where(mask, queries[:, part] @ keys[:, part].T / np.sqrt(8), -np.inf)
@@ -70,99 +85,151 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def test_loss_against_numpy():
-    """Each sequence by itself, without its padding, through a model written in numpy."""
-    model = build()
-    text, valid, image = pairs()
-    measured = model.loss(text, valid, image)
+@pytest.mark.parametrize("plan", PLANS)
+def test_loss_against_numpy(plan):
+    """Each sequence by itself, without its padding and under a dense mask, through a model written in numpy."""
+    model, batch = build(with_plan(plan)), pairs()
+    measured = model.loss(batch)
     w = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    slots = np.arange(9)
-    position = w["row_position.weight"][slots // 3] + w["column_position.weight"][slots % 3]
+    slots = np.arange(N)
+    position = w["row_position.weight"][slots // SIDE] + w["column_position.weight"][slots % SIDE]
+
+    def hidden(direction, ids, codes, segments):
+        words = w["text_embedding.weight"][ids] + w["text_position.weight"][: len(ids)] + w["segment.weight"][segments[0]]
+        picture = w["image_embedding.weight"][codes] + position + w["segment.weight"][segments[1]]
+        masks = [model.pattern(kind, direction, len(ids)).mask() for kind in model.kinds]
+        return numpy_forward(model, np.concatenate([words, picture]), masks)
+
     image_losses, text_losses = [], []
-    for ids, length, codes in zip(text.numpy(), valid.numpy().sum(1), image.numpy(), strict=True):
-        ids = ids[:length]
-        words = w["text_embedding.weight"][ids] + w["text_position.weight"][:length]
-        for direction in Direction:
-            to_image = direction is Direction.TEXT_TO_IMAGE
-            inputs = np.concatenate([[11], codes[:-1]]) if to_image else codes
-            segments = (0, 3) if to_image else (1, 2)
-            picture = w["image_embedding.weight"][inputs] + position + w["segment.weight"][segments[1]]
-            x = np.concatenate([words + w["segment.weight"][segments[0]], picture])
-            hidden = numpy_forward(model, x, Pattern(length, 3, 3, direction).mask())
-            if to_image:
-                log_p = log_softmax(hidden[length:] @ w["image_head"])
-                image_losses.append(-log_p[np.arange(9), codes])
-            else:
-                log_p = log_softmax(hidden[: length - 1] @ w["text_head"])
-                text_losses.append(-log_p[np.arange(length - 1), ids[1:]])
+    for i in range(3):
+        prompt = batch.prompt[i].numpy()[: batch.prompt_valid[i].numpy().sum()]
+        states = hidden(Direction.TEXT_TO_IMAGE, prompt, batch.image_read[i].numpy(), (0, 3))
+        log_p = log_softmax(states[len(prompt) - 1 : -1] @ w["image_head"])
+        image_losses.append(-log_p[slots, batch.image[i].numpy()])
+        text = batch.text[i].numpy()[: batch.valid[i].numpy().sum()]
+        states = hidden(Direction.IMAGE_TO_TEXT, text, batch.image_read[i].numpy(), (1, 2))
+        log_p = log_softmax(states[: len(text) - 1] @ w["text_head"])
+        text_losses.append(-log_p[np.arange(len(text) - 1), text[1:]])
     image_losses, text_losses = np.concatenate(image_losses), np.concatenate(text_losses)
     np.testing.assert_allclose(measured["txt2img"].item(), image_losses.mean(), rtol=1e-5)
     np.testing.assert_allclose(measured["img2txt"].item(), text_losses.mean(), rtol=1e-5)
-    expected = (image_losses.sum() + text_losses.sum()) / (3 * 9)
+    expected = (image_losses.sum() + text_losses.sum()) / (3 * N)
     np.testing.assert_allclose(measured["loss"].item(), expected, rtol=1e-5)
 
 
 def test_accuracies_count_likeliest_targets():
-    model = build()
-    text, valid, image = pairs()
-    bias = model.bias([Direction.TEXT_TO_IMAGE], valid)
-    hidden = model.hidden(model.embed(Direction.TEXT_TO_IMAGE, text, image), bias)
-    likeliest = model.image_logits(hidden[:, M:]).argmax(-1)
-    expected = (likeliest == image).astype("float32").mean().item()
-    assert model.loss(text, valid, image)["txt2img_accuracy"].item() == pytest.approx(expected)
+    model, batch = build(), pairs()
+    inputs = model.embed(Direction.TEXT_TO_IMAGE, batch.prompt, batch.image_read)
+    hidden = model.hidden(inputs, [(Direction.TEXT_TO_IMAGE, batch.prompt_valid)])
+    first = last_real(hidden[:, :M], batch.prompt_valid).unsqueeze(1)
+    likeliest = model.image_logits(paddle.concat([first, hidden[:, M:-1]], 1)).argmax(-1)
+    expected = (likeliest == batch.image).astype("float32").mean().item()
+    assert model.loss(batch)["txt2img_accuracy"].item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("extra", [1, 2])
 def test_padding_changes_nothing(extra):
     """Neither how much padding there is nor what stands in it changes losses or gradients."""
-    model = build()
-    text, valid, image = pairs()
-    more_text = paddle.concat([paddle.where(valid, text, paddle.full_like(text, 5)), paddle.full([3, extra], 9, "int64")], 1)
-    more_valid = paddle.concat([valid, paddle.zeros([3, extra], "bool")], 1)
+    model, batch = build(), pairs()
+
+    def padded(ids, valid):
+        changed = paddle.where(valid, ids, paddle.full_like(ids, 5))
+        return paddle.concat([changed, paddle.full([3, extra], 9, "int64")], 1)
+
+    more = paddle.zeros([3, extra], "bool")
+    longer = replace(
+        batch,
+        text=padded(batch.text, batch.valid),
+        valid=paddle.concat([batch.valid, more], 1),
+        prompt=padded(batch.prompt, batch.prompt_valid),
+        prompt_valid=paddle.concat([batch.prompt_valid, more], 1),
+    )
     results = []
-    for batch in ((text, valid, image), (more_text, more_valid, image)):
-        losses = model.loss(*batch)
+    for given in (batch, longer):
+        losses = model.loss(given)
         losses["loss"].backward()
-        results.append(([v.item() for v in losses.values()], model.blocks[0].attention.qkv.weight.grad.numpy()))
+        results.append(([v.item() for v in losses.values()], model.blocks[0].attention.key.weight.grad.numpy()))
         model.clear_gradients()
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
     np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-6)
 
 
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("direction", Direction)
-def test_cached_slots_equal_the_full_forward(direction):
+def test_decoding_equals_the_full_forward_at_every_step(plan, direction):
+    """Two candidates for each of three sources of different lengths; every hidden state of the target."""
+    model, batch = build(with_plan(plan)), pairs()
+    to_image = direction is Direction.TEXT_TO_IMAGE
+    source, valid = (batch.prompt, batch.prompt_valid) if to_image else (batch.image, paddle.ones([3, N], "bool"))
+    targets = paddle.randint(0, 11, [6, N if to_image else M])
+    twice = paddle.repeat_interleave(source, 2, 0)
+    inputs = model.embed(direction, *((twice, targets) if to_image else (targets, twice)))
+    text_valid = paddle.to_tensor(valid.numpy().repeat(2, 0)) if to_image else paddle.ones([6, M], "bool")
+    full = model.hidden(inputs, [(direction, text_valid)]).numpy()
+
+    read, state = model.start(direction, source, valid, 2, M)
+    own = valid.numpy()
+    source_states = full[::2, :M] if to_image else full[::2, M:]
+    np.testing.assert_allclose(read.numpy()[own], source_states[own], atol=1e-5)
+    for k in range(targets.shape[1]):
+        step = model.step(state, targets[:, k], np.full(6, k))
+        np.testing.assert_allclose(step.numpy(), full[:, (M if to_image else 0) + k], atol=1e-5)
+
+
+def test_sequences_of_a_batch_may_stand_at_different_positions():
+    model, batch = build(), pairs()
+    tokens = paddle.randint(0, 11, [3, N])
+    together = model.start(Direction.TEXT_TO_IMAGE, batch.prompt, batch.prompt_valid, 1, M)[1]
+    late = model.start(Direction.TEXT_TO_IMAGE, batch.prompt, batch.prompt_valid, 1, M)[1]
+    behind = np.array([0, 2, 5])  # sequence i starts that many steps later, and until then rewrites its first slot
+    states = {}
+    for k in range(N):
+        states[k] = model.step(together, tokens[:, k], np.full(3, k)).numpy()
+    for now in range(N + 5):
+        positions = np.clip(now - behind, 0, N - 1)
+        step = model.step(late, paddle.to_tensor(tokens.numpy()[np.arange(3), positions]), positions).numpy()
+        for i in range(3):
+            np.testing.assert_allclose(step[i], states[positions[i]][i], atol=1e-5)
+
+
+def test_a_selected_sequence_goes_on_as_the_one_it_was_taken_from():
     model = build()
-    text, valid, image = pairs()
-    bias = model.bias([direction], valid)
-    full = model.hidden(model.embed(direction, text, image), bias)
-    pattern = Pattern(M, 3, 3, direction)
-    inputs = model.embed(direction, text, image)
-    caches = model.caches(3, M)
-    model.hidden_cached(inputs[:, pattern.source], caches, pattern.source, bias)
-    for slot in range(pattern.target.start, pattern.target.stop):
-        now = slice(slot, slot + 1)
-        step = model.hidden_cached(inputs[:, now], caches, now, bias)
-        reached = valid.numpy()[:, slot] if slot < M else slice(None)  # padded text slots are never decoded
-        np.testing.assert_allclose(step[:, 0].numpy()[reached], full[:, slot].numpy()[reached], atol=1e-5)
+    image, valid = paddle.randint(0, 11, [1, N]), paddle.ones([1, N], "bool")
+    written = paddle.randint(0, 11, [3, 5])
+    state = model.start(Direction.IMAGE_TO_TEXT, image, valid, 3, M)[1]
+    for k in range(4):
+        expected = model.step(state, written[:, k], np.full(3, k))
+    expected = model.step(state, written[:, 4], np.full(3, 4))
+    state.select(paddle.to_tensor([2, 2, 0]))
+    again = model.step(state, paddle.gather(written[:, 4], paddle.to_tensor([2, 2, 0])), np.full(3, 4))
+    np.testing.assert_allclose(again.numpy(), expected.numpy()[[2, 2, 0]], atol=1e-6)
+
+
+def test_a_sparse_plan_remembers_less_and_shares_the_prompt():
+    def size(plan, prompts, candidates):
+        model = ViLG(with_plan(plan))
+        text = paddle.ones([prompts, M], "int64")
+        return model.start(Direction.TEXT_TO_IMAGE, text, text > 0, candidates, M)[1].bytes
+
+    # In floats of one width (hidden 16): keys and values of the text, then of the target or its layer inputs.
+    text, dense, row, column, convolution = 2 * M, 2 * N, SIDE + 1, N, SIDE + 2
+    assert size("dense", 2, 3) == 4 * 16 * 4 * (2 * text + 6 * dense)
+    assert size("paper", 2, 3) == 4 * 16 * (4 * 2 * text + 6 * (row + column + row + convolution))
 
 
 def test_tied_embeddings_are_the_head():
     model = build(replace(CONFIG, transformer=replace(CONFIG.transformer, tie_embeddings=True)))
     hidden = paddle.randn([2, 16])
-    np.testing.assert_allclose(
-        model.image_logits(hidden).numpy(), hidden.numpy() @ model.image_embedding.weight.numpy()[:11].T, rtol=1e-5
-    )
-    np.testing.assert_allclose(
-        model.text_logits(hidden).numpy(), hidden.numpy() @ model.text_embedding.weight.numpy().T, rtol=1e-5
-    )
-    model.loss(*pairs())["loss"].backward()
+    for logits, table in ((model.image_logits, model.image_embedding), (model.text_logits, model.text_embedding)):
+        np.testing.assert_allclose(logits(hidden).numpy(), hidden.numpy() @ table.weight.numpy().T, atol=1e-5)
+    model.loss(pairs())["loss"].backward()
     assert model.image_embedding.weight.grad is not None
 
 
 def test_text_table_of_another_width_is_projected():
     model = build(replace(CONFIG, text=replace(CONFIG.text, embedding_width=6)))
     assert model.text_embedding.weight.shape == [23, 6]
-    assert np.isfinite(model.loss(*pairs())["loss"].item())
+    assert np.isfinite(model.loss(pairs())["loss"].item())
 
 
 def test_linear_equals_paddles_with_gradients():

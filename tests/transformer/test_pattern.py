@@ -1,22 +1,125 @@
-"""The prefix mask against its definition, slot by slot."""
+"""The patterns against their definition, slot by slot, and their blocks and cache slots against the mask."""
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ppvilg.transformer.pattern import Direction, Pattern
 
+KINDS = ["dense", "row", "column", "convolution"]
 
-@pytest.mark.parametrize("direction", Direction)
-@pytest.mark.parametrize(("m", "rows", "columns"), [(1, 1, 1), (3, 2, 2), (5, 3, 4), (2, 4, 3)])
-def test_mask_against_the_definition(m, rows, columns, direction):
-    pattern = Pattern(m, rows, columns, direction)
+
+@st.composite
+def patterns(draw) -> Pattern:
+    return Pattern(
+        text_length=draw(st.integers(1, 5)),
+        rows=draw(st.integers(1, 6)),
+        columns=draw(st.integers(1, 6)),
+        direction=draw(st.sampled_from(Direction)),
+        kind=draw(st.sampled_from(KINDS)),
+        kernel=draw(st.sampled_from([1, 3, 5, 11])),
+        strict_row=draw(st.booleans()),
+    )
+
+
+def expected(pattern: Pattern, query: int, key: int) -> bool:
+    """The table in the module's docstring, in words."""
+    m, to_image = pattern.text_length, pattern.direction is Direction.TEXT_TO_IMAGE
+    query_is_text, key_is_text = query < m, key < m
+    query_is_source, key_is_source = query_is_text == to_image, key_is_text == to_image
+    if query_is_source != key_is_source:
+        return key_is_source
+    if not query_is_source and key > query:
+        return False
+    if query_is_text:
+        return True
+    query, key = query - m, key - m
+    (qr, qc), (kr, kc) = divmod(query, pattern.columns), divmod(key, pattern.columns)
+    if pattern.kind == "row" and to_image and not pattern.strict_row:
+        return key in range(query - pattern.columns, query + 1)
+    if pattern.kind == "row":
+        return qr == kr
+    if pattern.kind == "column":
+        return qc == kc
+    if pattern.kind == "convolution":
+        return abs(qr - kr) <= pattern.kernel // 2 and abs(qc - kc) <= pattern.kernel // 2
+    return True
+
+
+@settings(deadline=None, max_examples=150)
+@given(patterns())
+def test_mask_against_the_definition(pattern):
     mask = pattern.mask()
-    n = rows * columns
-    assert mask.shape == (m + n, m + n)
-    for query in range(m + n):
-        for key in range(m + n):
-            query_is_text, key_is_text = query < m, key < m
-            source_is_text = direction is Direction.TEXT_TO_IMAGE
-            query_is_source, key_is_source = query_is_text == source_is_text, key_is_text == source_is_text
-            # Source tokens see the source and nothing else; target tokens see it and the target up to themselves.
-            expected = key_is_source or (not query_is_source and key <= query)
-            assert mask[query, key] == expected, (query, key)
+    length = pattern.text_length + pattern.rows * pattern.columns
+    assert mask.shape == (length, length)
+    for query in range(length):
+        for key in range(length):
+            assert mask[query, key] == expected(pattern, query, key), (query, key)
+
+
+def test_rows_columns_and_window_of_a_small_grid():
+    """One query of a 4x4 grid, drawn: x is seen, the query is the last x of text -> image."""
+    pictures = {
+        ("row", Direction.TEXT_TO_IMAGE): "..../..xx/xxx./....",
+        ("row", Direction.IMAGE_TO_TEXT): "..../..../xxxx/....",
+        ("column", Direction.TEXT_TO_IMAGE): "..x./..x./..x./....",
+        ("column", Direction.IMAGE_TO_TEXT): "..x./..x./..x./..x.",
+        ("convolution", Direction.TEXT_TO_IMAGE): "..../.xxx/.xx./....",
+        ("convolution", Direction.IMAGE_TO_TEXT): "..../.xxx/.xxx/.xxx",
+    }
+    for (kind, direction), drawn in pictures.items():
+        mask = Pattern(2, 4, 4, direction, kind, kernel=3).mask()[2 + 10, 2:].reshape(4, 4)
+        assert "/".join("".join("x" if seen else "." for seen in row) for row in mask) == drawn, (kind, direction)
+
+
+@settings(deadline=None, max_examples=150)
+@given(patterns())
+def test_blocks_hold_exactly_the_visible_pairs(pattern):
+    for blocks, mask in (
+        (pattern.text_blocks(), pattern.mask()[: pattern.text_length, : pattern.text_length]),
+        (pattern.image_blocks(), pattern.mask()[pattern.text_length :, pattern.text_length :]),
+    ):
+        rebuilt = np.zeros_like(mask)
+        for group in range(blocks.groups):
+            for i in range(blocks.size):
+                query = slot(blocks, group, i)
+                for j in range(blocks.size * (blocks.above + 1 + blocks.below)):
+                    neighbour = group - blocks.above + j // blocks.size
+                    if blocks.mask is not None and not blocks.mask[group, i, j]:
+                        continue
+                    assert 0 <= neighbour < blocks.groups, "a key beyond the edge is seen"
+                    key = slot(blocks, neighbour, j % blocks.size)
+                    assert not rebuilt[query, key], "a key is there twice"
+                    rebuilt[query, key] = True
+        np.testing.assert_array_equal(rebuilt, mask)
+
+
+def slot(blocks, group: int, i: int) -> int:
+    return i * blocks.groups + group if blocks.transposed else group * blocks.size + i
+
+
+@settings(deadline=None, max_examples=150)
+@given(patterns())
+def test_cache_slots_keep_every_visible_token(pattern):
+    """Written one after another into rings, every token that the mask shows is still there when it is read."""
+    slots = pattern.cache_slots()
+    part = pattern.mask()
+    m = pattern.text_length
+    part = part[m:, m:] if pattern.to_image else part[:m, :m]
+    buffer = np.full(slots.groups * slots.capacity, -1)
+    for k in range(len(part)):
+        position = np.array([k])
+        buffer[slots.write(position)] = k
+        held = slots.held(position)[0]
+        np.testing.assert_array_equal(buffer[slots.ring(position)[0]], held)
+        seen = (held >= 0) & pattern.target_sees(position[:, None], held[None])[0]
+        assert sorted(held[seen]) == np.flatnonzero(part[k]).tolist()
+
+
+@pytest.mark.parametrize(("kind", "slots"), [("dense", 1024), ("row", 33), ("column", 1024), ("convolution", 5 * 32 + 6)])
+def test_sizes_on_the_papers_grid(kind, slots):
+    found = Pattern(64, 32, 32, Direction.TEXT_TO_IMAGE, kind).cache_slots()
+    assert found.groups * found.capacity == slots
+    largest = {"dense": 1024 * 1024, "row": 1024 * 64, "column": 1024 * 32, "convolution": 1024 * 192}[kind]
+    assert Pattern(64, 32, 32, Direction.TEXT_TO_IMAGE, kind).image_blocks().mask.size == largest

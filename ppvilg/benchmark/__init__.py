@@ -1,0 +1,1 @@
+"""Measuring speed and memory, always of several things in turn."""

@@ -1,0 +1,85 @@
+"""Whole training steps, of a config against its dense plan or against the same model in PyTorch."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import paddle
+
+from ppvilg.benchmark.timing import Timing, allocated, interleaved
+from ppvilg.config import AttentionConfig, Config
+from ppvilg.training.loop import Scalars, Task, run_step
+from ppvilg.training.optimizer import Optimizer, WeightAverage
+from ppvilg.training.vilg import pairs_losses
+from ppvilg.transformer.model import Pairs, ViLG
+
+DENSE = AttentionConfig(plan=["dense"], last=None)
+
+
+class RandomPairs:
+    """Stands for the transformer's task, with random tokens instead of data."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.model = ViLG(config)
+        self.modules = {"model": self.model}
+
+    def losses(self, batch: Pairs, step: int) -> Iterator[tuple[str, paddle.Tensor, Scalars]]:
+        """As the real task's."""
+        yield pairs_losses(self.model, self.config, batch)
+
+
+def random_pairs(config: Config, count: int) -> Pairs:
+    """Pairs with texts of the longest length, random tokens and pictures."""
+    random = np.random.default_rng(0)
+    text = random.integers(5, config.text.vocabulary_size, [count, config.text.max_length])
+    image = random.integers(0, config.vqgan.codebook.size, [count, config.image_tokens])
+    pairs = Pairs.plain(text, np.ones(text.shape, dtype=bool), image)
+    if not config.transformer.reconstructor:
+        return pairs
+    size = config.data.image_size
+    return replace(pairs, pictures=random.uniform(-1, 1, [count, 3, size, size]).astype(np.float32))
+
+
+def dense(config: Config) -> Config:
+    """The same with every layer dense."""
+    return replace(config, transformer=replace(config.transformer, attention=DENSE))
+
+
+def step_of(task: Task, config: Config, batches: list) -> Callable[[], None]:
+    """One training step: losses and gradients of all micro-batches, clipping, AdamW, moving average."""
+    optimizers = {name: Optimizer(module, config.train) for name, module in task.modules.items()}
+    average = WeightAverage(task.modules["model"], config.train.ema_decay) if config.train.ema_decay else None
+
+    def step() -> None:
+        run_step(task, optimizers, batches, 0, config.train.learning_rate)
+        if average is not None:
+            average.update(1000)
+
+    return step
+
+
+def time_transformer(config: Config, versus: list[str], repetitions: int) -> list[Timing]:
+    """Training steps of a transformer config on random pairs; `versus` may name dense and torch, which then come first."""
+    size = config.train.batch_size // config.train.accumulate
+    batches = [random_pairs(config, size)] * config.train.accumulate
+    runs: dict[str, Callable[[], object]] = {}
+    task = RandomPairs(config)
+    for peer in versus:
+        if peer == "dense":
+            runs[peer] = step_of(RandomPairs(dense(config)), dense(config), batches)
+        else:
+            from ppvilg.benchmark.peers.torch_vilg import torch_step
+
+            runs[peer] = torch_step(config, task.model, batches)
+    runs["ours"] = step_of(task, config, batches)
+    return interleaved(runs, repetitions, config.train.batch_size, "pairs", foreign=("torch",))
+
+
+def activation_bytes(config: Config) -> int:
+    """What a forward pass over a micro-batch keeps for its backward."""
+    task = RandomPairs(config)
+    batch = random_pairs(config, config.train.batch_size // config.train.accumulate)
+    before = allocated()
+    kept = next(task.losses(batch, 0))
+    return allocated() - before if kept is not None else 0
