@@ -17,7 +17,7 @@ from ppvilg import checkpoint
 from ppvilg.config import Config
 from ppvilg.data.pictures import decode_picture
 from ppvilg.errors import UserError
-from ppvilg.generate.decoding import search_texts, write_images, write_texts
+from ppvilg.generate.decoding import Written, search_texts, write_images, write_texts
 from ppvilg.generate.painting import PictureDecoder, paint
 from ppvilg.generate.sampling import Sampling
 from ppvilg.pictures import to_model
@@ -110,7 +110,7 @@ class Pipeline:
         rows, columns = self.config.grid
         if not 0 < keep_rows < rows:
             raise UserError(f"keep_rows is {keep_rows}: the picture has {rows} rows of tokens, keep 1 to {rows - 1}")
-        given = self._tokens([picture])[0, : keep_rows * columns]
+        given = self.tokens([picture])[0, : keep_rows * columns]
         *_, last = self._written([prompt], samples, seed, sampling, decoder, 0, given)
         return last[0]
 
@@ -134,7 +134,7 @@ class Pipeline:
             raise UserError("a beam search finds one caption and draws nothing: give beams, or samples and temperature")
         if sampling.guidance != 1:
             raise UserError("guidance is for pictures: captions have none")
-        tokens = self._tokens(pictures)
+        tokens = self.tokens(pictures)
         longest = self.config.text.max_length
         at_once = max(1, _BATCH // max(samples, beams))
         captions = []
@@ -147,6 +147,22 @@ class Pipeline:
                 texts = write_texts(self.model, part, self.text, longest, seeds, sampling)
             captions += [self.text.decode(ids) for ids in texts]
         return [captions[i : i + samples] for i in range(0, len(captions), samples)]
+
+    def write(self, prompts: list[str], seeds: list[int], sampling: Sampling, read_last: bool = False) -> Written:
+        """All image tokens for each prompt, len(seeds) / len(prompts) candidates of each, not painted yet."""
+        *_, written = write_images(self.model, self.encode_prompts(prompts), self.text, seeds, sampling, None, read_last)
+        return written
+
+    def encode_prompts(self, prompts: list[str]) -> list[list[int]]:
+        """Token ids; raises `UserError` for an empty or overlong prompt."""
+        return [encode_prompt(self.text, prompt, self.config.text.max_length) for prompt in prompts]
+
+    def tokens(self, pictures: list[Picture]) -> np.ndarray:
+        """Image tokens int64 [B, n] of pictures."""
+        size = self.config.data.image_size
+        arrays = [decode_picture(p, size) if isinstance(p, bytes) else _fitted(p, size) for p in pictures]
+        parts = (arrays[first : first + _BATCH] for first in range(0, len(arrays), _BATCH))
+        return np.concatenate([self.vqgan.encode(paddle.to_tensor(to_model(np.stack(p)))).flatten(1).numpy() for p in parts])
 
     def _written(
         self,
@@ -162,7 +178,7 @@ class Pipeline:
             raise UserError("this model has no reconstructor (transformer.reconstructor): use the decoder `codebook`")
         if sampling.guidance != 1 and not self.config.train.text_drop:
             raise UserError("this model was trained without text_drop, so it knows no empty text: use guidance 1")
-        texts = [encode_prompt(self.text, prompt, self.config.text.max_length) for prompt in prompts]
+        texts = self.encode_prompts(prompts)
         done: list[np.ndarray] = []
         for part, first, last in _batches(len(texts), samples):
             seeds = [seed + i for i in range(first, last)] * len(part)
@@ -178,13 +194,6 @@ class Pipeline:
                         done = pictures
                     if len(pictures) == len(texts) * samples or not complete:
                         yield [pictures[i * samples : (i + 1) * samples] for i in range(len(texts))]
-
-    def _tokens(self, pictures: list[Picture]) -> np.ndarray:
-        """Int64 [B, n]."""
-        size = self.config.data.image_size
-        arrays = [decode_picture(p, size) if isinstance(p, bytes) else _fitted(p, size) for p in pictures]
-        parts = (arrays[first : first + _BATCH] for first in range(0, len(arrays), _BATCH))
-        return np.concatenate([self.vqgan.encode(paddle.to_tensor(to_model(np.stack(p)))).flatten(1).numpy() for p in parts])
 
 
 def _batches(prompts: int, samples: int) -> Iterator[tuple[range, int, int]]:

@@ -24,11 +24,13 @@ def main() -> int:
     overrides = [f"train.output={run_folder}", f"train.tokenizer={tokenizer_run}"]
     transformer = load_config(arguments.config, overrides)
 
+    from ppvilg import training
+
     seconds = {}
     for name, config in (("tokenizer", tokenizer), ("transformer", transformer)):
         print(f"training the {name}: {config.train.steps} steps into {config.train.output}", flush=True)
         began = time.perf_counter()
-        if not train_to_the_end(config):
+        if not training.finish(config):
             print("interrupted and saved; the same command continues")
             return 130
         seconds[name] = time.perf_counter() - began
@@ -45,15 +47,6 @@ def main() -> int:
     for name in ("grid.png", "captions.png", "captions.txt", "reconstructions.png"):
         print(arguments.output / name)
     return 0
-
-
-def train_to_the_end(config: Config) -> bool:
-    """Train, from the last checkpoint if there is one; False if it was interrupted."""
-    from ppvilg import checkpoint, training
-
-    if any(path.name == f"step-{config.train.steps:08d}" for path in checkpoint.checkpoints(Path(config.train.output))):
-        return True
-    return training.start(config, resume=True)
 
 
 def draw(run_folder: Path, prompts: Path, output: Path) -> None:

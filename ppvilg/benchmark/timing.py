@@ -33,21 +33,26 @@ def peak_of(run: Callable[[], object]) -> int:
     return core.host_memory_stat_peak_value("Allocated", 0) - before
 
 
+_REST = 0.3  # seconds before each run beside a foreign library: paddle's idle threads keep a core busy for that long
+
+
 def interleaved(
-    runs: dict[str, Callable[[], object]], repetitions: int, made: int, unit: str, foreign: tuple[str, ...] = ()
+    runs: dict[str, Callable[[], object]], repetitions: int, made: int, unit: str, foreign: str | None = None
 ) -> list[Timing]:
     """Each of `runs` once in every round, so that what else the machine does falls on all alike; one round more to warm up.
 
-    `foreign` names those whose memory paddle's allocator does not see.
+    `foreign` is the run that uses another library than paddle, whose memory paddle's allocator does not see.
     """
     memory = {name: peak_of(run) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repetitions):
         for name, run in runs.items():
+            if foreign in runs:
+                time.sleep(_REST)
             began = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - began)
-    return [Timing(name, seconds[name], made, unit, None if name in foreign else memory[name]) for name in runs]
+    return [Timing(name, seconds[name], made, unit, None if name == foreign else memory[name]) for name in runs]
 
 
 def table(timings: list[Timing]) -> str:

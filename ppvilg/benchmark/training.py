@@ -8,10 +8,12 @@ import paddle
 
 from ppvilg.benchmark.timing import Timing, allocated, interleaved
 from ppvilg.config import AttentionConfig, Config
+from ppvilg.errors import UserError
 from ppvilg.training.loop import Scalars, Task, run_step
 from ppvilg.training.optimizer import Optimizer, WeightAverage
 from ppvilg.training.vilg import pairs_losses
 from ppvilg.transformer.model import Pairs, ViLG
+from ppvilg.transformer.pattern import Direction
 
 DENSE = AttentionConfig(plan=["dense"], last=None)
 
@@ -59,6 +61,26 @@ def step_of(task: Task, config: Config, batches: list) -> Callable[[], None]:
     return step
 
 
+def torch_step_of(model: ViLG, config: Config, batches: list[Pairs]) -> Callable[[], float]:
+    """The same step by the same model in PyTorch, starting from the same weights."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise UserError("torch is not installed: pip install -r requirements-bench.txt") from None
+    from ppvilg.benchmark.peers.torch_vilg import TorchViLG, copy_weights, training_step
+
+    peer = TorchViLG(config, model.kinds)
+    copy_weights(peer, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    m = batches[0].text.shape[1]
+    patterns = {
+        kind: torch.from_numpy(np.stack([model.pattern(kind, direction, m).mask() for direction in Direction]))
+        for kind in set(model.kinds)
+    }
+    tensors = [tuple(map(torch.from_numpy, (pairs.text, pairs.valid, pairs.image))) for pairs in batches]
+    step = training_step(peer, config.train)
+    return lambda: step(tensors, patterns)
+
+
 def time_transformer(config: Config, versus: list[str], repetitions: int) -> list[Timing]:
     """Training steps of a transformer config on random pairs; `versus` may name dense and torch, which then come first."""
     size = config.train.batch_size // config.train.accumulate
@@ -69,11 +91,9 @@ def time_transformer(config: Config, versus: list[str], repetitions: int) -> lis
         if peer == "dense":
             runs[peer] = step_of(RandomPairs(dense(config)), dense(config), batches)
         else:
-            from ppvilg.benchmark.peers.torch_vilg import torch_step
-
-            runs[peer] = torch_step(config, task.model, batches)
+            runs[peer] = torch_step_of(task.model, config, batches)
     runs["ours"] = step_of(task, config, batches)
-    return interleaved(runs, repetitions, config.train.batch_size, "pairs", foreign=("torch",))
+    return interleaved(runs, repetitions, config.train.batch_size, "pairs", foreign="torch")
 
 
 def activation_bytes(config: Config) -> int:

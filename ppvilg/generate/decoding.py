@@ -109,10 +109,11 @@ def search_texts(
         for i in range(pictures):
             likeliest = np.argsort(-scores[i].ravel(), kind="stable")[: 2 * beams]  # at most half of them end
             live = []
-            for beam, token_id in zip(*np.unravel_index(likeliest, scores[i].shape), strict=True):
+            for rank, (beam, token_id) in enumerate(zip(*np.unravel_index(likeliest, scores[i].shape), strict=True)):
                 total = scores[i, beam, token_id]
                 if token_id == tokenizer.end:
-                    ended[i].append((total / (k + 1) ** length_penalty, texts[i][beam]))
+                    if rank < beams:  # so that one beam is greedy
+                        ended[i].append((total / (k + 1) ** length_penalty, texts[i][beam]))
                 elif len(live) < beams:
                     live.append((total, beam, token_id))
             ended[i] = sorted(ended[i], key=lambda scored: -scored[0])[:beams]

@@ -1,5 +1,7 @@
 """Training: a loop, and one small file for each thing that is trained."""
 
+from pathlib import Path
+
 from ppvilg.config import Config
 
 
@@ -20,3 +22,13 @@ def start(config: Config, resume: bool = False) -> bool:
     from ppvilg.training.loop import train
 
     return train(config, build_task(config), resume)
+
+
+def finish(config: Config) -> bool:
+    """Train what a config describes, from its last checkpoint if there is one, unless that is its last step's already; False if
+    it was interrupted (and saved)."""
+    from ppvilg import checkpoint
+
+    if any(path.name == f"step-{config.train.steps:08d}" for path in checkpoint.checkpoints(Path(config.train.output))):
+        return True
+    return start(config, resume=True)

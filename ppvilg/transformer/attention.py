@@ -16,13 +16,19 @@ from ppvilg.transformer.pattern import HIDDEN, Blocks, Pattern
 
 @dataclass(frozen=True)
 class Part:
-    """The source or the target part of the sequence as one layer kind computes it."""
+    """The source or the target part of the sequence as one layer kind computes it: a pattern's blocks on the device."""
 
-    blocks: Blocks
+    groups: int
+    order: paddle.Tensor | None
+    """Int64 [B · L]: the rows of a batch [B · L, hidden], group after group; None where they stand so already."""
+    inverse: paddle.Tensor | None
+    """Int64 [B · L]: the order back."""
+    keys: paddle.Tensor | None
+    """Int64 [B · groups · keys]: the rows that each group reads; None where they are those of `order`."""
     bias: paddle.Tensor | None
-    """Float32 [B, heads, groups, size, keys], added to the scores; None where every key is seen. The keys of the target part are
-    first all those of the source, then the group's. Laid out in full, since paddle's broadcasting addition is several times
-    slower."""
+    """Float32 [B, heads, groups, size, keys], added to the scores; None where every key is seen. The keys of the target part
+    are first all those of the source, then the group's. Laid out in full, since paddle's broadcasting addition is several
+    times slower."""
 
 
 @dataclass(frozen=True)
@@ -48,27 +54,43 @@ def view(pattern: Pattern, text_valid: paddle.Tensor, heads: int) -> View:
     batch, m = text_valid.shape
     text, image = pattern.text_blocks(), pattern.image_blocks()
     # A padded slot sees itself, so that its (unused) row has a softmax.
-    text_seen = (_mask(text, batch) & text_valid.unsqueeze([1, 2])) | paddle.to_tensor(np.eye(m, dtype=bool))
+    text_seen = (_shown(text, batch) & text_valid.unsqueeze([1, 2])) | paddle.to_tensor(np.eye(m, dtype=bool))
     if pattern.to_image:
-        source_seen = text_valid.reshape([batch, 1, 1, m]).expand([batch, image.groups, image.size, m])
-        target = Part(image, _bias([source_seen, _mask(image, batch)], heads))
-        return View(pattern, Part(text, _bias([text_seen], heads)), target)
+        groups, size = image.queries.shape
+        source_seen = text_valid.unsqueeze([1, 2]).expand([batch, groups, size, m])
+        target = _part(image, batch, _bias([source_seen, _shown(image, batch)], heads))
+        return View(pattern, _part(text, batch, _bias([text_seen], heads)), target)
     source_seen = paddle.ones([batch, 1, m, pattern.image_length], dtype="bool")
-    source = Part(image, None if image.mask is None else _bias([_mask(image, batch)], heads))
-    return View(pattern, source, Part(text, _bias([source_seen, text_seen], heads)))
+    source = _part(image, batch, None if image.mask.all() else _bias([_shown(image, batch)], heads))
+    return View(pattern, source, _part(text, batch, _bias([source_seen, text_seen], heads)))
 
 
-def _mask(blocks: Blocks, batch: int) -> paddle.Tensor:
+def _shown(blocks: Blocks, batch: int) -> paddle.Tensor:
     """Bool [B, groups, size, keys]."""
-    keys = blocks.size * (blocks.above + 1 + blocks.below)
-    mask = np.ones((blocks.groups, blocks.size, keys), dtype=bool) if blocks.mask is None else blocks.mask
-    return paddle.to_tensor(mask).unsqueeze(0).expand([batch, -1, -1, -1])
+    return paddle.to_tensor(blocks.mask).unsqueeze(0).expand([batch, -1, -1, -1])
 
 
 def _bias(seen: list[paddle.Tensor], heads: int) -> paddle.Tensor:
     """Parts bool [B, groups, size, keys] -> float32 [B, heads, groups, size, all keys]."""
     bias = paddle.where(paddle.concat(seen, axis=-1), paddle.zeros([]), paddle.full([], HIDDEN))
     return bias.unsqueeze(1).expand([-1, heads, -1, -1, -1]).contiguous()
+
+
+def _part(blocks: Blocks, batch: int, bias: paddle.Tensor | None) -> Part:
+    order = blocks.queries.ravel()
+    firsts = np.arange(batch)[:, None] * order.size
+
+    def rows(tokens: np.ndarray) -> paddle.Tensor:
+        return paddle.to_tensor((firsts + tokens).ravel())
+
+    standing = (order[:-1] < order[1:]).all()
+    return Part(
+        len(blocks.queries),
+        None if standing else rows(order),
+        None if standing else rows(np.argsort(order)),
+        None if np.array_equal(blocks.queries, blocks.keys) else rows(blocks.keys.ravel()),
+        bias,
+    )
 
 
 class SelfAttention(nn.Layer):
@@ -110,8 +132,8 @@ class SelfAttention(nn.Layer):
 class BlockAttention(PyLayer):
     """softmax(q kᵀ / sqrt(width)) v of every query over the keys that its pattern shows.
 
-    The backward is written out: it keeps the softmax and nothing else of what lies between, and spares adding up the zero-padded
-    gradients that slices would leave behind.
+    The backward is written out: it keeps the softmax and nothing else of what lies between, and spares adding up the
+    zero-padded gradients that slices would leave behind.
     """
 
     @staticmethod
@@ -160,11 +182,9 @@ class _Operands(NamedTuple):
 
 def _operands(part: Part, heads: int, queries, keys, values, far_keys=None, far_values=None) -> _Operands:
     """From queries, keys, values [B, L, hidden] of a part and, for a target, keys and values [B, s, hidden] of its source."""
-    blocks = part.blocks
     scale = (queries.shape[-1] // heads) ** -0.5
     far = [None if t is None else _split_heads(t, heads) for t in (far_keys, far_values)]
-    near = [_neighbours(_grouped(t, heads, blocks), blocks) for t in (keys, values)]
-    return _Operands(_grouped(queries, heads, blocks) * scale, *near, *far)
+    return _Operands(_queries(queries, part, heads) * scale, *(_near(t, part, heads) for t in (keys, values)), *far)
 
 
 def _attend(part: Part, operands: _Operands) -> tuple[paddle.Tensor, paddle.Tensor]:
@@ -176,32 +196,33 @@ def _attend(part: Part, operands: _Operands) -> tuple[paddle.Tensor, paddle.Tens
     context = paddle.matmul(weights[..., far:], values)
     if far:
         context = context + paddle.matmul(_merged(weights[..., :far]), far_values).reshape(context.shape)
-    return _ungrouped(context, part.blocks), weights
+    return _queries_backward(context, part), weights
 
 
 def _attend_backward(part: Part, operands: _Operands, weights: paddle.Tensor, gradient: paddle.Tensor) -> tuple:
     """From the gradient [B, L, hidden] of `_attend`'s context those of queries, keys, values [B, L, hidden] and, for a target,
     of its source's keys and values [B, s, hidden]."""
     queries, keys, values, far_keys, far_values = operands
-    blocks, heads = part.blocks, queries.shape[1]
-    gradient = _grouped(gradient, heads, blocks)
+    gradient = _queries(gradient, part, queries.shape[1])
     of_weights = _products(gradient, far_values, values)
-    mean = paddle.matmul(weights * of_weights, paddle.ones([weights.shape[-1], 1]))  # a row sum, as a matrix product
-    of_scores = weights * (of_weights - mean)
+    # The softmax's gradient w (g - Σ w g), its row sums and their spreading as matrix products.
+    count = weights.shape[-1]
+    sums = paddle.matmul((weights * of_weights).reshape([-1, count]), paddle.ones([count, 1]))
+    of_scores = weights * (of_weights - paddle.matmul(sums, paddle.ones([1, count])).reshape(weights.shape))
 
     far = 0 if far_keys is None else far_keys.shape[2]
     near_scores, near_weights = of_scores[..., far:], weights[..., far:]
     of_queries = paddle.matmul(near_scores, keys)
-    of_keys = _neighbours_backward(paddle.matmul(near_scores, queries, transpose_x=True), blocks)
-    of_values = _neighbours_backward(paddle.matmul(near_weights, gradient, transpose_x=True), blocks)
+    of_keys = _near_backward(paddle.matmul(near_scores, queries, transpose_x=True), part)
+    of_values = _near_backward(paddle.matmul(near_weights, gradient, transpose_x=True), part)
     of_far = []
     if far:
         far_scores, far_weights = _merged(of_scores[..., :far]), _merged(weights[..., :far])
         of_queries = of_queries + paddle.matmul(far_scores, far_keys).reshape(of_queries.shape)
         for x, y in ((far_scores, queries), (far_weights, gradient)):
             of_far.append(_join_heads(paddle.matmul(x, _merged(y), transpose_x=True)))
-    of_queries = of_queries * queries.shape[-1] ** -0.5
-    return *(_ungrouped(t, blocks) for t in (of_queries, of_keys, of_values)), *of_far
+    of_queries = _queries_backward(of_queries * queries.shape[-1] ** -0.5, part)
+    return of_queries, of_keys, of_values, *of_far
 
 
 def _products(x: paddle.Tensor, far: paddle.Tensor | None, near: paddle.Tensor) -> paddle.Tensor:
@@ -213,24 +234,50 @@ def _products(x: paddle.Tensor, far: paddle.Tensor | None, near: paddle.Tensor) 
     return paddle.concat([others.reshape([*x.shape[:4], far.shape[2]]), products], axis=-1)
 
 
+def _queries(x: paddle.Tensor, part: Part, heads: int) -> paddle.Tensor:
+    """[B, L, hidden] -> [B, heads, groups, size, width]."""
+    batch, length, hidden = x.shape
+    if part.order is not None:
+        x = paddle.gather(x.reshape([batch * length, hidden]), part.order)
+    return _split_groups(x, batch, part.groups, heads)
+
+
+def _queries_backward(x: paddle.Tensor, part: Part) -> paddle.Tensor:
+    """[B, heads, groups, size, width] -> [B, L, hidden]: the inverse of `_queries` and, since that only moves, its gradient."""
+    batch, heads, groups, size, width = x.shape
+    x = x.transpose([0, 2, 3, 1, 4]).reshape([batch * groups * size, heads * width])
+    if part.inverse is not None:
+        x = paddle.gather(x, part.inverse)
+    return x.reshape([batch, groups * size, heads * width])
+
+
+def _near(x: paddle.Tensor, part: Part, heads: int) -> paddle.Tensor:
+    """[B, L, hidden] -> what each group reads, [B, heads, groups, keys, width]."""
+    if part.keys is None:
+        return _queries(x, part, heads)
+    batch, length, hidden = x.shape
+    return _split_groups(paddle.gather(x.reshape([batch * length, hidden]), part.keys), batch, part.groups, heads)
+
+
+def _near_backward(gradient: paddle.Tensor, part: Part) -> paddle.Tensor:
+    """The gradient of `_near`'s input from that of its output: each key's, added up over the groups that read it."""
+    if part.keys is None:
+        return _queries_backward(gradient, part)
+    batch, heads, groups, keys, width = gradient.shape
+    rows = gradient.transpose([0, 2, 3, 1, 4]).reshape([batch * groups * keys, heads * width])
+    length = part.bias.shape[2] * part.bias.shape[3]
+    total = paddle.zeros([batch * length, heads * width], gradient.dtype)
+    return paddle.index_add(total, part.keys, 0, rows).reshape([batch, length, heads * width])
+
+
+def _split_groups(x: paddle.Tensor, batch: int, groups: int, heads: int) -> paddle.Tensor:
+    """[B · groups · k, hidden] in any shape -> [B, heads, groups, k, width]."""
+    return x.reshape([batch, groups, -1, heads, x.shape[-1] // heads]).transpose([0, 3, 1, 2, 4])
+
+
 def _merged(x: paddle.Tensor) -> paddle.Tensor:
     """[B, heads, groups, size, k] -> [B, heads, groups · size, k]."""
     return x.flatten(2, 3)
-
-
-def _grouped(x: paddle.Tensor, heads: int, blocks: Blocks) -> paddle.Tensor:
-    """[B, L, hidden] -> [B, heads, groups, size, width]."""
-    batch, _, hidden = x.shape
-    if blocks.transposed:
-        return x.reshape([batch, blocks.size, blocks.groups, heads, hidden // heads]).transpose([0, 3, 2, 1, 4])
-    return x.reshape([batch, blocks.groups, blocks.size, heads, hidden // heads]).transpose([0, 3, 1, 2, 4])
-
-
-def _ungrouped(x: paddle.Tensor, blocks: Blocks) -> paddle.Tensor:
-    """The inverse of `_grouped`."""
-    batch, heads, groups, size, width = x.shape
-    order = [0, 3, 2, 1, 4] if blocks.transposed else [0, 2, 3, 1, 4]
-    return x.transpose(order).reshape([batch, groups * size, heads * width])
 
 
 def _split_heads(x: paddle.Tensor, heads: int) -> paddle.Tensor:
@@ -242,34 +289,3 @@ def _split_heads(x: paddle.Tensor, heads: int) -> paddle.Tensor:
 def _join_heads(x: paddle.Tensor) -> paddle.Tensor:
     """The inverse of `_split_heads`."""
     return x.transpose([0, 2, 1, 3]).flatten(2)
-
-
-def _neighbours(x: paddle.Tensor, blocks: Blocks) -> paddle.Tensor:
-    """[B, heads, groups, size, width] -> [B, heads, groups, (above + 1 + below) · size, width]; zeros beyond the edges."""
-    reach = blocks.above + blocks.below
-    if not reach:
-        return x
-    padded = paddle.concat([*_edge(x, blocks.above), x, *_edge(x, blocks.below)], axis=2)
-    return paddle.concat([padded[:, :, i : i + blocks.groups] for i in range(reach + 1)], axis=3)
-
-
-def _neighbours_backward(gradient: paddle.Tensor, blocks: Blocks) -> paddle.Tensor:
-    """The gradient of `_neighbours`' input from that of its output: each group's, added up over the groups that read it."""
-    if not blocks.above + blocks.below:
-        return gradient
-    total = None
-    for i in range(blocks.above + 1 + blocks.below):
-        part = gradient[:, :, :, i * blocks.size : (i + 1) * blocks.size]
-        shift = i - blocks.above  # group g read group g + shift
-        if shift < 0:
-            part = paddle.concat([part[:, :, -shift:], *_edge(part, -shift)], axis=2)
-        elif shift > 0:
-            part = paddle.concat([*_edge(part, shift), part[:, :, :-shift]], axis=2)
-        total = part if total is None else total + part
-    return total
-
-
-def _edge(x: paddle.Tensor, groups: int) -> list[paddle.Tensor]:
-    """That many groups of zeros beside x [B, heads, groups, size, width], if any."""
-    batch, heads, _, size, width = x.shape
-    return [paddle.zeros([batch, heads, groups, size, width], x.dtype)] if groups else []

@@ -39,19 +39,14 @@ class Direction(Enum):
 
 @dataclass(frozen=True)
 class Blocks:
-    """One part of the sequence cut into `groups` of `size` queries that share their keys.
+    """One part of the sequence cut into groups of queries that share their keys."""
 
-    A group's keys are the slots of the `above` groups before it, its own, and those of the `below` groups after it. Groups
-    are stretches of consecutive slots or, where `transposed`, columns of the grid: every `groups`-th slot.
-    """
-
-    groups: int
-    size: int
-    above: int
-    below: int
-    transposed: bool
-    mask: np.ndarray | None
-    """Bool [groups, size, keys], True where the query sees the key; None where every query sees all keys of its group."""
+    queries: np.ndarray
+    """Int [groups, size]: the tokens of each group, every token of the part once."""
+    keys: np.ndarray
+    """Int [groups, keys]: the tokens that a group reads; 0 where there is none, which the mask hides."""
+    mask: np.ndarray
+    """Bool [groups, size, keys], True where the query sees the key."""
 
 
 @dataclass(frozen=True)
@@ -149,29 +144,26 @@ class Pattern:
 
     def text_blocks(self) -> Blocks:
         """The text part: one group."""
-        text = np.arange(self.text_length)
-        return Blocks(1, self.text_length, 0, 0, False, _unless_all(self.text_sees(text[:, None], text)[None]))
+        text = np.arange(self.text_length)[None]
+        return Blocks(text, text, self.text_sees(text[:, :, None], text[:, None, :]))
 
     def image_blocks(self) -> Blocks:
-        """The image part: rows, columns, or one group where there is nothing to save."""
-        groups, size, above, below = self.rows, self.columns, 0, 0
+        """The image part: its rows, its columns, or one group where there is nothing to save."""
+        image = np.arange(self.image_length).reshape(self.rows, self.columns)
+        above = below = 0  # further rows that a row of queries reads
         if self.kind == "column":
-            groups, size = self.columns, self.rows
+            image = image.T
         elif self.kind == "row":
             above = int(self._wraps)
         elif self.kind == "convolution":
             above = self.kernel // 2
             below = 0 if self.to_image else above
-        if self.kind == "dense" or (self.kind != "column" and above + 1 + below >= groups):
-            groups, size, above, below = 1, self.image_length, 0, 0
-        transposed = self.kind == "column"
-        members = np.arange(self.image_length)
-        members = members.reshape(size, groups).T if transposed else members.reshape(groups, size)
-        outside = np.full((1, size), -1)
-        padded = np.concatenate([outside] * above + [members] + [outside] * below)
-        keys = np.concatenate([padded[i : i + groups] for i in range(above + 1 + below)], axis=1)
-        mask = self.image_sees(members[:, :, None], keys[:, None, :]) & (keys >= 0)[:, None, :]
-        return Blocks(groups, size, above, below, transposed, _unless_all(mask))
+        if self.kind == "dense" or (self.kind != "column" and above + 1 + below >= self.rows):
+            image, above, below = image.reshape(1, -1), 0, 0
+        padded = np.pad(image, ((above, below), (0, 0)), constant_values=-1)
+        keys = np.concatenate([padded[i : i + len(image)] for i in range(above + 1 + below)], axis=1)
+        mask = self.image_sees(image[:, :, None], keys[:, None, :]) & (keys >= 0)[:, None, :]
+        return Blocks(image, np.maximum(keys, 0), mask)
 
     def cache_slots(self) -> CacheSlots:
         """Where decoding keeps the target: no more than a later token can still see."""
@@ -186,7 +178,3 @@ class Pattern:
             "convolution": reach * self.columns + reach + 1,  # back to the window's first row and column
         }[self.kind]
         return CacheSlots(1, min(kept, self.image_length))
-
-
-def _unless_all(mask: np.ndarray) -> np.ndarray | None:
-    return None if mask.all() else mask

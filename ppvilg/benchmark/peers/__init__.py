@@ -1,0 +1,1 @@
+"""What ppvilg's speed is compared with: the same transformer in PyTorch, and PaddleNLP's ARTIST."""
