@@ -39,15 +39,13 @@ def main() -> None:
 
 
 def attention_table(arguments: argparse.Namespace) -> None:
-    """Both directions together, then each."""
+    """Both directions together."""
     from ppvilg.benchmark.attention import time_attention
     from ppvilg.benchmark.timing import table
-    from ppvilg.transformer.pattern import Direction
 
     sizes = (arguments.hidden, arguments.heads, arguments.text_length, arguments.side, arguments.batch)
-    for directions in (list(Direction), *([d] for d in Direction)):
-        print(" and ".join(d.value.replace("_", " ") for d in directions))
-        print(table(time_attention(*sizes, arguments.repetitions, directions)))
+    for title, projections in (("without the projections", False), ("the whole layer", True)):
+        print(title, table(time_attention(*sizes, arguments.repetitions, projections)), sep="\n")
 
 
 def train_table(arguments: argparse.Namespace) -> None:

@@ -49,6 +49,5 @@ def read_gold(pipeline: Pipeline, prompts: list[str], pictures: np.ndarray) -> W
     direction = Direction.TEXT_TO_IMAGE
     text, valid = map(paddle.to_tensor, pad_batch(pipeline.encode_prompts(prompts), pipeline.text.pad))
     tokens = pipeline.tokens(list(pictures))
-    inputs = pipeline.model.embed(direction, text, paddle.to_tensor(tokens))
-    hidden = pipeline.model.hidden(inputs, [(direction, valid)])
-    return Written(tokens, paddle.unstack(hidden[:, text.shape[1] :], axis=1))
+    _, states = pipeline.model.hidden({direction: (text, valid)}, paddle.to_tensor(tokens))
+    return Written(tokens, paddle.unstack(states, axis=1))

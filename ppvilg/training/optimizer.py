@@ -25,6 +25,7 @@ class Optimizer:
     """AdamW over one module, with its state under the module's own parameter names."""
 
     def __init__(self, module: nn.Layer, config: TrainConfig):
+        self._clip_norm = config.clip_norm
         self._parameters = {name: p for name, p in module.named_parameters() if not p.stop_gradient}
         decayed = {p.name for p in self._parameters.values() if p.ndim > 1}  # no decay of biases and norms
         self._adam = paddle.optimizer.AdamW(
@@ -35,11 +36,12 @@ class Optimizer:
             weight_decay=config.weight_decay,
             apply_decay_param_fun=lambda name: name in decayed,
             parameters=list(self._parameters.values()),
-            grad_clip=nn.ClipGradByGlobalNorm(config.clip_norm) if config.clip_norm else None,
         )
 
     def step(self, rate: float) -> None:
-        """Apply the gradients at a learning rate and drop them."""
+        """Clip the gradients, apply them at a learning rate and drop them."""
+        if self._clip_norm:
+            clip_gradients(list(self._parameters.values()), self._clip_norm)
         self._adam.set_lr(rate)
         self._adam.step()
         self._adam.clear_grad(set_to_zero=False)
@@ -67,6 +69,19 @@ class Optimizer:
         self._adam.set_state_dict(state)
 
 
+@paddle.no_grad()
+def clip_gradients(parameters: list[paddle.Tensor], limit: float) -> None:
+    """Scale all gradients so that their common norm is at most `limit`.
+
+    As nn.ClipGradByGlobalNorm, whose multiplication by a tensor of one value takes a third of AdamW's time on a CPU.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = math.sqrt(sum(float((gradient * gradient).sum()) for gradient in gradients))
+    if norm > limit:
+        for gradient in gradients:
+            gradient.scale_(limit / norm)
+
+
 def _split_key(key: str, parameters: dict[str, str]) -> tuple[str, str]:
     """paddle names a moment `{parameter}_{moment}`; both may hold underscores."""
     for end in range(len(key) - 1, 0, -1):
@@ -92,7 +107,7 @@ class WeightAverage:
         share = 1 - min(self._decay, (1 + step) / (10 + step))
         for name, parameter in self._module.named_parameters():
             average = self._average[name]
-            average.add_((parameter.detach() - average) * share)
+            average.subtract_((average - parameter).scale_(share))
 
     def state(self) -> Arrays:
         """A complete state of the module, averaged."""

@@ -19,6 +19,8 @@ class Part:
     """The source or the target part of the sequence as one layer kind computes it: a pattern's blocks on the device."""
 
     groups: int
+    rows: int
+    """B · L."""
     order: paddle.Tensor | None
     """Int64 [B · L]: the rows of a batch [B · L, hidden], group after group; None where they stand so already."""
     inverse: paddle.Tensor | None
@@ -36,17 +38,9 @@ class View:
     """Both parts of the sequence for one layer kind in one direction."""
 
     pattern: Pattern
+    batch: int
     source: Part
     target: Part
-
-    def split(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """[B, m+n, hidden] -> source [B, s, hidden] and target [B, t, hidden]."""
-        text, image = x[:, : self.pattern.text_length], x[:, self.pattern.text_length :]
-        return (text, image) if self.pattern.to_image else (image, text)
-
-    def join(self, source: paddle.Tensor, target: paddle.Tensor) -> paddle.Tensor:
-        """The inverse of `split`."""
-        return paddle.concat([source, target] if self.pattern.to_image else [target, source], axis=1)
 
 
 def view(pattern: Pattern, text_valid: paddle.Tensor, heads: int) -> View:
@@ -59,10 +53,10 @@ def view(pattern: Pattern, text_valid: paddle.Tensor, heads: int) -> View:
         groups, size = image.queries.shape
         source_seen = text_valid.unsqueeze([1, 2]).expand([batch, groups, size, m])
         target = _part(image, batch, _bias([source_seen, _shown(image, batch)], heads))
-        return View(pattern, _part(text, batch, _bias([text_seen], heads)), target)
+        return View(pattern, batch, _part(text, batch, _bias([text_seen], heads)), target)
     source_seen = paddle.ones([batch, 1, m, pattern.image_length], dtype="bool")
     source = _part(image, batch, None if image.mask.all() else _bias([_shown(image, batch)], heads))
-    return View(pattern, source, _part(text, batch, _bias([source_seen, text_seen], heads)))
+    return View(pattern, batch, source, _part(text, batch, _bias([source_seen, text_seen], heads)))
 
 
 def _shown(blocks: Blocks, batch: int) -> paddle.Tensor:
@@ -86,6 +80,7 @@ def _part(blocks: Blocks, batch: int, bias: paddle.Tensor | None) -> Part:
     standing = (order[:-1] < order[1:]).all()
     return Part(
         len(blocks.queries),
+        batch * order.size,
         None if standing else rows(order),
         None if standing else rows(np.argsort(order)),
         None if np.array_equal(blocks.queries, blocks.keys) else rows(blocks.keys.ravel()),
@@ -109,14 +104,14 @@ class SelfAttention(nn.Layer):
         self.out = Linear(hidden, hidden, std=out_std)
 
     def forward(self, x: paddle.Tensor, views: list[View]) -> paddle.Tensor:
-        """[V·B, m+n, hidden], the batch once for each of V views -> the same shape."""
+        """Rows [V·B·m + V·B·n, hidden], the texts of V views and then their images, -> the same shape."""
         return self.out(BlockAttention.apply(self.query(x), self.key(x), self.value(x), views, self.heads))
 
-    def source(self, x: paddle.Tensor, part: Part) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
-        """The source part alone [P, s, hidden] -> [P, s, hidden], and its keys and values [P, heads, s, width]."""
-        queries, keys, values = self.query(x), self.key(x), self.value(x)
-        context, _ = _attend(part, _operands(part, self.heads, queries, keys, values))
-        return self.out(context), _split_heads(keys, self.heads), _split_heads(values, self.heads)
+    def source(self, x: paddle.Tensor, view: View) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        """The source part alone, rows [P·s, hidden] -> the same shape, and its keys and values [P, heads, s, width]."""
+        own = [t.reshape([view.batch, -1, t.shape[1]]) for t in (self.query(x), self.key(x), self.value(x))]
+        context, _ = _attend(view.source, _operands(view.source, self.heads, *own))
+        return self.out(context), *(_split_heads(t, self.heads) for t in own[1:])
 
     def step(self, x: paddle.Tensor, source: Source, cache: KeyValueCache | LatentCache, step: Step) -> paddle.Tensor:
         """The next target slot of each sequence: [B, hidden] -> [B, hidden]."""
@@ -140,33 +135,50 @@ class BlockAttention(PyLayer):
     def forward(
         ctx, queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, views: list[View], heads: int
     ) -> paddle.Tensor:
-        """Each [V·B, m+n, hidden], the batch once for each of V views -> the same shape."""
-        contexts, kept = [], []
-        for view, *rows in zip(views, *(t.split(len(views)) for t in (queries, keys, values)), strict=True):
-            (sq, tq), (sk, tk), (sv, tv) = (view.split(t) for t in rows)
+        """Rows [V·B·m + V·B·n, hidden] each, the texts of V views and then their images, -> the same shape."""
+        texts, images, kept = [], [], []
+        for view, ((sq, tq), (sk, tk), (sv, tv)) in zip(views, _parts(views, queries, keys, values), strict=True):
             source, source_weights = _attend(view.source, _operands(view.source, heads, sq, sk, sv))
             target, target_weights = _attend(view.target, _operands(view.target, heads, tq, tk, tv, sk, sv))
-            contexts.append(view.join(source, target))
+            _collect(view, source, target, texts, images)
             kept += [source_weights, target_weights]
         ctx.views, ctx.heads = views, heads
         ctx.save_for_backward(queries, keys, values, *kept)
-        return paddle.concat(contexts)
+        return paddle.concat(texts + images)
 
     @staticmethod
     def backward(ctx, gradient: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
         """Gradients of queries, keys and values."""
-        inputs = ctx.saved_tensor()
-        views, heads, kept = ctx.views, ctx.heads, inputs[3:]
-        results: tuple[list, list, list] = ([], [], [])
-        rows = zip(*(t.split(len(views)) for t in (*inputs[:3], gradient)), strict=True)
-        for i, (view, tensors) in enumerate(zip(views, rows, strict=True)):
-            (sq, tq), (sk, tk), (sv, tv), (sg, tg) = (view.split(t) for t in tensors)
-            source = _attend_backward(view.source, _operands(view.source, heads, sq, sk, sv), kept[2 * i], sg)
-            target = _attend_backward(view.target, _operands(view.target, heads, tq, tk, tv, sk, sv), kept[2 * i + 1], tg)
-            results[0].append(view.join(source[0], target[0]))
-            results[1].append(view.join(source[1] + target[3], target[1]))
-            results[2].append(view.join(source[2] + target[4], target[2]))
-        return tuple(paddle.concat(result) for result in results)
+        queries, keys, values, *kept = ctx.saved_tensor()
+        views, heads = ctx.views, ctx.heads
+        texts, images = ([], [], []), ([], [], [])
+        for i, parts in enumerate(_parts(views, queries, keys, values, gradient)):
+            view, ((sq, tq), (sk, tk), (sv, tv), (sg, tg)) = views[i], parts
+            source, _ = _attend_backward(view.source, _operands(view.source, heads, sq, sk, sv), kept[2 * i], sg)
+            operands = _operands(view.target, heads, tq, tk, tv, sk, sv)
+            target, (far_keys, far_values) = _attend_backward(view.target, operands, kept[2 * i + 1], tg)
+            source[1].add_(far_keys)
+            source[2].add_(far_values)
+            for part in zip(source, target, texts, images, strict=True):
+                _collect(view, *part)
+        return tuple(paddle.concat(text + image) for text, image in zip(texts, images, strict=True))
+
+
+def _parts(views: list[View], *rows: paddle.Tensor) -> list[list[tuple[paddle.Tensor, paddle.Tensor]]]:
+    """For each view and each of the rows [V·B·m + V·B·n, hidden] the source [B, s, hidden] and the target [B, t, hidden]."""
+    count, pattern, batch = len(views), views[0].pattern, views[0].batch
+    lengths = [pattern.text_length] * count + [pattern.image_length] * count
+    split = [x.split([batch * length for length in lengths]) for x in rows]
+    split = [[part.reshape([batch, length, -1]) for part, length in zip(x, lengths, strict=True)] for x in split]
+    return [
+        [(x[i], x[count + i]) if view.pattern.to_image else (x[count + i], x[i]) for x in split] for i, view in enumerate(views)
+    ]
+
+
+def _collect(view: View, source: paddle.Tensor, target: paddle.Tensor, texts: list, images: list) -> None:
+    text, image = (source, target) if view.pattern.to_image else (target, source)
+    texts.append(text)
+    images.append(image)
 
 
 class _Operands(NamedTuple):
@@ -177,52 +189,42 @@ class _Operands(NamedTuple):
     """[B, heads, groups, keys of a group, width]."""
     far_keys: paddle.Tensor | None
     far_values: paddle.Tensor | None
-    """[B, heads, s, width], of the source."""
+    """[B, heads, s, width], of the source, which all groups share. A single group has these among its own keys, first."""
 
 
 def _operands(part: Part, heads: int, queries, keys, values, far_keys=None, far_values=None) -> _Operands:
     """From queries, keys, values [B, L, hidden] of a part and, for a target, keys and values [B, s, hidden] of its source."""
-    scale = (queries.shape[-1] // heads) ** -0.5
-    far = [None if t is None else _split_heads(t, heads) for t in (far_keys, far_values)]
-    return _Operands(_queries(queries, part, heads) * scale, *(_near(t, part, heads) for t in (keys, values)), *far)
+    queries = _queries(queries, part, heads).scale_((queries.shape[-1] // heads) ** -0.5)
+    if far_keys is None:
+        return _Operands(queries, _near(keys, part, heads), _near(values, part, heads), None, None)
+    if part.groups == 1:
+        pairs = ((far_keys, keys), (far_values, values))
+        return _Operands(queries, *(_split_groups(paddle.concat(pair, axis=1), 1, heads) for pair in pairs), None, None)
+    far = (_split_heads(t, heads) for t in (far_keys, far_values))
+    return _Operands(queries, _near(keys, part, heads), _near(values, part, heads), *far)
 
 
 def _attend(part: Part, operands: _Operands) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """The context [B, L, hidden] of a part, and its weights [B, heads, groups, size, s + keys]."""
+    """The context of a part, rows [B · L, hidden], and its weights [B, heads, groups, size, s + keys]."""
     queries, keys, values, far_keys, far_values = operands
     scores = _products(queries, far_keys, keys)
-    weights = F.softmax(scores if part.bias is None else scores + part.bias)
-    far = 0 if far_keys is None else far_keys.shape[2]
-    context = paddle.matmul(weights[..., far:], values)
-    if far:
-        context = context + paddle.matmul(_merged(weights[..., :far]), far_values).reshape(context.shape)
-    return _queries_backward(context, part), weights
+    weights = F.softmax_(scores if part.bias is None else scores.add_(part.bias))
+    return _queries_backward(_mixed(weights, far_values, values), part), weights
 
 
-def _attend_backward(part: Part, operands: _Operands, weights: paddle.Tensor, gradient: paddle.Tensor) -> tuple:
-    """From the gradient [B, L, hidden] of `_attend`'s context those of queries, keys, values [B, L, hidden] and, for a target,
-    of its source's keys and values [B, s, hidden]."""
+def _attend_backward(
+    part: Part, operands: _Operands, weights: paddle.Tensor, gradient: paddle.Tensor
+) -> tuple[list[paddle.Tensor], list[paddle.Tensor]]:
+    """From the gradient [B, L, hidden] of `_attend`'s context those of queries, keys and values, rows [B · L, hidden], and, for
+    a target, of its source's keys and values, rows [B · s, hidden]."""
     queries, keys, values, far_keys, far_values = operands
     gradient = _queries(gradient, part, queries.shape[1])
-    of_weights = _products(gradient, far_values, values)
-    # The softmax's gradient w (g - Σ w g), its row sums and their spreading as matrix products.
-    count = weights.shape[-1]
-    sums = paddle.matmul((weights * of_weights).reshape([-1, count]), paddle.ones([count, 1]))
-    of_scores = weights * (of_weights - paddle.matmul(sums, paddle.ones([1, count])).reshape(weights.shape))
-
-    far = 0 if far_keys is None else far_keys.shape[2]
-    near_scores, near_weights = of_scores[..., far:], weights[..., far:]
-    of_queries = paddle.matmul(near_scores, keys)
-    of_keys = _near_backward(paddle.matmul(near_scores, queries, transpose_x=True), part)
-    of_values = _near_backward(paddle.matmul(near_weights, gradient, transpose_x=True), part)
-    of_far = []
-    if far:
-        far_scores, far_weights = _merged(of_scores[..., :far]), _merged(weights[..., :far])
-        of_queries = of_queries + paddle.matmul(far_scores, far_keys).reshape(of_queries.shape)
-        for x, y in ((far_scores, queries), (far_weights, gradient)):
-            of_far.append(_join_heads(paddle.matmul(x, _merged(y), transpose_x=True)))
-    of_queries = _queries_backward(of_queries * queries.shape[-1] ** -0.5, part)
-    return of_queries, of_keys, of_values, *of_far
+    of_values, of_far_values = _gathered(part, weights, gradient, far_values)
+    # What autograd itself calls for the gradient of a softmax.
+    of_scores = paddle._C_ops.softmax_grad(weights, _products(gradient, far_values, values), -1)
+    of_keys, of_far_keys = _gathered(part, of_scores, queries, far_keys)
+    of_queries = _mixed(of_scores, far_keys, keys).scale_(queries.shape[-1] ** -0.5)
+    return [_queries_backward(of_queries, part), of_keys, of_values], [of_far_keys, of_far_values]
 
 
 def _products(x: paddle.Tensor, far: paddle.Tensor | None, near: paddle.Tensor) -> paddle.Tensor:
@@ -230,8 +232,34 @@ def _products(x: paddle.Tensor, far: paddle.Tensor | None, near: paddle.Tensor) 
     products = paddle.matmul(x, near, transpose_y=True)
     if far is None:
         return products
-    others = paddle.matmul(_merged(x), far, transpose_y=True)
+    others = paddle.matmul(x.flatten(2, 3), far, transpose_y=True)
     return paddle.concat([others.reshape([*x.shape[:4], far.shape[2]]), products], axis=-1)
+
+
+def _mixed(weights: paddle.Tensor, far: paddle.Tensor | None, near: paddle.Tensor) -> paddle.Tensor:
+    """Sums [B, heads, groups, size, width] of `far` [B, heads, s, width] and each group's `near`, with weights
+    [B, heads, groups, size, s + keys]."""
+    if far is None:
+        return paddle.matmul(weights, near)
+    sums = paddle.matmul(weights[..., far.shape[2] :], near)
+    return sums.add_(paddle.matmul(weights[..., : far.shape[2]].flatten(2, 3), far).reshape(sums.shape))
+
+
+def _gathered(
+    part: Part, weights: paddle.Tensor, x: paddle.Tensor, far: paddle.Tensor | None
+) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+    """What x [B, heads, groups, size, width] adds to each key with weights [B, heads, groups, size, s + keys]: the gradient of
+    `_mixed`'s, or of `_products`', near and far keys, rows [B · L, hidden] and, for a target, rows [B · s, hidden]."""
+    if far is not None:
+        count = far.shape[2]
+        of_far = paddle.matmul(weights[..., :count].flatten(2, 3), x.flatten(2, 3), transpose_x=True)
+        of_near = paddle.matmul(weights[..., count:], x, transpose_x=True)
+        return _near_backward(of_near, part), _join_groups(of_far.unsqueeze(2))
+    of_near = paddle.matmul(weights, x, transpose_x=True)
+    shared = of_near.shape[3] - x.shape[3]  # the source's, where a single group has them among its own
+    if part.groups == 1 and shared:
+        return _near_backward(of_near[:, :, :, shared:], part), _join_groups(of_near[:, :, :, :shared])
+    return _near_backward(of_near, part), None
 
 
 def _queries(x: paddle.Tensor, part: Part, heads: int) -> paddle.Tensor:
@@ -239,16 +267,14 @@ def _queries(x: paddle.Tensor, part: Part, heads: int) -> paddle.Tensor:
     batch, length, hidden = x.shape
     if part.order is not None:
         x = paddle.gather(x.reshape([batch * length, hidden]), part.order)
-    return _split_groups(x, batch, part.groups, heads)
+    return _split_groups(x.reshape([batch, length, hidden]), part.groups, heads)
 
 
 def _queries_backward(x: paddle.Tensor, part: Part) -> paddle.Tensor:
-    """[B, heads, groups, size, width] -> [B, L, hidden]: the inverse of `_queries` and, since that only moves, its gradient."""
-    batch, heads, groups, size, width = x.shape
-    x = x.transpose([0, 2, 3, 1, 4]).reshape([batch * groups * size, heads * width])
-    if part.inverse is not None:
-        x = paddle.gather(x, part.inverse)
-    return x.reshape([batch, groups * size, heads * width])
+    """[B, heads, groups, size, width] -> rows [B · L, hidden]: the inverse of `_queries` and, since that only moves, its
+    gradient."""
+    rows = _join_groups(x)
+    return rows if part.inverse is None else paddle.gather(rows, part.inverse)
 
 
 def _near(x: paddle.Tensor, part: Part, heads: int) -> paddle.Tensor:
@@ -256,36 +282,33 @@ def _near(x: paddle.Tensor, part: Part, heads: int) -> paddle.Tensor:
     if part.keys is None:
         return _queries(x, part, heads)
     batch, length, hidden = x.shape
-    return _split_groups(paddle.gather(x.reshape([batch * length, hidden]), part.keys), batch, part.groups, heads)
+    rows = paddle.gather(x.reshape([batch * length, hidden]), part.keys)
+    return _split_groups(rows.reshape([batch, -1, hidden]), part.groups, heads)
 
 
 def _near_backward(gradient: paddle.Tensor, part: Part) -> paddle.Tensor:
-    """The gradient of `_near`'s input from that of its output: each key's, added up over the groups that read it."""
+    """The gradient of `_near`'s input, rows [B · L, hidden], from that of its output: each key's, added up over the groups that
+    read it."""
     if part.keys is None:
         return _queries_backward(gradient, part)
-    batch, heads, groups, keys, width = gradient.shape
-    rows = gradient.transpose([0, 2, 3, 1, 4]).reshape([batch * groups * keys, heads * width])
-    length = part.bias.shape[2] * part.bias.shape[3]
-    total = paddle.zeros([batch * length, heads * width], gradient.dtype)
-    return paddle.index_add(total, part.keys, 0, rows).reshape([batch, length, heads * width])
+    rows = _join_groups(gradient)
+    total = paddle.zeros([part.rows, rows.shape[1]], gradient.dtype)
+    return paddle.index_add_(total, part.keys, 0, rows)
 
 
-def _split_groups(x: paddle.Tensor, batch: int, groups: int, heads: int) -> paddle.Tensor:
-    """[B · groups · k, hidden] in any shape -> [B, heads, groups, k, width]."""
-    return x.reshape([batch, groups, -1, heads, x.shape[-1] // heads]).transpose([0, 3, 1, 2, 4])
+def _split_groups(x: paddle.Tensor, groups: int, heads: int) -> paddle.Tensor:
+    """[B, groups · k, hidden] -> [B, heads, groups, k, width]."""
+    batch, length, hidden = x.shape
+    return x.reshape([batch, groups, length // groups, heads, hidden // heads]).transpose([0, 3, 1, 2, 4])
 
 
-def _merged(x: paddle.Tensor) -> paddle.Tensor:
-    """[B, heads, groups, size, k] -> [B, heads, groups · size, k]."""
-    return x.flatten(2, 3)
+def _join_groups(x: paddle.Tensor) -> paddle.Tensor:
+    """[B, heads, groups, k, width] -> rows [B · groups · k, hidden]."""
+    batch, heads, groups, size, width = x.shape
+    return x.transpose([0, 2, 3, 1, 4]).reshape([batch * groups * size, heads * width])
 
 
 def _split_heads(x: paddle.Tensor, heads: int) -> paddle.Tensor:
     """[B, L, hidden] -> [B, heads, L, width]."""
     batch, length, hidden = x.shape
     return x.reshape([batch, length, heads, hidden // heads]).transpose([0, 2, 1, 3])
-
-
-def _join_heads(x: paddle.Tensor) -> paddle.Tensor:
-    """The inverse of `_split_heads`."""
-    return x.transpose([0, 2, 1, 3]).flatten(2)

@@ -1,10 +1,60 @@
-"""The parameterised layers of the transformer, written so that their gradients are matrix products."""
+"""The parameterised layers of the transformer over rows [N, width], with gradients that are matrix products.
+
+Sums over rows or columns, and spreading a vector over them, are products with ones: paddle's own kernels for these run on one
+core and cost more than the layers' real products.
+"""
 
 import math
+from functools import lru_cache
 
 import paddle
 from paddle import nn
+from paddle.autograd import PyLayer
 from paddle.nn import functional as F
+
+
+@lru_cache(maxsize=64)  # making one anew takes as long as a product with it
+def _ones(rows: int, columns: int, dtype: paddle.dtype) -> paddle.Tensor:
+    return paddle.ones([rows, columns], dtype)
+
+
+def row_sums(x: paddle.Tensor) -> paddle.Tensor:
+    """[N, K] -> [N, 1]."""
+    return paddle.matmul(x, _ones(x.shape[1], 1, x.dtype))
+
+
+def column_sums(x: paddle.Tensor) -> paddle.Tensor:
+    """[N, K] -> [K]."""
+    return paddle.matmul(_ones(1, x.shape[0], x.dtype), x).squeeze(0)
+
+
+def spread_column(x: paddle.Tensor, count: int) -> paddle.Tensor:
+    """[N, 1] -> [N, count]."""
+    return paddle.matmul(x, _ones(1, count, x.dtype))
+
+
+def spread_row(x: paddle.Tensor, count: int) -> paddle.Tensor:
+    """[K] -> [count, K]."""
+    return paddle.matmul(_ones(count, 1, x.dtype), x.unsqueeze(0))
+
+
+class _Affine(PyLayer):
+    """x W + b."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return _affine(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensor()
+        of_x = paddle.matmul(gradient, weight, transpose_y=True)
+        return of_x, paddle.matmul(x, gradient, transpose_x=True), column_sums(gradient)
+
+
+def _affine(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
+    return paddle.matmul(x, weight).add_(spread_row(bias, x.shape[0]))
 
 
 class Linear(nn.Layer):
@@ -16,17 +66,34 @@ class Linear(nn.Layer):
         self.bias = self.create_parameter([outputs], is_bias=True) if bias else None
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[..., in] -> [..., out].
+        """[N, in] -> [N, out]."""
+        if self.bias is None:
+            return paddle.matmul(x, self.weight)
+        return _Affine.apply(x, self.weight, self.bias)
 
-        For training the bias is added as `ones @ b`, because its gradient is then a matrix product too: the row sum that paddle
-        runs for a broadcast bias takes longer on a CPU than the layer's own products.
-        """
-        if self.bias is None or not paddle.is_grad_enabled():
-            return F.linear(x, self.weight, self.bias)
-        rows = x.reshape([-1, x.shape[-1]])
-        ones = paddle.ones([rows.shape[0], 1], dtype=rows.dtype)
-        y = paddle.addmm(paddle.matmul(ones, self.bias.unsqueeze(0)), rows, self.weight)
-        return y.reshape([*x.shape[:-1], self.bias.shape[0]])
+
+class _FeedForward(PyLayer):
+    """gelu(x U + b) D + c; keeps what goes into the GELU, not what comes out of it."""
+
+    @staticmethod
+    def forward(ctx, x, up, up_bias, down, down_bias):
+        before = _affine(x, up, up_bias)
+        ctx.save_for_backward(x, up, before, down)
+        return _affine(F.gelu(before, approximate=True), down, down_bias)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, up, before, down = ctx.saved_tensor()
+        # What autograd itself calls for the gradient of a GELU.
+        of_before = paddle._C_ops.gelu_grad(before, paddle.matmul(gradient, down, transpose_y=True), True)
+        after = F.gelu(before, approximate=True)
+        return (
+            paddle.matmul(of_before, up, transpose_y=True),
+            paddle.matmul(x, of_before, transpose_x=True),
+            column_sums(of_before),
+            paddle.matmul(after, gradient, transpose_x=True),
+            column_sums(gradient),
+        )
 
 
 class FeedForward(nn.Layer):
@@ -38,8 +105,49 @@ class FeedForward(nn.Layer):
         self.down = Linear(multiplier * hidden, hidden, std=out_std)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[..., hidden] -> [..., hidden]."""
-        return self.down(F.gelu(self.up(x), approximate=True))
+        """[N, hidden] -> [N, hidden]."""
+        return _FeedForward.apply(x, self.up.weight, self.up.bias, self.down.weight, self.down.bias)
+
+
+class _Norm(PyLayer):
+    """Layer normalisation; its backward works the statistics out again."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, epsilon):
+        ctx.epsilon = epsilon
+        ctx.save_for_backward(x, weight)
+        return F.layer_norm(x, x.shape[1:], weight, bias, epsilon)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensor()
+        rows, width = x.shape
+        centred = x - spread_column(row_sums(x) / width, width)
+        rate = paddle.rsqrt(row_sums(centred * centred) / width + ctx.epsilon)  # 1 / standard deviation
+        rates = spread_column(rate, width)
+        normed = centred.multiply_(rates)
+        scaled = gradient * normed
+        of_weight, of_bias = column_sums(scaled), column_sums(gradient)
+        # (g w - mean(g w) - x̂ mean(g w x̂)) / deviation; the means by products with w itself.
+        column = weight.unsqueeze(1) / width
+        along = spread_column(paddle.matmul(scaled, column), width).multiply_(normed)
+        mean = spread_column(paddle.matmul(gradient, column), width)
+        of_x = (gradient * spread_row(weight, rows)).subtract_(along.add_(mean)).multiply_(rates)
+        return of_x, of_weight, of_bias
+
+
+class LayerNorm(nn.Layer):
+    """Normalises each row to mean 0 and deviation 1, then scales and shifts its columns."""
+
+    def __init__(self, width: int, epsilon: float = 1e-5):
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight = self.create_parameter([width], default_initializer=nn.initializer.Constant(1.0))
+        self.bias = self.create_parameter([width], is_bias=True)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, width] -> [N, width]."""
+        return _Norm.apply(x, self.weight, self.bias, self.epsilon)
 
 
 def residual_std(layers: int) -> float:

@@ -12,9 +12,9 @@ from paddle import nn
 from paddle.nn import functional as F
 
 from ppvilg.config import Config
-from ppvilg.transformer.attention import Part, SelfAttention, View, view
+from ppvilg.transformer.attention import SelfAttention, View, view
 from ppvilg.transformer.cache import KeyValueCache, LatentCache, Source, State, Step
-from ppvilg.transformer.layers import FeedForward, residual_std
+from ppvilg.transformer.layers import FeedForward, LayerNorm, residual_std
 from ppvilg.transformer.pattern import Direction, Pattern
 from ppvilg.transformer.reconstructor import Reconstructor
 
@@ -59,19 +59,19 @@ class Block(nn.Layer):
 
     def __init__(self, hidden: int, heads: int, multiplier: int, dropout: float, out_std: float):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(hidden)
+        self.attention_norm = LayerNorm(hidden)
         self.attention = SelfAttention(hidden, heads, out_std)
-        self.ffn_norm = nn.LayerNorm(hidden)
+        self.ffn_norm = LayerNorm(hidden)
         self.ffn = FeedForward(hidden, multiplier, out_std)
         self.dropout = dropout
 
     def forward(self, x: paddle.Tensor, views: list[View]) -> paddle.Tensor:
-        """[V·B, m+n, hidden], the batch once for each of V views -> the same shape."""
+        """Rows [V·B·m + V·B·n, hidden], the texts of V views and then their images, -> the same shape."""
         return self._feed_forward(x + self._drop(self.attention(self.attention_norm(x), views)))
 
-    def source(self, x: paddle.Tensor, part: Part) -> tuple[paddle.Tensor, Source]:
-        """The source part alone [P, s, hidden] -> the same shape, and what its targets read of it."""
-        attended, keys, values = self.attention.source(self.attention_norm(x), part)
+    def source(self, x: paddle.Tensor, view: View) -> tuple[paddle.Tensor, Source]:
+        """The source part alone, rows [P·s, hidden] -> the same shape, and what its targets read of it."""
+        attended, keys, values = self.attention.source(self.attention_norm(x), view)
         return self._feed_forward(x + self._drop(attended)), Source(keys, values)
 
     def step(self, x: paddle.Tensor, source: Source, cache: KeyValueCache | LatentCache, step: Step) -> paddle.Tensor:
@@ -111,7 +111,7 @@ class ViLG(nn.Layer):
         self.blocks = nn.LayerList(
             [Block(hidden, model.heads, model.ffn_multiplier, model.dropout, out_std) for _ in range(model.layers)]
         )
-        self.norm = nn.LayerNorm(hidden)
+        self.norm = LayerNorm(hidden)
         # One head over the joint vocabulary, kept as its two parts, since only the target's part is ever computed.
         self.text_head = self.image_head = None
         if not model.tie_embeddings:
@@ -122,41 +122,36 @@ class ViLG(nn.Layer):
     def loss(self, pairs: Pairs) -> dict[str, paddle.Tensor]:
         """Both directions of each pair (paper 3.1.2): L = L_txt2img + L_img2txt, sums of target-side -log p.
 
-        Returns scalars: `loss`, which is L per pair divided by n; `txt2img` and `img2txt`, nats per target token; both
-        `_accuracy`, the share of target tokens that the model finds likeliest; with pictures and a reconstructor `l1` and `l2`,
-        means over the values of the pictures drawn from the hidden states.
+        Returns scalars: `loss`, which is L per pair divided by n; `txt2img` and `img2txt`, nats per target token; in eval mode
+        both with `_accuracy`, the share of target tokens that the model finds likeliest; with pictures and a reconstructor `l1`
+        and `l2`, means over the values of the pictures drawn from the hidden states.
         """
-        m = pairs.text.shape[1]
-        to_image = self.embed(Direction.TEXT_TO_IMAGE, pairs.prompt, pairs.image_read)
-        to_text = self.embed(Direction.IMAGE_TO_TEXT, pairs.text, pairs.image_read)
-        valid = [(Direction.TEXT_TO_IMAGE, pairs.prompt_valid), (Direction.IMAGE_TO_TEXT, pairs.valid)]
-        hidden = self.hidden(paddle.concat([to_image, to_text]), valid)
-        to_image, to_text = hidden.split(2)
+        texts = {
+            Direction.TEXT_TO_IMAGE: (pairs.prompt, pairs.prompt_valid),
+            Direction.IMAGE_TO_TEXT: (pairs.text, pairs.valid),
+        }
+        texts_states, images_states = self.hidden(texts, pairs.image_read)
+        (prompt_states, text_states), image_states = texts_states.split(2), images_states.split(2)[0]
 
-        first = last_real(to_image[:, :m], pairs.prompt_valid).unsqueeze(1)
-        deciding = paddle.concat([first, to_image[:, m:-1]], axis=1)
-        image_loss, image_hits = _token_losses(self.image_logits(deciding), pairs.image)
-        real = pairs.valid[:, 1:].astype(image_loss.dtype)
-        text_loss, text_hits = _token_losses(self.text_logits(to_text[:, : m - 1]), pairs.text[:, 1:])
+        first = last_real(prompt_states, pairs.prompt_valid).unsqueeze(1)
+        deciding = paddle.concat([first, image_states[:, :-1]], axis=1)
+        image_logits, text_logits = self.image_logits(deciding), self.text_logits(text_states[:, :-1])
+        real = pairs.valid[:, 1:].astype(image_logits.dtype)
         text_tokens = real.sum()
-        image_sum, text_sum = image_loss.sum(), (text_loss * real).sum()
+        image_sum = _losses(image_logits, pairs.image).sum()
+        text_sum = (_losses(text_logits, pairs.text[:, 1:]) * real).sum()
         measures = {
             "loss": (image_sum + text_sum) / pairs.image.size,
             "txt2img": image_sum / pairs.image.size,
             "img2txt": text_sum / text_tokens,
-            "txt2img_accuracy": image_hits.mean(),
-            "img2txt_accuracy": (text_hits * real).sum() / text_tokens,
         }
+        if not self.training:
+            measures["txt2img_accuracy"] = _hits(image_logits, pairs.image).mean()
+            measures["img2txt_accuracy"] = (_hits(text_logits, pairs.text[:, 1:]) * real).sum() / text_tokens
         if self.reconstructor is not None and pairs.pictures is not None:
-            drawn = self.reconstructor(to_image[:, m:])
+            drawn = self.reconstructor(image_states)
             measures |= {"l1": F.l1_loss(drawn, pairs.pictures), "l2": F.mse_loss(drawn, pairs.pictures)}
         return measures
-
-    def embed(self, direction: Direction, text: paddle.Tensor, image: paddle.Tensor) -> paddle.Tensor:
-        """Input vectors float [B, m+n, hidden] of text int64 [B, m] and image tokens int64 [B, n]."""
-        text_slots, image_slots = np.arange(text.shape[1]), np.arange(image.shape[1])
-        parts = [self.embed_text(direction, text, text_slots), self.embed_image(direction, image, image_slots)]
-        return paddle.concat(parts, axis=1)
 
     def embed_text(self, direction: Direction, ids: paddle.Tensor, slots: np.ndarray) -> paddle.Tensor:
         """Ids int64 [..., L] that stand in text slots int [L] -> [..., L, hidden]."""
@@ -173,23 +168,34 @@ class ViLG(nn.Layer):
         position = self.row_position(row) + self.column_position(column)
         return self.image_embedding(ids) + (position + self.segment.weight[segment])
 
-    def hidden(self, x: paddle.Tensor, valid: list[tuple[Direction, paddle.Tensor]]) -> paddle.Tensor:
-        """Last hidden states of whole sequences: [V·B, m+n, hidden], the batch once for each of V directions with its
-        text_valid bool [B, m] -> the same shape."""
-        m = valid[0][1].shape[1]
+    def hidden(
+        self, texts: dict[Direction, tuple[paddle.Tensor, paddle.Tensor]], image: paddle.Tensor
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Last hidden states of whole sequences, the image tokens int64 [B, n] once for each of V directions, each with its
+        text int64 [B, m] and validity bool [B, m].
+
+        Returns those of the text slots float [V·B, m, hidden] and of the image slots float [V·B, n, hidden].
+        """
+        (batch, n), m = image.shape, next(iter(texts.values()))[0].shape[1]
         views = {
-            kind: [view(self.pattern(kind, direction, m), text_valid, self.heads) for direction, text_valid in valid]
+            kind: [view(self.pattern(kind, direction, m), valid, self.heads) for direction, (_, valid) in texts.items()]
             for kind in set(self.kinds)
         }
+        parts = [self.embed_text(direction, text, np.arange(m)) for direction, (text, _) in texts.items()]
+        parts += [self.embed_image(direction, image, np.arange(n)) for direction in texts]
+        x = paddle.concat([part.flatten(0, 1) for part in parts])
         for block, kind in zip(self.blocks, self.kinds, strict=True):
             x = block(x, views[kind])
-        return self.norm(x)
+        count = len(texts) * batch
+        text_rows, image_rows = self.norm(x).split([count * m, count * n])
+        return text_rows.reshape([count, m, -1]), image_rows.reshape([count, n, -1])
 
     def pattern(self, kind: str, direction: Direction, text_length: int) -> Pattern:
         """The pattern of a layer kind."""
         config = self.attention
         return Pattern(text_length, self.rows, self.columns, direction, kind, config.kernel, config.strict_row)
 
+    @paddle.no_grad()
     def start(
         self, direction: Direction, source: paddle.Tensor, valid: paddle.Tensor, candidates: int, text_length: int
     ) -> tuple[paddle.Tensor, State]:
@@ -202,14 +208,16 @@ class ViLG(nn.Layer):
         patterns = {kind: self.pattern(kind, direction, text_length) for kind in self.kinds}
         text_valid = valid if to_image else paddle.ones([len(valid), text_length], dtype="bool")
         views = {kind: view(pattern, text_valid, self.heads) for kind, pattern in patterns.items()}
-        x = (self.embed_text if to_image else self.embed_image)(direction, source, np.arange(source.shape[1]))
+        x = (self.embed_text if to_image else self.embed_image)(direction, source, np.arange(source.shape[1])).flatten(0, 1)
         sources = []
         for block, kind in zip(self.blocks, self.kinds, strict=True):
-            x, read = block.source(x, views[kind].source)
+            x, read = block.source(x, views[kind])
             sources.append(read)
         attentions = [block.attention for block in self.blocks]
-        return self.norm(x), State(self.kinds, patterns, attentions, sources, valid.numpy(), candidates)
+        states = self.norm(x).reshape([*source.shape, -1])
+        return states, State(self.kinds, patterns, attentions, sources, valid.numpy(), candidates)
 
+    @paddle.no_grad()
     def step(self, state: State, ids: paddle.Tensor, positions: np.ndarray) -> paddle.Tensor:
         """Read one target token of each sequence, int64 [B], that stands at its target slot int [B] -> its last hidden state
         float [B, hidden], which decides the token after it."""
@@ -247,8 +255,11 @@ def _table(rows: int, width: int) -> nn.Embedding:
     return nn.Embedding(rows, width, weight_attr=nn.initializer.Normal(std=0.02))
 
 
-def _token_losses(logits: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """-log p of each target, and 1.0 where it is the likeliest token; both float [B, L] for logits [B, L, V]."""
-    losses = F.cross_entropy(logits, targets.unsqueeze(-1), reduction="none").squeeze(-1)
-    hits = (logits.argmax(-1) == targets).astype(losses.dtype)
-    return losses, hits
+def _losses(logits: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
+    """-log p of each target, float [B, L] for logits [B, L, V]."""
+    return F.cross_entropy(logits, targets.unsqueeze(-1), reduction="none").squeeze(-1)
+
+
+def _hits(logits: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
+    """1 where the target is the likeliest token, float [B, L] for logits [B, L, V]."""
+    return (logits.argmax(-1) == targets).astype(logits.dtype)

@@ -148,9 +148,10 @@ class Pattern:
         return Blocks(text, text, self.text_sees(text[:, :, None], text[:, None, :]))
 
     def image_blocks(self) -> Blocks:
-        """The image part: its rows, its columns, or one group where there is nothing to save."""
+        """The image part: its rows, its columns, or one group where that reads most of the picture anyway."""
         image = np.arange(self.image_length).reshape(self.rows, self.columns)
-        above = below = 0  # further rows that a row of queries reads
+        above = below = 0  # rows that a group reads besides its own
+        rows = 1  # of a group
         if self.kind == "column":
             image = image.T
         elif self.kind == "row":
@@ -158,12 +159,15 @@ class Pattern:
         elif self.kind == "convolution":
             above = self.kernel // 2
             below = 0 if self.to_image else above
-        if self.kind == "dense" or (self.kind != "column" and above + 1 + below >= self.rows):
-            image, above, below = image.reshape(1, -1), 0, 0
+            # Fewer rows waste scores on keys outside the window's reach, more rows copy less.
+            rows = max(k for k in range(1, max(1, above) + 1) if self.rows % k == 0)
+        if self.kind == "dense" or (self.kind != "column" and 2 * (above + rows + below) > self.rows):
+            rows, above, below = len(image), 0, 0
         padded = np.pad(image, ((above, below), (0, 0)), constant_values=-1)
-        keys = np.concatenate([padded[i : i + len(image)] for i in range(above + 1 + below)], axis=1)
-        mask = self.image_sees(image[:, :, None], keys[:, None, :]) & (keys >= 0)[:, None, :]
-        return Blocks(image, np.maximum(keys, 0), mask)
+        queries = image.reshape(len(image) // rows, -1)
+        keys = np.stack([padded[i : i + above + rows + below].ravel() for i in range(0, len(image), rows)])
+        mask = self.image_sees(queries[:, :, None], keys[:, None, :]) & (keys >= 0)[:, None, :]
+        return Blocks(queries, np.maximum(keys, 0), mask)
 
     def cache_slots(self) -> CacheSlots:
         """Where decoding keeps the target: no more than a later token can still see."""

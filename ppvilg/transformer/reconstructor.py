@@ -30,9 +30,8 @@ class Reconstructor(nn.Layer):
 
     def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """Float32 [B, n, hidden] -> pictures float32 [B, 3, H, W], about [-1, 1] but not clipped."""
-        latents = self.map_out(F.gelu(self.map_in(hidden), approximate=True))
-        batch, _, dim = latents.shape
-        latents = latents.transpose([0, 2, 1]).reshape([batch, dim, *self.grid])
+        latents = self.map_out(F.gelu(self.map_in(hidden.flatten(0, 1)), approximate=True))
+        latents = latents.reshape([hidden.shape[0], *self.grid, -1]).transpose([0, 3, 1, 2])
         return self.decoder(self.post_quant_conv(latents))
 
     def start_from(self, vqgan: VQGAN) -> None:

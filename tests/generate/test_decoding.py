@@ -51,11 +51,9 @@ def likeliest(model: ViLG, texts: list[list[int]], tokens: np.ndarray, guidance:
 
     def logits(texts):
         text, valid = map(paddle.to_tensor, pad_batch(texts, TEXT.pad))
-        inputs = model.embed(Direction.TEXT_TO_IMAGE, text, paddle.to_tensor(tokens))
-        hidden = model.hidden(inputs, [(Direction.TEXT_TO_IMAGE, valid)])
-        m = text.shape[1]
-        first = last_real(hidden[:, :m], valid).unsqueeze(1)
-        return model.image_logits(paddle.concat([first, hidden[:, m:-1]], 1)).numpy()
+        text_states, states = model.hidden({Direction.TEXT_TO_IMAGE: (text, valid)}, paddle.to_tensor(tokens))
+        first = last_real(text_states, valid).unsqueeze(1)
+        return model.image_logits(paddle.concat([first, states[:, :-1]], 1)).numpy()
 
     empty = logits([TEXT.encode("")] * len(texts))
     return (empty + guidance * (logits(texts) - empty)).argmax(-1)
@@ -109,17 +107,15 @@ def test_hidden_states_are_those_that_have_read_the_token():
     model = build()
     *_, written = write_images(model, PROMPTS, TEXT, [1, 2], Sampling(), read_last=True)
     text, valid = map(paddle.to_tensor, pad_batch(PROMPTS, TEXT.pad))
-    inputs = model.embed(Direction.TEXT_TO_IMAGE, text, paddle.to_tensor(written.tokens))
-    expected = model.hidden(inputs, [(Direction.TEXT_TO_IMAGE, valid)])[:, text.shape[1] :]
+    _, expected = model.hidden({Direction.TEXT_TO_IMAGE: (text, valid)}, paddle.to_tensor(written.tokens))
     np.testing.assert_allclose(paddle.stack(written.states, 1).numpy(), expected.numpy(), atol=1e-5)
 
 
 def text_log_probabilities(model: ViLG, image: paddle.Tensor, ids: list[int]) -> np.ndarray:
     """log p of each of the ids [L] after those before it, by one full forward pass."""
     read = paddle.to_tensor([[TEXT.begin, *ids]])
-    inputs = model.embed(Direction.IMAGE_TO_TEXT, read, image)
-    hidden = model.hidden(inputs, [(Direction.IMAGE_TO_TEXT, paddle.ones(read.shape, "bool"))])
-    logits = model.text_logits(hidden[:, : len(ids)])[0, :, : TEXT.size]
+    states, _ = model.hidden({Direction.IMAGE_TO_TEXT: (read, paddle.ones(read.shape, "bool"))}, image)
+    logits = model.text_logits(states[:, :-1])[0, :, : TEXT.size]
     return F.log_softmax(logits).numpy()[np.arange(len(ids)), ids]
 
 
