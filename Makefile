@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-convert lint install clean
+.PHONY: demo test test-slow test-torch lint install clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py
@@ -13,9 +13,9 @@ test: .venv/installed-dev lint
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m slow
 
-# The comparison with taming-transformers' own code; needs torch.
-test-convert: .venv/installed-convert
-	$(BIN)/python -m pytest -q tests/vqgan
+# The comparisons with PyTorch code: taming-transformers, EfficientNet-Lite0, and the same transformer written there.
+test-torch: .venv/installed-torch
+	$(BIN)/python -m pytest -q tests/vqgan tests/benchmark tests/evaluation
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -31,11 +31,12 @@ clean:
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt requirements-eval.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-.venv/installed-convert: .venv/installed-dev requirements-convert.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-convert.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps taming-transformers-rom1504==0.0.6
+.venv/installed-torch: .venv/installed-dev requirements-convert.txt requirements-bench.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-convert.txt -r requirements-bench.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps taming-transformers-rom1504==0.0.6 \
+		efficientnet_lite_pytorch==0.1.0
 	touch $@

@@ -45,7 +45,7 @@ def tiny_data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_configs(tiny_data, tmp_path_factory) -> Path:
-    """A folder with vqgan.yml and vilg.yml for `tiny_data`; their runs go to its runs/."""
+    """A folder with vqgan.yml, vilg.yml and vilg_e2e.yml for `tiny_data`; their runs go to its runs/."""
     folder = tmp_path_factory.mktemp("tiny_configs")
     base = {
         "data": {"path": str(tiny_data), "image_size": 16, "validation_fraction": 0.25},
@@ -76,15 +76,17 @@ def tiny_configs(tiny_data, tmp_path_factory) -> Path:
     vqgan["vqgan"] = {"loss": {"adversarial": 0.5, "adversarial_start": 3, "discriminator_layers": 1}}
     vilg = {"base": "base.yml", "task": "vilg", "transformer": {"layers": 2, "hidden": 16, "heads": 2, "dropout": 0.1}}
     vilg["train"] = {"output": str(runs / "vilg"), "tokenizer": str(runs / "vqgan"), "accumulate": 2}
-    for name, tree in (("base", base), ("vqgan", vqgan), ("vilg", vilg)):
+    vilg["train"]["text_drop"] = 0.5
+    e2e = {"base": "vilg.yml", "transformer": {"reconstructor": True}, "train": {"output": str(runs / "vilg_e2e")}}
+    for name, tree in (("base", base), ("vqgan", vqgan), ("vilg", vilg), ("vilg_e2e", e2e)):
         (folder / f"{name}.yml").write_text(yaml.safe_dump(tree, allow_unicode=True), "utf-8")
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_runs(tiny_configs) -> Path:
-    """The runs folder of `tiny_configs`, both tasks trained by the tool."""
-    for name in ("vqgan", "vilg"):
+    """The runs folder of `tiny_configs`, all trained by the tool."""
+    for name in ("vqgan", "vilg", "vilg_e2e"):
         done = run_tool("train", "-c", tiny_configs / f"{name}.yml")
         assert done.returncode == 0, done.stderr
     return tiny_configs / "runs"

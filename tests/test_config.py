@@ -57,6 +57,10 @@ def test_inheritance_and_overrides(tmp_path):
         ("train.warmup_steps=200000", ["train.warmup_steps", "fewer than train.steps"]),
         ("vqgan.loss.perceptual=1.0", ["vqgan.loss.perceptual", "perceptual_weights"]),
         ("text.max_length=2", ["text.max_length", "at least 3"]),
+        ("transformer.attention.plan=[row,diagonal]", ["transformer.attention.plan.1", "'diagonal'", "'convolution'"]),
+        ("transformer.attention.plan=[]", ["transformer.attention.plan", "at least one kind"]),
+        ("transformer.attention.kernel=4", ["transformer.attention.kernel", "4", "odd"]),
+        ("transformer.attention.kernle=3", ["transformer.attention.kernle", "did you mean `kernel`"]),
         ("train.steps", ["section.key=value"]),
         ("train.steps=[", ["not valid YAML"]),
     ],
@@ -93,6 +97,15 @@ def test_shipped_configs_load(path):
 
 def count(layer: paddle.nn.Layer) -> int:
     return sum(int(np.prod(p.shape)) for p in layer.parameters())
+
+
+def test_the_default_plan_is_the_papers():
+    """1-based: column where i mod 4 is 2, convolution last, row otherwise: 12, 1 and 35 of 48 layers."""
+    kinds = load_config("configs/vilg_10b.yml").transformer.attention.kinds(48)
+    assert kinds[-1] == "convolution"
+    for i, kind in enumerate(kinds[:-1], start=1):
+        assert kind == ("column" if i % 4 == 2 else "row")
+    assert [kinds.count(kind) for kind in ("column", "row")] == [12, 35]
 
 
 @pytest.mark.parametrize("name", ["vilg_emoji.yml", "vilg_small.yml", "vilg_300m.yml", "vilg_10b.yml"])

@@ -118,9 +118,9 @@ class SelfAttention(nn.Layer):
         queries = self.query(x).reshape([x.shape[0], self.heads, -1])
         queries = queries * queries.shape[-1] ** -0.5
         cache.write(x, step)
-        scores = paddle.concat([source.scores(queries), cache.scores(queries, step)], axis=-1) + step.bias
-        weights = F.softmax(scores)
-        context = source.context(weights[:, :, : source.length]) + cache.context(weights[:, :, source.length :], step)
+        near = cache.read(step)
+        weights = F.softmax(paddle.concat([source.scores(queries), cache.scores(queries, near)], axis=-1) + step.bias)
+        context = source.context(weights[:, :, : source.length]) + cache.context(weights[:, :, source.length :], near)
         return self.out(context.flatten(1))
 
 

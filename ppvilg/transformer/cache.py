@@ -73,13 +73,17 @@ class KeyValueCache:
         paddle.scatter_(self.keys, step.write, self._attention.key(x).reshape([-1, width]))
         paddle.scatter_(self.values, step.write, self._attention.value(x).reshape([-1, width]))
 
-    def scores(self, queries: paddle.Tensor, step: Step) -> paddle.Tensor:
-        """[B, heads, width] -> [B, heads, capacity]."""
-        return paddle.matmul(queries.unsqueeze(2), self.keys.reshape(self._shape), transpose_y=True).squeeze(2)
+    def read(self, step: Step) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """The keys and values [B, heads, capacity, width] of the tokens that the step's scores are about: all there are."""
+        return self.keys.reshape(self._shape), self.values.reshape(self._shape)
 
-    def context(self, weights: paddle.Tensor, step: Step) -> paddle.Tensor:
+    def scores(self, queries: paddle.Tensor, read: tuple[paddle.Tensor, paddle.Tensor]) -> paddle.Tensor:
+        """[B, heads, width] -> [B, heads, capacity]."""
+        return paddle.matmul(queries.unsqueeze(2), read[0], transpose_y=True).squeeze(2)
+
+    def context(self, weights: paddle.Tensor, read: tuple[paddle.Tensor, paddle.Tensor]) -> paddle.Tensor:
         """[B, heads, capacity] -> [B, heads, width]."""
-        return paddle.matmul(weights.unsqueeze(2), self.values.reshape(self._shape)).squeeze(2)
+        return paddle.matmul(weights.unsqueeze(2), read[1]).squeeze(2)
 
     def select(self, sequences: paddle.Tensor) -> None:
         """Let sequence i go on from what sequence sequences[i] has written; int64 [B]."""
@@ -113,19 +117,20 @@ class LatentCache:
         """Add the tokens whose layer inputs are x [B, hidden]."""
         paddle.scatter_(self.inputs, step.write, x)
 
-    def scores(self, queries: paddle.Tensor, step: Step) -> paddle.Tensor:
-        """[B, heads, width] -> [B, heads, capacity]."""
-        latent = paddle.matmul(queries.transpose([1, 0, 2]), self._key).transpose([1, 0, 2])
-        return paddle.matmul(latent, self._read(step), transpose_y=True)
-
-    def context(self, weights: paddle.Tensor, step: Step) -> paddle.Tensor:
-        """[B, heads, capacity] -> [B, heads, width]."""
-        latent = paddle.matmul(weights, self._read(step)).transpose([1, 0, 2])
-        return paddle.matmul(latent, self._value).transpose([1, 0, 2])
-
-    def _read(self, step: Step) -> paddle.Tensor:
+    def read(self, step: Step) -> paddle.Tensor:
+        """The inputs [B, capacity, hidden] of the tokens that the step's scores are about."""
         rows = self.inputs if step.read is None else paddle.gather(self.inputs, step.read)
         return rows.reshape(self._read_shape)
+
+    def scores(self, queries: paddle.Tensor, read: paddle.Tensor) -> paddle.Tensor:
+        """[B, heads, width] -> [B, heads, capacity]."""
+        latent = paddle.matmul(queries.transpose([1, 0, 2]), self._key).transpose([1, 0, 2])
+        return paddle.matmul(latent, read, transpose_y=True)
+
+    def context(self, weights: paddle.Tensor, read: paddle.Tensor) -> paddle.Tensor:
+        """[B, heads, capacity] -> [B, heads, width]."""
+        latent = paddle.matmul(weights, read).transpose([1, 0, 2])
+        return paddle.matmul(latent, self._value).transpose([1, 0, 2])
 
     def select(self, sequences: paddle.Tensor) -> None:
         """Let sequence i go on from what sequence sequences[i] has written; int64 [B]."""

