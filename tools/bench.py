@@ -3,6 +3,7 @@
 python tools/bench.py attention
 python tools/bench.py train -c configs/vilg_emoji.yml --vs torch
 python tools/bench.py generate -c configs/vilg_small.yml --batch 16 --vs dense
+python tools/bench.py profile -c configs/vilg_emoji.yml
 """
 
 import argparse
@@ -27,15 +28,17 @@ def main() -> None:
     generate = commands.add_parser("generate", help="image tokens for one prompt")
     generate.add_argument("--vs", nargs="+", choices=["dense", "artist"], default=[], help="what to compare with")
     generate.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="candidates at a time (default: 1 16)")
-    for command in (train, generate):
+    profile = commands.add_parser("profile", help="operators of a transformer's training step, by time")
+    for command in (train, generate, profile):
         command.add_argument("-c", "--config", required=True)
         command.add_argument("-o", "--override", action="append", default=[], metavar="section.key=value")
-    for command in (attention, train, generate):
+    for command in (attention, train, generate, profile):
         command.add_argument("--repetitions", type=int, default=10)
     arguments = parser.parse_args()
     if arguments.repetitions < 1:
         raise UserError(f"--repetitions is {arguments.repetitions}: give at least 1")
-    {"attention": attention_table, "train": train_table, "generate": generate_table}[arguments.command](arguments)
+    tables = {"attention": attention_table, "train": train_table, "generate": generate_table, "profile": profile_table}
+    tables[arguments.command](arguments)
 
 
 def attention_table(arguments: argparse.Namespace) -> None:
@@ -78,6 +81,14 @@ def generate_table(arguments: argparse.Namespace) -> None:
     for batch in arguments.batch:
         timings, lines = time_generation(config, batch, arguments.vs, arguments.repetitions)
         print(f"batch {batch}", table(timings), *lines, sep="\n")
+
+
+def profile_table(arguments: argparse.Namespace) -> None:
+    """Operators, by time."""
+    config = load_config(arguments.config, arguments.override)
+    from ppvilg.benchmark.profile import print_profile
+
+    print_profile(config, arguments.repetitions)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Multi-head self-attention under a pattern, computed in blocks over a whole sequence or slot by slot with caches."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +47,7 @@ class View:
 def view(pattern: Pattern, text_valid: paddle.Tensor, heads: int) -> View:
     """What a layer needs to see its pattern's slots and no padding; `text_valid` bool [B, m] is True for real tokens."""
     batch, m = text_valid.shape
-    text, image = pattern.text_blocks(), pattern.image_blocks()
+    text, image = _blocks_of(pattern)
     # A padded slot sees itself, so that its (unused) row has a softmax.
     text_seen = (_shown(text, batch) & text_valid.unsqueeze([1, 2])) | paddle.to_tensor(np.eye(m, dtype=bool))
     if pattern.to_image:
@@ -57,6 +58,11 @@ def view(pattern: Pattern, text_valid: paddle.Tensor, heads: int) -> View:
     source_seen = paddle.ones([batch, 1, m, pattern.image_length], dtype="bool")
     source = _part(image, batch, None if image.mask.all() else _bias([_shown(image, batch)], heads))
     return View(pattern, batch, source, _part(text, batch, _bias([source_seen, text_seen], heads)))
+
+
+@lru_cache(maxsize=64)  # a run has few patterns and needs them at every step
+def _blocks_of(pattern: Pattern) -> tuple[Blocks, Blocks]:
+    return pattern.text_blocks(), pattern.image_blocks()
 
 
 def _shown(blocks: Blocks, batch: int) -> paddle.Tensor:

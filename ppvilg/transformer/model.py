@@ -14,7 +14,7 @@ from paddle.nn import functional as F
 from ppvilg.config import Config
 from ppvilg.transformer.attention import SelfAttention, View, view
 from ppvilg.transformer.cache import KeyValueCache, LatentCache, Source, State, Step
-from ppvilg.transformer.layers import FeedForward, LayerNorm, residual_std
+from ppvilg.transformer.layers import FeedForward, LayerNorm, residual_std, spread_row
 from ppvilg.transformer.pattern import Direction, Pattern
 from ppvilg.transformer.reconstructor import Reconstructor
 
@@ -154,19 +154,23 @@ class ViLG(nn.Layer):
         return measures
 
     def embed_text(self, direction: Direction, ids: paddle.Tensor, slots: np.ndarray) -> paddle.Tensor:
-        """Ids int64 [..., L] that stand in text slots int [L] -> [..., L, hidden]."""
-        vectors = self.text_embedding(ids)
+        """Ids int64 [..., L] that stand in text slots int [L] -> rows [... · L, hidden]."""
+        vectors = self.text_embedding(ids.flatten())
         if self.text_projection is not None:
             vectors = self.text_projection(vectors)
         segment = _TEXT_SOURCE if direction is Direction.TEXT_TO_IMAGE else _TEXT_TARGET
-        return vectors + (self.text_position(paddle.to_tensor(slots)) + self.segment.weight[segment])
+        return self._placed(vectors, self.text_position(paddle.to_tensor(slots)), segment)
 
     def embed_image(self, direction: Direction, ids: paddle.Tensor, slots: np.ndarray) -> paddle.Tensor:
-        """Ids int64 [..., L] that stand in image slots int [L] -> [..., L, hidden]."""
+        """Ids int64 [..., L] that stand in image slots int [L] -> rows [... · L, hidden]."""
         row, column = paddle.to_tensor(slots // self.columns), paddle.to_tensor(slots % self.columns)
         segment = _IMAGE_TARGET if direction is Direction.TEXT_TO_IMAGE else _IMAGE_SOURCE
-        position = self.row_position(row) + self.column_position(column)
-        return self.image_embedding(ids) + (position + self.segment.weight[segment])
+        return self._placed(self.image_embedding(ids.flatten()), self.row_position(row) + self.column_position(column), segment)
+
+    def _placed(self, vectors: paddle.Tensor, positions: paddle.Tensor, segment: int) -> paddle.Tensor:
+        """Rows [k · L, hidden] plus positions [L, hidden] and their segment's vector."""
+        place = positions + self.segment.weight[segment]
+        return vectors + spread_row(place.flatten(), vectors.shape[0] // place.shape[0]).reshape(vectors.shape)
 
     def hidden(
         self, texts: dict[Direction, tuple[paddle.Tensor, paddle.Tensor]], image: paddle.Tensor
@@ -183,7 +187,7 @@ class ViLG(nn.Layer):
         }
         parts = [self.embed_text(direction, text, np.arange(m)) for direction, (text, _) in texts.items()]
         parts += [self.embed_image(direction, image, np.arange(n)) for direction in texts]
-        x = paddle.concat([part.flatten(0, 1) for part in parts])
+        x = paddle.concat(parts)
         for block, kind in zip(self.blocks, self.kinds, strict=True):
             x = block(x, views[kind])
         count = len(texts) * batch
@@ -208,7 +212,7 @@ class ViLG(nn.Layer):
         patterns = {kind: self.pattern(kind, direction, text_length) for kind in self.kinds}
         text_valid = valid if to_image else paddle.ones([len(valid), text_length], dtype="bool")
         views = {kind: view(pattern, text_valid, self.heads) for kind, pattern in patterns.items()}
-        x = (self.embed_text if to_image else self.embed_image)(direction, source, np.arange(source.shape[1])).flatten(0, 1)
+        x = (self.embed_text if to_image else self.embed_image)(direction, source, np.arange(source.shape[1]))
         sources = []
         for block, kind in zip(self.blocks, self.kinds, strict=True):
             x, read = block.source(x, views[kind])

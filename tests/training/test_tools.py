@@ -229,6 +229,22 @@ def test_bench_prints_a_table(tiny_configs, tiny_runs, command):
     assert "/s" in done.stdout
 
 
+def test_bench_profiles_operators_and_leaves_no_files(tiny_configs, tmp_path):
+    command = [
+        sys.executable,
+        Path("tools/bench.py").resolve(),
+        "profile",
+        "-c",
+        tiny_configs / "vilg.yml",
+        "--repetitions",
+        "2",
+    ]
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "matmul" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("tool", sorted(path.stem for path in Path("tools").glob("*.py")))
 def test_help_answers_without_paddle(tool):
     code = (

@@ -1,0 +1,19 @@
+"""Where the time of a transformer's training step goes, operator by operator."""
+
+from paddle import profiler
+
+from ppvilg.benchmark.training import RandomPairs, random_pairs, step_of
+from ppvilg.config import Config
+
+
+def print_profile(config: Config, steps: int) -> None:
+    """Run some training steps on random pairs under paddle's profiler and print its table of operators."""
+    batches = [random_pairs(config, config.train.batch_size // config.train.accumulate)] * config.train.accumulate
+    step = step_of(RandomPairs(config), config, batches)
+    step()  # allocates
+    # Without a handler of its own the profiler writes traces into the working directory.
+    with profiler.Profiler(targets=[profiler.ProfilerTarget.CPU], on_trace_ready=lambda _: None) as trace:
+        for _ in range(steps):
+            step()
+            trace.step()
+    trace.summary(profiler.SortedKeys.CPUTotal, op_detail=False, views=profiler.SummaryView.OperatorView)
