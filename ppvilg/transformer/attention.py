@@ -172,13 +172,18 @@ class BlockAttention(PyLayer):
 
 def _parts(views: list[View], *rows: paddle.Tensor) -> list[list[tuple[paddle.Tensor, paddle.Tensor]]]:
     """For each view and each of the rows [V·B·m + V·B·n, hidden] the source [B, s, hidden] and the target [B, t, hidden]."""
-    count, pattern, batch = len(views), views[0].pattern, views[0].batch
-    lengths = [pattern.text_length] * count + [pattern.image_length] * count
-    split = [x.split([batch * length for length in lengths]) for x in rows]
-    split = [[part.reshape([batch, length, -1]) for part, length in zip(x, lengths, strict=True)] for x in split]
-    return [
-        [(x[i], x[count + i]) if view.pattern.to_image else (x[count + i], x[i]) for x in split] for i, view in enumerate(views)
-    ]
+    batch, m, n = views[0].batch, views[0].pattern.text_length, views[0].pattern.image_length
+    images = len(views) * batch * m  # the first image's row
+
+    def part(x: paddle.Tensor, first: int, length: int) -> paddle.Tensor:
+        # Without `_slice`, which shares memory, each part would be a copy.
+        return x._slice(first, first + batch * length).reshape([batch, length, x.shape[1]])
+
+    found = []
+    for i, view in enumerate(views):
+        pairs = [(part(x, i * batch * m, m), part(x, images + i * batch * n, n)) for x in rows]
+        found.append(pairs if view.pattern.to_image else [(image, text) for text, image in pairs])
+    return found
 
 
 def _collect(view: View, source: paddle.Tensor, target: paddle.Tensor, texts: list, images: list) -> None:
@@ -200,7 +205,7 @@ class _Operands(NamedTuple):
 
 def _operands(part: Part, heads: int, queries, keys, values, far_keys=None, far_values=None) -> _Operands:
     """From queries, keys, values [B, L, hidden] of a part and, for a target, keys and values [B, s, hidden] of its source."""
-    queries = _queries(queries, part, heads).scale_((queries.shape[-1] // heads) ** -0.5)
+    queries = _queries(queries, part, heads) * (queries.shape[-1] // heads) ** -0.5
     if far_keys is None:
         return _Operands(queries, _near(keys, part, heads), _near(values, part, heads), None, None)
     if part.groups == 1:
