@@ -29,6 +29,7 @@ def time_attention(
         def run() -> None:
             if projections:
                 x = inputs[0]
+                x = attention.norm(x)
                 y = attention.out(attend(attention.query(x), attention.key(x), attention.value(x)))
             else:
                 y = attend(*inputs)

@@ -11,7 +11,7 @@ from paddle.autograd import PyLayer
 from paddle.nn import functional as F
 
 from ppvilg.transformer.cache import KeyValueCache, LatentCache, Source, Step
-from ppvilg.transformer.layers import Linear
+from ppvilg.transformer.layers import LayerNorm, Linear, NormedProjections
 from ppvilg.transformer.pattern import HIDDEN, Blocks, Pattern
 
 
@@ -95,7 +95,7 @@ def _part(blocks: Blocks, batch: int, bias: paddle.Tensor | None) -> Part:
 
 
 class SelfAttention(nn.Layer):
-    """Multi-head attention of width `hidden`.
+    """LayerNorm and multi-head attention of width `hidden`.
 
     Keys and values have no bias: one of the keys adds the same to all of a query's scores and drops out of the softmax, one of
     the values adds a constant to the context, which the output's bias already does.
@@ -104,6 +104,7 @@ class SelfAttention(nn.Layer):
     def __init__(self, hidden: int, heads: int, out_std: float):
         super().__init__()
         self.heads = heads
+        self.norm = LayerNorm(hidden)
         self.query = Linear(hidden, hidden)
         self.key = Linear(hidden, hidden, bias=False)
         self.value = Linear(hidden, hidden, bias=False)
@@ -111,16 +112,17 @@ class SelfAttention(nn.Layer):
 
     def forward(self, x: paddle.Tensor, views: list[View]) -> paddle.Tensor:
         """Rows [V·B·m + V·B·n, hidden], the texts of V views and then their images, -> the same shape."""
-        return self.out(BlockAttention.apply(self.query(x), self.key(x), self.value(x), views, self.heads))
+        return self.out(BlockAttention.apply(*self._projected(x), views, self.heads))
 
     def source(self, x: paddle.Tensor, view: View) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
         """The source part alone, rows [P·s, hidden] -> the same shape, and its keys and values [P, heads, s, width]."""
-        own = [t.reshape([view.batch, -1, t.shape[1]]) for t in (self.query(x), self.key(x), self.value(x))]
+        own = [t.reshape([view.batch, -1, t.shape[1]]) for t in self._projected(x)]
         context, _ = _attend(view.source, _operands(view.source, self.heads, *own))
         return self.out(context), *(_split_heads(t, self.heads) for t in own[1:])
 
     def step(self, x: paddle.Tensor, source: Source, cache: KeyValueCache | LatentCache, step: Step) -> paddle.Tensor:
         """The next target slot of each sequence: [B, hidden] -> [B, hidden]."""
+        x = self.norm(x)
         queries = self.query(x).reshape([x.shape[0], self.heads, -1])
         queries = queries * queries.shape[-1] ** -0.5
         cache.write(x, step)
@@ -128,6 +130,11 @@ class SelfAttention(nn.Layer):
         weights = F.softmax(paddle.concat([source.scores(queries), cache.scores(queries, near)], axis=-1) + step.bias)
         context = source.context(weights[:, :, : source.length]) + cache.context(weights[:, :, source.length :], near)
         return self.out(context.flatten(1))
+
+    def _projected(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        norm, query = self.norm, self.query
+        weights = query.weight, query.bias, self.key.weight, self.value.weight
+        return NormedProjections.apply(x, norm.weight, norm.bias, norm.epsilon, *weights)
 
 
 class BlockAttention(PyLayer):

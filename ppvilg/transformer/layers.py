@@ -72,72 +72,6 @@ class Linear(nn.Layer):
         return _Affine.apply(x, self.weight, self.bias)
 
 
-class _FeedForward(PyLayer):
-    """gelu(x U + b) D + c; keeps what goes into the GELU, not what comes out of it."""
-
-    @staticmethod
-    def forward(ctx, x, up, up_bias, down, down_bias):
-        before = _affine(x, up, up_bias)
-        ctx.save_for_backward(x, up, before, down)
-        return _affine(F.gelu(before, approximate=True), down, down_bias)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x, up, before, down = ctx.saved_tensor()
-        # What autograd itself calls for the gradient of a GELU.
-        of_before = paddle._C_ops.gelu_grad(before, paddle.matmul(gradient, down, transpose_y=True), True)
-        after = F.gelu(before, approximate=True)
-        return (
-            paddle.matmul(of_before, up, transpose_y=True),
-            paddle.matmul(x, of_before, transpose_x=True),
-            column_sums(of_before),
-            paddle.matmul(after, gradient, transpose_x=True),
-            column_sums(gradient),
-        )
-
-
-class FeedForward(nn.Layer):
-    """Linear, GELU (tanh form), Linear; hidden width `multiplier` times the model's."""
-
-    def __init__(self, hidden: int, multiplier: int, out_std: float):
-        super().__init__()
-        self.up = Linear(hidden, multiplier * hidden)
-        self.down = Linear(multiplier * hidden, hidden, std=out_std)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, hidden] -> [N, hidden]."""
-        if not paddle.is_grad_enabled():
-            return self.down(F.gelu(self.up(x), approximate=True))
-        return _FeedForward.apply(x, self.up.weight, self.up.bias, self.down.weight, self.down.bias)
-
-
-class _Norm(PyLayer):
-    """Layer normalisation; its backward works the statistics out again."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, epsilon):
-        ctx.epsilon = epsilon
-        ctx.save_for_backward(x, weight)
-        return F.layer_norm(x, x.shape[1:], weight, bias, epsilon)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x, weight = ctx.saved_tensor()
-        rows, width = x.shape
-        centred = x - spread_column(row_sums(x) / width, width)
-        rate = paddle.rsqrt(row_sums(centred * centred) / width + ctx.epsilon)  # 1 / standard deviation
-        rates = spread_column(rate, width)
-        normed = centred.multiply_(rates)
-        scaled = gradient * normed
-        of_weight, of_bias = column_sums(scaled), column_sums(gradient)
-        # (g w - mean(g w) - x̂ mean(g w x̂)) / deviation; the means by products with w itself.
-        column = weight.unsqueeze(1) / width
-        along = spread_column(paddle.matmul(scaled, column), width).multiply_(normed)
-        mean = spread_column(paddle.matmul(gradient, column), width)
-        of_x = (gradient * spread_row(weight, rows)).subtract_(along.add_(mean)).multiply_(rates)
-        return of_x, of_weight, of_bias
-
-
 class LayerNorm(nn.Layer):
     """Normalises each row to mean 0 and deviation 1, then scales and shifts its columns."""
 
@@ -150,8 +84,107 @@ class LayerNorm(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, width] -> [N, width]."""
         if not paddle.is_grad_enabled():
-            return F.layer_norm(x, x.shape[1:], self.weight, self.bias, self.epsilon)
+            return _norm(x, self.weight, self.bias, self.epsilon)
         return _Norm.apply(x, self.weight, self.bias, self.epsilon)
+
+
+class _Norm(PyLayer):
+    """Layer normalisation."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, epsilon):
+        ctx.epsilon = epsilon
+        ctx.save_for_backward(x, weight)
+        return _norm(x, weight, bias, epsilon)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _norm_backward(*ctx.saved_tensor(), ctx.epsilon, gradient)
+
+
+def _norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, epsilon: float) -> paddle.Tensor:
+    return F.layer_norm(x, x.shape[1:], weight, bias, epsilon)
+
+
+def _norm_backward(
+    x: paddle.Tensor, weight: paddle.Tensor, epsilon: float, gradient: paddle.Tensor
+) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+    """Gradients of `_norm`'s input, weight and bias; the statistics are worked out again."""
+    rows, width = x.shape
+    centred = x - spread_column(row_sums(x) / width, width)
+    rate = paddle.rsqrt(row_sums(centred * centred) / width + epsilon)  # 1 / standard deviation
+    rates = spread_column(rate, width)
+    normed = centred.multiply_(rates)
+    scaled = gradient * normed
+    of_weight, of_bias = column_sums(scaled), column_sums(gradient)
+    # (g w - mean(g w) - x̂ mean(g w x̂)) / deviation; the means by products with w itself.
+    column = weight.unsqueeze(1) / width
+    along = spread_column(paddle.matmul(scaled, column), width).multiply_(normed)
+    mean = spread_column(paddle.matmul(gradient, column), width)
+    of_x = (gradient * spread_row(weight, rows)).subtract_(along.add_(mean)).multiply_(rates)
+    return of_x, of_weight, of_bias
+
+
+class NormedProjections(PyLayer):
+    """Queries, keys and values of the normalised rows; keeps the rows, not the normalised ones."""
+
+    @staticmethod
+    def forward(ctx, x, norm_weight, norm_bias, epsilon, query, query_bias, key, value):
+        """[N, hidden] -> three times [N, hidden]."""
+        ctx.epsilon = epsilon
+        ctx.save_for_backward(x, norm_weight, norm_bias, query, key, value)
+        normed = _norm(x, norm_weight, norm_bias, epsilon)
+        return _affine(normed, query, query_bias), paddle.matmul(normed, key), paddle.matmul(normed, value)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        """In the order of the inputs."""
+        x, norm_weight, norm_bias, *weights = ctx.saved_tensor()
+        normed = _norm(x, norm_weight, norm_bias, ctx.epsilon)
+        of_weights = [paddle.matmul(normed, gradient, transpose_x=True) for gradient in gradients]
+        first, second, third = (
+            paddle.matmul(gradient, weight, transpose_y=True) for gradient, weight in zip(gradients, weights, strict=True)
+        )
+        of_norm = _norm_backward(x, norm_weight, ctx.epsilon, first.add_(second).add_(third))
+        return *of_norm, of_weights[0], column_sums(gradients[0]), *of_weights[1:]
+
+
+class FeedForward(nn.Layer):
+    """LayerNorm, linear, GELU (tanh form), linear; hidden width `multiplier` times the model's."""
+
+    def __init__(self, hidden: int, multiplier: int, out_std: float):
+        super().__init__()
+        self.norm = LayerNorm(hidden)
+        self.up = Linear(hidden, multiplier * hidden)
+        self.down = Linear(multiplier * hidden, hidden, std=out_std)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, hidden] -> [N, hidden]."""
+        if not paddle.is_grad_enabled():
+            return self.down(F.gelu(self.up(self.norm(x)), approximate=True))
+        norm, up, down = self.norm, self.up, self.down
+        return _FeedForward.apply(x, norm.weight, norm.bias, norm.epsilon, up.weight, up.bias, down.weight, down.bias)
+
+
+class _FeedForward(PyLayer):
+    """gelu(norm(x) U + b) D + c; keeps the input and what goes into the GELU, and works the rest out again."""
+
+    @staticmethod
+    def forward(ctx, x, norm_weight, norm_bias, epsilon, up, up_bias, down, down_bias):
+        before = _affine(_norm(x, norm_weight, norm_bias, epsilon), up, up_bias)
+        ctx.epsilon = epsilon
+        ctx.save_for_backward(x, norm_weight, norm_bias, up, before, down)
+        return _affine(F.gelu(before, approximate=True), down, down_bias)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, norm_weight, norm_bias, up, before, down = ctx.saved_tensor()
+        # What autograd itself calls for the gradient of a GELU.
+        of_before = paddle._C_ops.gelu_grad(before, paddle.matmul(gradient, down, transpose_y=True), True)
+        of_down = paddle.matmul(F.gelu(before, approximate=True), gradient, transpose_x=True)
+        of_up = paddle.matmul(_norm(x, norm_weight, norm_bias, ctx.epsilon), of_before, transpose_x=True)
+        of_norm = _norm_backward(x, norm_weight, ctx.epsilon, paddle.matmul(of_before, up, transpose_y=True))
+        return *of_norm, of_up, column_sums(of_before), of_down, column_sums(gradient)
 
 
 def residual_std(layers: int) -> float:

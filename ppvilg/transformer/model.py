@@ -59,27 +59,25 @@ class Block(nn.Layer):
 
     def __init__(self, hidden: int, heads: int, multiplier: int, dropout: float, out_std: float):
         super().__init__()
-        self.attention_norm = LayerNorm(hidden)
         self.attention = SelfAttention(hidden, heads, out_std)
-        self.ffn_norm = LayerNorm(hidden)
         self.ffn = FeedForward(hidden, multiplier, out_std)
         self.dropout = dropout
 
     def forward(self, x: paddle.Tensor, views: list[View]) -> paddle.Tensor:
         """Rows [V·B·m + V·B·n, hidden], the texts of V views and then their images, -> the same shape."""
-        return self._feed_forward(x + self._drop(self.attention(self.attention_norm(x), views)))
+        return self._feed_forward(x + self._drop(self.attention(x, views)))
 
     def source(self, x: paddle.Tensor, view: View) -> tuple[paddle.Tensor, Source]:
         """The source part alone, rows [P·s, hidden] -> the same shape, and what its targets read of it."""
-        attended, keys, values = self.attention.source(self.attention_norm(x), view)
+        attended, keys, values = self.attention.source(x, view)
         return self._feed_forward(x + self._drop(attended)), Source(keys, values)
 
     def step(self, x: paddle.Tensor, source: Source, cache: KeyValueCache | LatentCache, step: Step) -> paddle.Tensor:
         """The next target slot of each sequence [B, hidden] -> [B, hidden]."""
-        return self._feed_forward(x + self._drop(self.attention.step(self.attention_norm(x), source, cache, step)))
+        return self._feed_forward(x + self._drop(self.attention.step(x, source, cache, step)))
 
     def _feed_forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return x + self._drop(self.ffn(self.ffn_norm(x)))
+        return x + self._drop(self.ffn(x))
 
     def _drop(self, x: paddle.Tensor) -> paddle.Tensor:
         return F.dropout(x, self.dropout, training=self.training) if self.dropout else x

@@ -19,7 +19,7 @@ def dense(attention: SelfAttention, x: paddle.Tensor, pattern: Pattern, text_val
     keys = paddle.concat([text_valid, paddle.ones([BATCH, length - pattern.text_length], "bool")], 1)
     visible = paddle.to_tensor(pattern.mask()) & keys.unsqueeze(1) | paddle.to_tensor(np.eye(length, dtype=bool))
 
-    rows = x.flatten(0, 1)
+    rows = attention.norm(x.flatten(0, 1))
 
     def heads(x):
         return x.reshape([BATCH, length, HEADS, -1]).transpose([0, 2, 1, 3])

@@ -17,7 +17,7 @@ def paddles_norm(layer):
 
 
 def paddles_feed_forward(layer):
-    return lambda x: paddles_linear(layer.down)(F.gelu(paddles_linear(layer.up)(x), approximate=True))
+    return lambda x: paddles_linear(layer.down)(F.gelu(paddles_linear(layer.up)(paddles_norm(layer.norm)(x)), approximate=True))
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def numpy_forward(model: ViLG, x: np.ndarray, masks: list[np.ndarray]) -> np.nda
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
     for i, mask in enumerate(masks):
-        normed = norm(x, f"blocks.{i}.attention_norm")
+        normed = norm(x, f"blocks.{i}.attention.norm")
         queries, keys, values = (linear(normed, f"blocks.{i}.attention.{name}") for name in ("query", "key", "value"))
         heads = []
         for part in np.split(np.arange(16), 2):
@@ -73,7 +73,7 @@ def numpy_forward(model: ViLG, x: np.ndarray, masks: list[np.ndarray]) -> np.nda
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             heads.append(weights / weights.sum(-1, keepdims=True) @ values[:, part])
         x = x + linear(np.concatenate(heads, -1), f"blocks.{i}.attention.out")
-        hidden = gelu(linear(norm(x, f"blocks.{i}.ffn_norm"), f"blocks.{i}.ffn.up"))
+        hidden = gelu(linear(norm(x, f"blocks.{i}.ffn.norm"), f"blocks.{i}.ffn.up"))
         x = x + linear(hidden, f"blocks.{i}.ffn.down")
     return norm(x, "norm")
 
