@@ -24,19 +24,23 @@ def prepare() -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ.setdefault("MKL_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     os.environ.setdefault("GLOG_minloglevel", "2")
-    # The MKL inside paddle's wheel takes its slowest path on CPUs that are not Intel's; 5 means AVX2 (3x on a Zen 4).
-    if _is_amd():
-        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+    # The MKL inside paddle's wheel takes its slowest path on CPUs that are not Intel's; this names the path that suits them.
+    if path := _mkl_path_for_amd():
+        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", path)
     _keep_freed_memory()
     for harmless in ("No ccache found", "Setuptools is replacing distutils"):
         warnings.filterwarnings("ignore", message=harmless)
 
 
-def _is_amd() -> bool:
+def _mkl_path_for_amd() -> str | None:
+    """MKL's number for its AVX-512 path or its AVX2 path on AMD's CPUs; None on others."""
     try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+        cpu = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return False
+        return None
+    if "AuthenticAMD" not in cpu:
+        return None
+    return "7" if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(cpu.split()) else "5"
 
 
 def _keep_freed_memory() -> None:
