@@ -7,6 +7,7 @@ overrides single keys, and the result is checked as a whole before anything runs
 import dataclasses
 import difflib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -215,6 +216,39 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How the launched processes share the work; their number is dp · sharding · mp · pp."""
+
+    __pydantic_config__ = _STRICT
+    dp: Positive = 1
+    """Data parallel: groups of processes that each hold everything the others hold (across machines)."""
+    sharding: Positive = 1
+    """Processes that see different pairs, as with dp, and share out what `sharding_stage` says (within a machine)."""
+    sharding_stage: Annotated[int, Field(ge=1, le=3)] = 1
+    """1: AdamW's moments; 2: the gradients too; 3: the layers' weights too."""
+    mp: Positive = 1
+    """Tensor parallel: processes that share each layer's matrices (within a machine)."""
+    pp: Positive = 1
+    """Pipeline stages that share out the layers."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again instead of keeping it: each layer's attention, or each layer."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of weights and activations on GPUs; the optimizer always works on float32 weights."""
+    offload: bool = False
+    """Keep the optimizer's weights and moments in the CPU's memory and update them there."""
+
+    @property
+    def data_ranks(self) -> int:
+        """Into how many parts a batch is cut."""
+        return self.dp * self.sharding
+
+    @property
+    def processes(self) -> int:
+        """How many processes have to be launched."""
+        return self.data_ranks * self.mp * self.pp
+
+
+@dataclass(frozen=True)
 class Config:
     """One experiment."""
 
@@ -226,6 +260,12 @@ class Config:
     text: TextConfig = field(default_factory=TextConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    @property
+    def micro_batch(self) -> int:
+        """Pairs (or pictures) that one process computes at once."""
+        return self.train.batch_size // (self.train.accumulate * self.parallel.data_ranks)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -384,6 +424,10 @@ def _check_combinations(config: Config, origins: dict[str, str], path: str) -> N
         refuse("transformer.attention.kernel", model.attention.kernel, "expected an odd number")
     if train.batch_size % train.accumulate:
         refuse("train.accumulate", train.accumulate, f"expected a divisor of train.batch_size = {train.batch_size}")
+    parts = train.accumulate * config.parallel.data_ranks
+    if train.batch_size % parts:
+        refuse("train.batch_size", train.batch_size, f"expected a multiple of accumulate x dp x sharding = {parts}")
+    _check_parallel(config, refuse)
     if train.warmup_steps >= train.steps:
         refuse("train.warmup_steps", train.warmup_steps, f"expected fewer than train.steps = {train.steps}")
     if train.min_learning_rate > train.learning_rate:
@@ -396,3 +440,22 @@ def _check_combinations(config: Config, origins: dict[str, str], path: str) -> N
         refuse("vqgan.codebook.revive_after", vqgan.codebook.revive_after, "expected 0 with learning: gumbel")
     if text.max_length < 3:
         refuse("text.max_length", text.max_length, "expected at least 3: begin, one token, end")
+
+
+def _check_parallel(config: Config, refuse: Callable[[str, Any, str], None]) -> None:
+    parallel, model = config.parallel, config.transformer
+    if config.task == "vqgan":
+        for key in ("mp", "pp"):
+            if getattr(parallel, key) > 1:
+                refuse(f"parallel.{key}", getattr(parallel, key), "expected 1: only the transformer can be cut")
+    for name, size in (
+        ("transformer.heads", model.heads),
+        ("text.vocabulary_size", config.text.vocabulary_size),
+        ("vqgan.codebook.size", config.vqgan.codebook.size),
+    ):
+        if size % parallel.mp:
+            refuse("parallel.mp", parallel.mp, f"expected a divisor of {name} = {size}")
+    if parallel.pp > model.layers:
+        refuse("parallel.pp", parallel.pp, f"expected at most transformer.layers = {model.layers}")
+    if parallel.sharding > 1 and parallel.sharding_stage == 3 and parallel.recompute != "full":
+        refuse("parallel.recompute", parallel.recompute, "expected full with sharding_stage: 3, which frees weights")

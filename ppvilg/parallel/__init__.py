@@ -1,0 +1,1 @@
+"""Several processes that train one model: who holds what, and what they tell each other."""
