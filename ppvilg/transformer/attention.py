@@ -12,6 +12,7 @@ from paddle import nn
 from paddle.autograd import PyLayer
 from paddle.nn import functional as F
 
+from ppvilg.parallel.topology import ALONE, Axis
 from ppvilg.transformer.cache import KeyValueCache, LatentCache, Source, Step
 from ppvilg.transformer.layers import LayerNorm, Linear, NormedProjections
 from ppvilg.transformer.pattern import HIDDEN, Blocks, Pattern
@@ -95,20 +96,20 @@ def _part(blocks: Blocks, batch: int, heads: int, bias: paddle.Tensor | None) ->
 
 
 class SelfAttention(nn.Layer):
-    """LayerNorm and multi-head attention of width `hidden`.
+    """LayerNorm and multi-head attention of width `hidden`; tensor parallel processes have some of the heads each.
 
     Keys and values have no bias: one of the keys adds the same to all of a query's scores and drops out of the softmax, one of
     the values adds a constant to the context, which the output's bias already does.
     """
 
-    def __init__(self, hidden: int, heads: int, out_std: float):
+    def __init__(self, hidden: int, heads: int, out_std: float, mp: Axis = ALONE):
         super().__init__()
-        self.heads = heads
+        self.heads = heads // mp.size
         self.norm = LayerNorm(hidden)
-        self.query = Linear(hidden, hidden)
-        self.key = Linear(hidden, hidden, bias=False)
-        self.value = Linear(hidden, hidden, bias=False)
-        self.out = Linear(hidden, hidden, std=out_std)
+        self.query = Linear(hidden, hidden, columns=mp)
+        self.key = Linear(hidden, hidden, bias=False, columns=mp)
+        self.value = Linear(hidden, hidden, bias=False, columns=mp)
+        self.out = Linear(hidden, hidden, std=out_std, rows=mp)
 
     def forward(self, x: paddle.Tensor, views: list[View]) -> paddle.Tensor:
         """Rows [V·B·m + V·B·n, hidden], the texts of V views and then their images, -> the same shape."""
@@ -135,7 +136,7 @@ class SelfAttention(nn.Layer):
     def _projected(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
         norm, query = self.norm, self.query
         weights = query.weight, query.bias, self.key.weight, self.value.weight
-        return NormedProjections.apply(x, norm.weight, norm.bias, norm.epsilon, *weights)
+        return NormedProjections.apply(x, norm.weight, norm.bias, norm.epsilon, *weights, query.columns)
 
 
 class BlockAttention(PyLayer):

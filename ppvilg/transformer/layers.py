@@ -12,6 +12,9 @@ from paddle import nn
 from paddle.autograd import PyLayer
 from paddle.nn import functional as F
 
+from ppvilg.parallel.collectives import shared, summed
+from ppvilg.parallel.topology import ALONE, Axis
+
 
 @lru_cache(maxsize=64)  # making one anew takes as long as a product with it
 def _ones(rows: int, columns: int, dtype: paddle.dtype) -> paddle.Tensor:
@@ -38,38 +41,98 @@ def spread_row(x: paddle.Tensor, count: int) -> paddle.Tensor:
     return paddle.matmul(_ones(count, 1, x.dtype), x.unsqueeze(0))
 
 
+class Part(nn.initializer.Initializer):
+    """Draws a tensor parallel process's part of a parameter just as it is drawn in the whole one."""
+
+    def __init__(self, std: float, shape: list[int], dim: int, axis: Axis):
+        super().__init__()
+        self._draw = nn.initializer.Normal(std=std)
+        self._shape, self._dim, self._axis = shape, dim, axis
+
+    def forward(self, param: paddle.Tensor, block=None) -> None:
+        """Fill the parameter."""
+        with paddle.no_grad():
+            whole = paddle.empty(self._shape, param.dtype)
+            self._draw(whole)
+            index = [slice(None)] * len(self._shape)
+            index[self._dim] = self._axis.cut(self._shape[self._dim])
+            paddle.assign(whole[tuple(index)], param)
+
+
+def parameter(layer: nn.Layer, shape: list[int], std: float, dim: int = 0, axis: Axis = ALONE) -> paddle.Tensor:
+    """A normally distributed parameter, or the process's part of it, cut along `dim`, which then notes it as `split_dim`."""
+    if axis.size == 1:
+        return layer.create_parameter(shape, default_initializer=nn.initializer.Normal(std=std))
+    own = [size // axis.size if i == dim else size for i, size in enumerate(shape)]
+    made = layer.create_parameter(own, default_initializer=Part(std, shape, dim, axis))
+    made.split_dim = dim
+    return made
+
+
 class _Affine(PyLayer):
     """x W + b."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx, x, weight, bias, columns, rows):
+        ctx.columns = columns
         ctx.save_for_backward(x, weight)
-        return _affine(x, weight, bias)
+        return _affine(x, weight, bias, rows)
 
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensor()
-        of_x = paddle.matmul(gradient, weight, transpose_y=True)
+        of_x = ctx.columns.sum_(paddle.matmul(gradient, weight, transpose_y=True))
         return of_x, paddle.matmul(x, gradient, transpose_x=True), column_sums(gradient)
 
 
-def _affine(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
-    return paddle.matmul(x, weight).add_(spread_row(bias, x.shape[0]))
+def _affine(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, rows: Axis = ALONE) -> paddle.Tensor:
+    """`rows` is the axis over which the rows of W, and the columns of x, are cut."""
+    return rows.sum_(paddle.matmul(x, weight)).add_(spread_row(bias, x.shape[0]))
 
 
 class Linear(nn.Layer):
-    """y = x W + b; W float [in, out], b float [out] or none."""
+    """y = x W + b; W float [in, out], b float [out] or none.
 
-    def __init__(self, inputs: int, outputs: int, std: float = 0.02, bias: bool = True):
+    Tensor parallel processes hold the part of W that is cut along `columns`, and give that part of y, or along `rows`, and
+    take that part of x. The two follow one another, so that only the second has something to add up (Megatron-LM).
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, std: float = 0.02, bias: bool = True, columns: Axis = ALONE, rows: Axis = ALONE
+    ):
         super().__init__()
-        self.weight = self.create_parameter([inputs, outputs], default_initializer=nn.initializer.Normal(std=std))
-        self.bias = self.create_parameter([outputs], is_bias=True) if bias else None
+        self.columns, self.rows = columns, rows
+        dim, axis = (1, columns) if columns.size > 1 else (0, rows)
+        self.weight = parameter(self, [inputs, outputs], std, dim, axis)
+        self.bias = self.create_parameter([outputs // columns.size], is_bias=True) if bias else None
+        if bias and columns.size > 1:
+            self.bias.split_dim = 0
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, in] -> [N, out]."""
-        if self.bias is None or not paddle.is_grad_enabled():
+        if not paddle.is_grad_enabled() and self.rows.size == 1:
             return F.linear(x, self.weight, self.bias)
-        return _Affine.apply(x, self.weight, self.bias)
+        if self.bias is None:
+            return summed(paddle.matmul(shared(x, self.columns), self.weight), self.rows)
+        return _Affine.apply(x, self.weight, self.bias, self.columns, self.rows)
+
+
+class Table(nn.Layer):
+    """Vectors by number, `weight` float [rows, width]; tensor parallel processes hold some of the rows each."""
+
+    def __init__(self, rows: int, width: int, axis: Axis = ALONE):
+        super().__init__()
+        self.axis = axis
+        self.own = axis.cut(rows)
+        self.weight = parameter(self, [rows, width], 0.02, 0, axis)
+
+    def forward(self, ids: paddle.Tensor) -> paddle.Tensor:
+        """Int64 [N] -> [N, width]."""
+        if self.axis.size == 1:
+            return F.embedding(ids, self.weight)
+        here = (ids >= self.own.start) & (ids < self.own.stop)
+        vectors = F.embedding(paddle.where(here, ids - self.own.start, paddle.zeros_like(ids)), self.weight)
+        return summed(vectors * here.unsqueeze(-1).astype(vectors.dtype), self.axis)
 
 
 class LayerNorm(nn.Layer):
@@ -129,9 +192,9 @@ class NormedProjections(PyLayer):
     """Queries, keys and values of the normalised rows; keeps the rows, not the normalised ones."""
 
     @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, epsilon, query, query_bias, key, value):
-        """[N, hidden] -> three times [N, hidden]."""
-        ctx.epsilon = epsilon
+    def forward(ctx, x, norm_weight, norm_bias, epsilon, query, query_bias, key, value, columns):
+        """[N, hidden] -> three times [N, out], where the matrices are cut along `columns` a part each."""
+        ctx.epsilon, ctx.columns = epsilon, columns
         ctx.save_for_backward(x, norm_weight, norm_bias, query, key, value)
         normed = _norm(x, norm_weight, norm_bias, epsilon)
         return _affine(normed, query, query_bias), paddle.matmul(normed, key), paddle.matmul(normed, value)
@@ -145,36 +208,40 @@ class NormedProjections(PyLayer):
         first, second, third = (
             paddle.matmul(gradient, weight, transpose_y=True) for gradient, weight in zip(gradients, weights, strict=True)
         )
-        of_norm = _norm_backward(x, norm_weight, ctx.epsilon, first.add_(second).add_(third))
+        of_normed = ctx.columns.sum_(first.add_(second).add_(third))
+        of_norm = _norm_backward(x, norm_weight, ctx.epsilon, of_normed)
         return *of_norm, of_weights[0], column_sums(gradients[0]), *of_weights[1:]
 
 
 class FeedForward(nn.Layer):
-    """LayerNorm, linear, GELU (tanh form), linear; hidden width `multiplier` times the model's."""
+    """LayerNorm, linear, GELU (tanh form), linear; hidden width `multiplier` times the model's, shared by tensor parallel
+    processes."""
 
-    def __init__(self, hidden: int, multiplier: int, out_std: float):
+    def __init__(self, hidden: int, multiplier: int, out_std: float, mp: Axis = ALONE):
         super().__init__()
+        self.mp = mp
         self.norm = LayerNorm(hidden)
-        self.up = Linear(hidden, multiplier * hidden)
-        self.down = Linear(multiplier * hidden, hidden, std=out_std)
+        self.up = Linear(hidden, multiplier * hidden, columns=mp)
+        self.down = Linear(multiplier * hidden, hidden, std=out_std, rows=mp)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, hidden] -> [N, hidden]."""
         if not paddle.is_grad_enabled():
             return self.down(F.gelu(self.up(self.norm(x)), approximate=True))
         norm, up, down = self.norm, self.up, self.down
-        return _FeedForward.apply(x, norm.weight, norm.bias, norm.epsilon, up.weight, up.bias, down.weight, down.bias)
+        weights = up.weight, up.bias, down.weight, down.bias
+        return _FeedForward.apply(x, norm.weight, norm.bias, norm.epsilon, *weights, self.mp)
 
 
 class _FeedForward(PyLayer):
     """gelu(norm(x) U + b) D + c; keeps the input and what goes into the GELU, and works the rest out again."""
 
     @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, epsilon, up, up_bias, down, down_bias):
+    def forward(ctx, x, norm_weight, norm_bias, epsilon, up, up_bias, down, down_bias, mp):
         before = _affine(_norm(x, norm_weight, norm_bias, epsilon), up, up_bias)
-        ctx.epsilon = epsilon
+        ctx.epsilon, ctx.mp = epsilon, mp
         ctx.save_for_backward(x, norm_weight, norm_bias, up, before, down)
-        return _affine(F.gelu(before, approximate=True), down, down_bias)
+        return _affine(F.gelu(before, approximate=True), down, down_bias, mp)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -183,8 +250,31 @@ class _FeedForward(PyLayer):
         of_before = paddle._C_ops.gelu_grad(before, paddle.matmul(gradient, down, transpose_y=True), True)
         of_down = paddle.matmul(F.gelu(before, approximate=True), gradient, transpose_x=True)
         of_up = paddle.matmul(_norm(x, norm_weight, norm_bias, ctx.epsilon), of_before, transpose_x=True)
-        of_norm = _norm_backward(x, norm_weight, ctx.epsilon, paddle.matmul(of_before, up, transpose_y=True))
+        of_normed = ctx.mp.sum_(paddle.matmul(of_before, up, transpose_y=True))
+        of_norm = _norm_backward(x, norm_weight, ctx.epsilon, of_normed)
         return *of_norm, of_up, column_sums(of_before), of_down, column_sums(gradient)
+
+
+def token_losses(logits: paddle.Tensor, targets: paddle.Tensor, mp: Axis = ALONE) -> paddle.Tensor:
+    """-log p of each target, float [B, L] for logits [B, L, V] or the process's part of their V."""
+    if mp.size == 1:
+        return F.cross_entropy(logits, targets.unsqueeze(-1), reduction="none").squeeze(-1)
+    largest = mp.max_(logits.detach().max(-1, keepdim=True))
+    total = summed(paddle.exp(logits - largest).sum(-1), mp)
+    return paddle.log(total) + largest.squeeze(-1) - _target_logits(logits, targets, mp)
+
+
+def token_hits(logits: paddle.Tensor, targets: paddle.Tensor, mp: Axis = ALONE) -> paddle.Tensor:
+    """1 where no token is likelier than the target, float [B, L] for logits as in `token_losses`."""
+    return (_target_logits(logits, targets, mp) >= mp.max_(logits.max(-1))).astype(logits.dtype)
+
+
+def _target_logits(logits: paddle.Tensor, targets: paddle.Tensor, mp: Axis) -> paddle.Tensor:
+    count = logits.shape[-1]
+    own = targets - mp.rank * count
+    here = (own >= 0) & (own < count)
+    found = paddle.take_along_axis(logits, paddle.where(here, own, paddle.zeros_like(own)).unsqueeze(-1), -1).squeeze(-1)
+    return summed(found * here.astype(found.dtype), mp)
 
 
 def residual_std(layers: int) -> float:

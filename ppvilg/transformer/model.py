@@ -5,16 +5,30 @@ first image token is decided by the last real token of the text, the first text 
 """
 
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 import paddle
 from paddle import nn
 from paddle.nn import functional as F
 
-from ppvilg.config import Config
+from ppvilg.config import Config, TransformerConfig
+from ppvilg.parallel.collectives import shared
+from ppvilg.parallel.pipeline import stages
+from ppvilg.parallel.recompute import recomputed
+from ppvilg.parallel.topology import ALONE, Axis, Topology
 from ppvilg.transformer.attention import SelfAttention, View, view
 from ppvilg.transformer.cache import KeyValueCache, LatentCache, Source, State, Step
-from ppvilg.transformer.layers import FeedForward, LayerNorm, residual_std, spread_row
+from ppvilg.transformer.layers import (
+    FeedForward,
+    LayerNorm,
+    Table,
+    parameter,
+    residual_std,
+    spread_row,
+    token_hits,
+    token_losses,
+)
 from ppvilg.transformer.pattern import Direction, Pattern
 from ppvilg.transformer.reconstructor import Reconstructor
 
@@ -22,6 +36,8 @@ _TEXT_SOURCE, _TEXT_TARGET, _IMAGE_SOURCE, _IMAGE_TARGET = range(4)
 
 
 Array = np.ndarray | paddle.Tensor
+Texts = dict[Direction, tuple[paddle.Tensor, paddle.Tensor]]
+"""For each direction its texts int64 [B, m] and their validity bool [B, m]."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +73,19 @@ class Pairs:
 class Block(nn.Layer):
     """One pre-LayerNorm transformer layer."""
 
-    def __init__(self, hidden: int, heads: int, multiplier: int, dropout: float, out_std: float):
+    def __init__(self, model: TransformerConfig, recompute_attention: bool = False, mp: Axis = ALONE):
         super().__init__()
-        self.attention = SelfAttention(hidden, heads, out_std)
-        self.ffn = FeedForward(hidden, multiplier, out_std)
-        self.dropout = dropout
+        out_std = residual_std(model.layers)
+        self.attention = SelfAttention(model.hidden, model.heads, out_std, mp)
+        self.ffn = FeedForward(model.hidden, model.ffn_multiplier, out_std, mp)
+        self.dropout = model.dropout
+        self.recompute_attention = recompute_attention
 
     def forward(self, x: paddle.Tensor, views: list[View]) -> paddle.Tensor:
         """Rows [V·B·m + V·B·n, hidden], the texts of V views and then their images, -> the same shape."""
-        return self._feed_forward(x + self._drop(self.attention(x, views)))
+        attend = partial(self.attention, views=views)
+        attended = recomputed(attend, x) if self.recompute_attention else attend(x)
+        return self._feed_forward(x + self._drop(attended))
 
     def source(self, x: paddle.Tensor, view: View) -> tuple[paddle.Tensor, Source]:
         """The source part alone, rows [P·s, hidden] -> the same shape, and what its targets read of it."""
@@ -84,68 +104,94 @@ class Block(nn.Layer):
 
 
 class ViLG(nn.Layer):
-    """ERNIE-ViLG's generator (paper 3.1) and, where the config asks for it, its reconstructor (paper 3.1.3)."""
+    """ERNIE-ViLG's generator (paper 3.1) and, where the config asks for it, its reconstructor (paper 3.1.3).
 
-    def __init__(self, config: Config):
+    In a pipeline each process has the blocks of its stage, the first also the embeddings, the last also the head; names and
+    first weights are those of the whole model.
+    """
+
+    def __init__(self, config: Config, topology: Topology | None = None):
         super().__init__()
+        self.topology = topology or Topology()
+        mp, pp = self.topology.mp, self.topology.pp
         model, text = config.transformer, config.text
         self.rows, self.columns = config.grid
-        self.heads = model.heads
+        self.heads = model.heads // mp.size
         self.attention = model.attention
-        self.kinds = model.attention.kinds(model.layers)
         self.codebook_size = config.vqgan.codebook.size
         hidden = model.hidden
         text_width = text.embedding_width or hidden
+        self.tied = model.tie_embeddings
+        self.recompute_layers = config.parallel.recompute == "full"
+        self.stage = stages(config, pp.size)[pp.rank]
+        self.kinds = [model.attention.kinds(model.layers)[i] for i in self.stage]
+        base = int(paddle.randint(0, 2**30, [1]).item())
 
-        self.text_embedding = _table(text.vocabulary_size, text_width)
-        self.text_projection = nn.Linear(text_width, hidden, bias_attr=False) if text_width != hidden else None
-        self.image_embedding = _table(self.codebook_size, hidden)
-        self.text_position = _table(text.max_length, hidden)
-        self.row_position = _table(self.rows, hidden)
-        self.column_position = _table(self.columns, hidden)
-        self.segment = _table(4, hidden)
-
-        out_std = residual_std(model.layers)
-        self.blocks = nn.LayerList(
-            [Block(hidden, model.heads, model.ffn_multiplier, model.dropout, out_std) for _ in range(model.layers)]
-        )
-        self.norm = LayerNorm(hidden)
-        # One head over the joint vocabulary, kept as its two parts, since only the target's part is ever computed.
+        self.text_projection = self.reconstructor = None
+        if self.topology.first_stage or (self.topology.last_stage and self.tied):
+            paddle.seed(base)
+            self.text_embedding = Table(text.vocabulary_size, text_width, mp)
+            self.image_embedding = Table(self.codebook_size, hidden, mp)
+        if self.topology.first_stage:
+            paddle.seed(base + 1)
+            self.text_projection = nn.Linear(text_width, hidden, bias_attr=False) if text_width != hidden else None
+            self.text_position = Table(text.max_length, hidden)
+            self.row_position = Table(self.rows, hidden)
+            self.column_position = Table(self.columns, hidden)
+            self.segment = Table(4, hidden)
+        self.blocks = nn.LayerList()
+        for i in self.stage:
+            paddle.seed(base + 3 + i)
+            self.blocks.add_sublayer(str(i), Block(model, config.parallel.recompute == "selective", mp))
         self.text_head = self.image_head = None
-        if not model.tie_embeddings:
-            self.text_head = self._head(hidden, text.vocabulary_size)
-            self.image_head = self._head(hidden, self.codebook_size)
-        self.reconstructor = Reconstructor(config) if model.reconstructor else None
+        if self.topology.last_stage:
+            paddle.seed(base + 2)
+            self.norm = LayerNorm(hidden)
+            # One head over the joint vocabulary, kept as its two parts, since only the target's part is ever computed.
+            if not self.tied:
+                self.text_head = parameter(self, [hidden, text.vocabulary_size], 0.02, 1, mp)
+                self.image_head = parameter(self, [hidden, self.codebook_size], 0.02, 1, mp)
+            self.reconstructor = Reconstructor(config) if model.reconstructor else None
+        paddle.seed(base)
 
     def loss(self, pairs: Pairs) -> dict[str, paddle.Tensor]:
         """Both directions of each pair (paper 3.1.2): L = L_txt2img + L_img2txt, sums of target-side -log p.
 
         Returns scalars: `loss`, which is L per pair divided by n; `txt2img` and `img2txt`, nats per target token; in eval mode
-        both with `_accuracy`, the share of target tokens that the model finds likeliest; with pictures and a reconstructor `l1`
-        and `l2`, means over the values of the pictures drawn from the hidden states.
+        both with `_accuracy`, the share of target tokens than which the model finds none likelier; with pictures and a
+        reconstructor `l1` and `l2`, means over the values of the pictures drawn from the hidden states.
         """
-        texts = {
-            Direction.TEXT_TO_IMAGE: (pairs.prompt, pairs.prompt_valid),
-            Direction.IMAGE_TO_TEXT: (pairs.text, pairs.valid),
-        }
-        texts_states, images_states = self.hidden(texts, pairs.image_read)
+        return self.leave(self.through(self.enter(pairs), pairs), pairs)
+
+    def enter(self, pairs: Pairs) -> paddle.Tensor:
+        """What the first block reads: rows [2·B·m + 2·B·n, hidden] of both directions' texts and then of their images."""
+        return self._embedded(_texts_of(pairs), pairs.image_read)
+
+    def through(self, x: paddle.Tensor, pairs: Pairs) -> paddle.Tensor:
+        """The blocks that are here: rows as `enter` gives them -> the same shape."""
+        return self._through(x, _texts_of(pairs))
+
+    def leave(self, x: paddle.Tensor, pairs: Pairs) -> dict[str, paddle.Tensor]:
+        """From the last block's rows what `loss` returns."""
+        texts_states, images_states = self._leave(x, 2, *pairs.image.shape, pairs.text.shape[1])
         (prompt_states, text_states), image_states = texts_states.split(2), images_states.split(2)[0]
 
+        mp = self.topology.mp
         first = last_real(prompt_states, pairs.prompt_valid).unsqueeze(1)
         deciding = paddle.concat([first, image_states[:, :-1]], axis=1)
         image_logits, text_logits = self.image_logits(deciding), self.text_logits(text_states[:, :-1])
         real = pairs.valid[:, 1:].astype(image_logits.dtype)
         text_tokens = real.sum()
-        image_sum = _losses(image_logits, pairs.image).sum()
-        text_sum = (_losses(text_logits, pairs.text[:, 1:]) * real).sum()
+        image_sum = token_losses(image_logits, pairs.image, mp).sum()
+        text_sum = (token_losses(text_logits, pairs.text[:, 1:], mp) * real).sum()
         measures = {
             "loss": (image_sum + text_sum) / pairs.image.size,
             "txt2img": image_sum / pairs.image.size,
             "img2txt": text_sum / text_tokens,
         }
         if not self.training:
-            measures["txt2img_accuracy"] = _hits(image_logits, pairs.image).mean()
-            measures["img2txt_accuracy"] = (_hits(text_logits, pairs.text[:, 1:]) * real).sum() / text_tokens
+            measures["txt2img_accuracy"] = token_hits(image_logits, pairs.image, mp).mean()
+            measures["img2txt_accuracy"] = (token_hits(text_logits, pairs.text[:, 1:], mp) * real).sum() / text_tokens
         if self.reconstructor is not None and pairs.pictures is not None:
             drawn = self.reconstructor(image_states)
             measures |= {"l1": F.l1_loss(drawn, pairs.pictures), "l2": F.mse_loss(drawn, pairs.pictures)}
@@ -170,25 +216,36 @@ class ViLG(nn.Layer):
         place = positions + self.segment.weight[segment]
         return vectors + spread_row(place.flatten(), vectors.shape[0] // place.shape[0]).reshape(vectors.shape)
 
-    def hidden(
-        self, texts: dict[Direction, tuple[paddle.Tensor, paddle.Tensor]], image: paddle.Tensor
-    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+    def hidden(self, texts: Texts, image: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Last hidden states of whole sequences, the image tokens int64 [B, n] once for each of V directions, each with its
         text int64 [B, m] and validity bool [B, m].
 
         Returns those of the text slots float [V·B, m, hidden] and of the image slots float [V·B, n, hidden].
         """
-        (batch, n), m = image.shape, next(iter(texts.values()))[0].shape[1]
-        views = {
-            kind: [view(self.pattern(kind, direction, m), valid, self.heads) for direction, (_, valid) in texts.items()]
-            for kind in set(self.kinds)
-        }
+        x = self._through(self._embedded(texts, image), texts)
+        return self._leave(x, len(texts), *image.shape, next(iter(texts.values()))[0].shape[1])
+
+    def _embedded(self, texts: Texts, image: paddle.Tensor) -> paddle.Tensor:
+        m, n = next(iter(texts.values()))[0].shape[1], image.shape[1]
         parts = [self.embed_text(direction, text, np.arange(m)) for direction, (text, _) in texts.items()]
         parts += [self.embed_image(direction, image, np.arange(n)) for direction in texts]
-        x = paddle.concat(parts)
+        return paddle.concat(parts)
+
+    def _through(self, x: paddle.Tensor, texts: Texts) -> paddle.Tensor:
+        views = {
+            kind: [
+                view(self.pattern(kind, direction, text.shape[1]), valid, self.heads)
+                for direction, (text, valid) in texts.items()
+            ]
+            for kind in set(self.kinds)
+        }
         for block, kind in zip(self.blocks, self.kinds, strict=True):
-            x = block(x, views[kind])
-        count = len(texts) * batch
+            run = partial(block, views=views[kind])
+            x = recomputed(run, x) if self.recompute_layers else run(x)
+        return x
+
+    def _leave(self, x: paddle.Tensor, directions: int, batch: int, n: int, m: int) -> tuple[paddle.Tensor, paddle.Tensor]:
+        count = directions * batch
         text_rows, image_rows = self.norm(x).split([count * m, count * n])
         return text_rows.reshape([count, m, -1]), image_rows.reshape([count, n, -1])
 
@@ -230,20 +287,26 @@ class ViLG(nn.Layer):
             x = block.step(x, source, cache, steps[kind])
         return self.norm(x)
 
-    def _head(self, hidden: int, vocabulary: int) -> paddle.Tensor:
-        return self.create_parameter([hidden, vocabulary], default_initializer=nn.initializer.Normal(std=0.02))
-
     def image_logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        """[..., hidden] -> [..., codebook size]."""
-        if self.image_head is None:
-            return paddle.matmul(hidden, self.image_embedding.weight, transpose_y=True)
-        return paddle.matmul(hidden, self.image_head)
+        """[..., hidden] -> [..., codebook size], or the tensor parallel process's part of it."""
+        return self._logits(hidden, self.image_head, "image_embedding")
 
     def text_logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        """[..., hidden] -> [..., text vocabulary]."""
-        if self.text_head is None:
-            return paddle.matmul(hidden, self.text_embedding.weight, transpose_y=True)
-        return paddle.matmul(hidden, self.text_head)
+        """[..., hidden] -> [..., text vocabulary], or the tensor parallel process's part of it."""
+        return self._logits(hidden, self.text_head, "text_embedding")
+
+    def _logits(self, hidden: paddle.Tensor, head: paddle.Tensor | None, table: str) -> paddle.Tensor:
+        hidden = shared(hidden, self.topology.mp)
+        if head is None:
+            return paddle.matmul(hidden, getattr(self, table).weight, transpose_y=True)
+        return paddle.matmul(hidden, head)
+
+
+def _texts_of(pairs: Pairs) -> Texts:
+    return {
+        Direction.TEXT_TO_IMAGE: (pairs.prompt, pairs.prompt_valid),
+        Direction.IMAGE_TO_TEXT: (pairs.text, pairs.valid),
+    }
 
 
 def last_real(hidden: paddle.Tensor, valid: paddle.Tensor) -> paddle.Tensor:
@@ -251,17 +314,3 @@ def last_real(hidden: paddle.Tensor, valid: paddle.Tensor) -> paddle.Tensor:
     batch, m = valid.shape
     rows = valid.astype("int64").sum(1) - 1 + paddle.arange(batch) * m
     return paddle.gather(hidden.reshape([batch * m, -1]), rows)
-
-
-def _table(rows: int, width: int) -> nn.Embedding:
-    return nn.Embedding(rows, width, weight_attr=nn.initializer.Normal(std=0.02))
-
-
-def _losses(logits: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
-    """-log p of each target, float [B, L] for logits [B, L, V]."""
-    return F.cross_entropy(logits, targets.unsqueeze(-1), reduction="none").squeeze(-1)
-
-
-def _hits(logits: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
-    """1 where the target is the likeliest token, float [B, L] for logits [B, L, V]."""
-    return (logits.argmax(-1) == targets).astype(logits.dtype)

@@ -1,0 +1,151 @@
+"""Pipeline stages: which layers a stage has, and the order in which it computes and passes on micro-batches."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Protocol, TypeVar
+
+import paddle
+import paddle.distributed as dist
+
+from ppvilg.config import Config
+from ppvilg.parallel.topology import Topology
+
+Batch = TypeVar("Batch")
+Scalars = dict[str, paddle.Tensor]
+
+
+def stages(config: Config, count: int) -> list[range]:
+    """The layers of each stage, cut so that the largest stage has as few parameters as can be; each has a layer at least."""
+    model, text = config.transformer, config.text
+    layers, hidden = model.layers, model.hidden
+    layer = (4 + 2 * model.ffn_multiplier) * hidden * hidden
+    tables = text.vocabulary_size * (text.embedding_width or hidden) + config.vqgan.codebook.size * hidden
+
+    def size(first: int, last: int) -> int:
+        return layer * (last - first) + tables * ((first == 0) + (last == layers))
+
+    @cache
+    def cut(first: int, count: int) -> tuple[int, tuple[range, ...]]:
+        """(size of the largest stage, stages) of the layers from `first` on."""
+        if count == 1:
+            return size(first, layers), (range(first, layers),)
+        options = []
+        for end in range(first + 1, layers - count + 2):
+            largest, rest = cut(end, count - 1)
+            options.append((max(size(first, end), largest), (range(first, end), *rest)))
+        return min(options, key=lambda option: option[0])
+
+    return list(cut(0, count)[1])
+
+
+class Stages(Protocol):
+    """A model, or the part of it that a stage has."""
+
+    def enter(self, batch: Batch) -> paddle.Tensor:
+        """What the first layer reads."""
+
+    def through(self, x: paddle.Tensor, batch: Batch) -> paddle.Tensor:
+        """The layers that are here."""
+
+    def leave(self, x: paddle.Tensor, batch: Batch) -> Scalars:
+        """The losses."""
+
+
+def order(stage: int, count: int, batches: int) -> Iterator[tuple[str, int]]:
+    """What a stage does one after the other: ("forward" or "backward", micro-batch). One forward, one backward (PipeDream),
+    after as many forwards as there are stages behind this one, so that no more micro-batches are ever kept."""
+    ahead = min(count - 1 - stage, batches)
+    yield from (("forward", i) for i in range(ahead))
+    for i in range(ahead, batches):
+        yield "forward", i
+        yield "backward", i - ahead
+    yield from (("backward", i) for i in range(batches - ahead, batches))
+
+
+def messages(stage: int, count: int, batches: int) -> Iterator[tuple[str, str, int]]:
+    """`order` with its messages: also ("send" or "receive", "forward" or "backward", micro-batch).
+
+    A message goes through when both ends are at it. What two neighbours have for each other between a forward and a backward
+    is sent down first, then up, on both sides, so that neither waits for the other for ever.
+    """
+    steps = list(order(stage, count, batches))
+    for k, (what, i) in enumerate(steps):
+        before = steps[k - 1] if k else None
+        if what == "forward" and stage > 0:
+            yield "receive", "forward", i
+            if before and before[0] == "backward":
+                yield "send", "backward", before[1]
+        elif before and before[0] == "backward" and stage > 0:
+            yield "send", "backward", before[1]
+        if what == "backward" and stage < count - 1:
+            yield "receive", "backward", i
+        yield "compute", what, i
+        if what == "forward" and stage < count - 1:
+            yield "send", "forward", i
+    if stage > 0:
+        yield "send", "backward", steps[-1][1]
+
+
+def forward_backward(
+    model: Stages,
+    topology: Topology,
+    batches: list[Batch],
+    shape: Callable[[Batch], list[int]],
+    loss: Callable[[Scalars], paddle.Tensor],
+) -> list[Scalars]:
+    """Gradients of the mean of all micro-batches' losses, and on the last stage the scalars of each.
+
+    `shape` is that of what stages pass on; `loss` makes of the scalars what is derived.
+    """
+    entered: dict[int, paddle.Tensor] = {}
+    left: dict[int, paddle.Tensor] = {}
+    gradients: dict[int, paddle.Tensor] = {}
+    scalars = []
+    pp = topology.pp
+    for kind, what, i in messages(pp.rank, pp.size, len(batches)):
+        if kind == "receive":
+            received = paddle.empty(shape(batches[i]))
+            _receive(received, topology, -1 if what == "forward" else 1)
+            if what == "forward":
+                received.stop_gradient = False
+                entered[i] = received
+            else:
+                gradients[i] = received
+        elif kind == "send":
+            _send(left[i] if what == "forward" else entered.pop(i).grad, topology, 1 if what == "forward" else -1)
+        elif what == "forward":
+            x = model.through(model.enter(batches[i]) if topology.first_stage else entered[i], batches[i])
+            if topology.last_stage:
+                scalars.append(model.leave(x, batches[i]))
+                x = loss(scalars[-1]) / len(batches)
+            left[i] = x
+        else:
+            paddle.autograd.backward([left.pop(i)], [gradients.pop(i, None)])
+    return [{name: value.detach() for name, value in values.items()} for values in scalars]
+
+
+@paddle.no_grad()
+def forward(model: Stages, topology: Topology, batch: Batch, shape: list[int]) -> Scalars:
+    """The scalars of one batch, on all stages but the last an empty dict."""
+    if topology.first_stage:
+        x = model.enter(batch)
+    else:
+        x = paddle.empty(shape)
+        _receive(x, topology, -1)
+    x = model.through(x, batch)
+    if topology.last_stage:
+        return model.leave(x, batch)
+    _send(x, topology, 1)
+    return {}
+
+
+def _send(x: paddle.Tensor, topology: Topology, steps: int) -> None:
+    ranks, mine = topology.pp.ranks, topology.pp.rank
+    pair = ranks[mine], ranks[mine + steps]
+    dist.send(x.detach().contiguous(), pair[1], group=topology.neighbours[pair])
+
+
+def _receive(x: paddle.Tensor, topology: Topology, steps: int) -> None:
+    ranks, mine = topology.pp.ranks, topology.pp.rank
+    pair = ranks[mine + steps], ranks[mine]
+    dist.recv(x, pair[0], group=topology.neighbours[pair])
