@@ -34,7 +34,8 @@ def build(config: Config = CONFIG) -> ViLG:
     """A model with random weights that is swayed more by what it reads than by the token it stands at."""
     model = build_random(config)
     for block in model.blocks:
-        block.attention.value.weight.set_value(block.attention.value.weight * 12)
+        block.attention.norm.weight.set_value(block.attention.norm.weight * 4)
+        block.attention.value.weight.set_value(block.attention.value.weight * 6)
     return model
 
 
