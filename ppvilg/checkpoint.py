@@ -2,34 +2,34 @@
 
     run/
       config.yml                     the resolved config
-      checkpoints/step-00001000/     model.safetensors, average.safetensors, optimizer-*.safetensors, state.json
+      checkpoints/step-00001000/     model.safetensors, average.safetensors, optimizer-*.safetensors, state.json;
+                                     of P processes each writes what it holds: model-00000-of-0000P.safetensors, ...
       tokenizer/                     (transformer runs) config.yml and model.safetensors of the frozen image tokenizer
       text/                          (transformer runs) the text tokenizer's vocabulary
 
 A folder with config.yml and model.safetensors (a converted or merged model) is read like a run.
 """
 
+import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import paddle
 from paddle import nn
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from ppvilg.config import Config, load_config
+from ppvilg.config import Config, ParallelConfig, load_config, save_config
 from ppvilg.errors import UserError
+from ppvilg.parallel.topology import Axis, Topology
 
 Arrays = dict[str, np.ndarray]
-
-
-def to_arrays(state: dict[str, paddle.Tensor]) -> Arrays:
-    """Tensors copied to numpy arrays."""
-    return {name: tensor.numpy() for name, tensor in state.items()}
 
 
 def save_arrays(arrays: Arrays, path: Path) -> None:
@@ -49,20 +49,145 @@ def load_arrays(path: Path) -> Arrays:
         raise UserError(f"{path} is damaged or not a safetensors file ({error}): use another checkpoint") from None
 
 
-def save_checkpoint(run: Path, step: int, files: dict[str, Arrays], keep: int) -> Path:
-    """Write `{name}.safetensors` for each of `files` and the step number; then remove all but the newest `keep`."""
-    final = run / "checkpoints" / f"step-{step:08d}"
+@dataclass(frozen=True)
+class Piece:
+    """What one process holds of an array: from `offset` on, of one of shape `shape`."""
+
+    array: np.ndarray
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, array: np.ndarray) -> "Piece":
+        """An array that is held as a whole."""
+        return cls(array, (0,) * array.ndim, array.shape)
+
+    @classmethod
+    def cut(cls, array: np.ndarray, dim: int | None, axis: Axis) -> "Piece":
+        """The axis's part of an array that is cut along `dim`, if it is."""
+        if dim is None:
+            return cls.whole(array)
+        offset, shape = [0] * array.ndim, list(array.shape)
+        offset[dim], shape[dim] = axis.rank * array.shape[dim], axis.size * array.shape[dim]
+        return cls(array, tuple(offset), tuple(shape))
+
+
+class Stored:
+    """The arrays of one name in a checkpoint's folder, whatever number of processes wrote them; read piece by piece.
+
+    Raises `UserError` where a file is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, name: str):
+        self.title = str(folder / name)
+        self._pieces: dict[str, list[tuple[Path, tuple[int, ...]]]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """The whole arrays' shapes by name."""
+        for path in _files(folder, name):
+            with _open(path) as file:
+                cuts = json.loads((file.metadata() or {}).get(_CUTS, "{}"))
+                for key in file.keys():  # noqa: SIM118, it is no mapping
+                    own = file.get_slice(key).get_shape()
+                    offset, shape = cuts.get(key, ([0] * len(own), own))
+                    self._pieces.setdefault(key, []).append((path, tuple(offset)))
+                    self.shapes[key] = tuple(shape)
+
+    def read(self, key: str, offset: tuple[int, ...] | None = None, shape: tuple[int, ...] | None = None) -> np.ndarray:
+        """The array, or its part of a shape from an offset on."""
+        if key not in self.shapes:
+            raise UserError(f"{self.title} does not hold the expected weights: it lacks {key}")
+        offset, shape = offset or (0,) * len(self.shapes[key]), self.shapes[key] if shape is None else shape
+        found, missing = None, math.prod(shape)
+        for path, first in self._pieces[key]:
+            if found is not None and not missing:
+                break
+            with _open(path) as file:
+                stored = file.get_slice(key)
+                # Along each dimension what is both wanted and in this file.
+                bounds = zip(first, stored.get_shape(), offset, shape, strict=True)
+                ranges = [(max(f, o), min(f + have, o + want)) for f, have, o, want in bounds]
+                if any(low >= high for low, high in ranges):
+                    continue
+                inside = tuple(slice(low - f, high - f) for (low, high), f in zip(ranges, first, strict=True))
+                part = stored[inside] if inside else file.get_tensor(key)
+            found = np.empty(shape, part.dtype) if found is None else found
+            found[tuple(slice(low - o, high - o) for (low, high), o in zip(ranges, offset, strict=True))] = part
+            missing -= part.size
+        if missing:
+            raise UserError(f"{self.title}: a part of {key} is missing: use another checkpoint")
+        return found
+
+    def like(self, piece: Piece, key: str) -> np.ndarray:
+        """What a process reads that holds such a piece; raises `UserError` where the whole has another shape."""
+        if key in self.shapes and self.shapes[key] != piece.shape:
+            expected, found = list(piece.shape), list(self.shapes[key])
+            raise UserError(f"{self.title} does not hold the expected weights: {key} is {found}, not {expected}")
+        return self.read(key, piece.offset, piece.array.shape)
+
+    def all(self) -> Arrays:
+        """Every array, whole."""
+        return {key: self.read(key) for key in self.shapes}
+
+
+_CUTS = "cuts"
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    """`{name}.safetensors`, or what each of several processes wrote of it."""
+    single = folder / f"{name}.safetensors"
+    parts = sorted(folder.glob(f"{name}-*-of-*.safetensors"))
+    if parts and not single.is_file():
+        count = int(parts[0].stem.rpartition("-of-")[2])
+        if len(parts) != count:
+            raise UserError(f"{folder}: of {count} files {name}-*-of-{count:05d}.safetensors {count - len(parts)} are missing")
+        return parts
+    return [single]
+
+
+def _open(path: Path):
+    try:
+        return safe_open(path, framework="numpy")
+    except FileNotFoundError:
+        raise UserError(f"cannot read {path}: there is no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or not a safetensors file ({error}): use another checkpoint") from None
+
+
+def save_pieces(pieces: dict[str, Piece], folder: Path, name: str, rank: int, processes: int) -> None:
+    """Write what one of several processes holds."""
+    path = folder / (f"{name}.safetensors" if processes == 1 else f"{name}-{rank:05d}-of-{processes:05d}.safetensors")
+    cuts = {key: (piece.offset, piece.shape) for key, piece in pieces.items() if piece.array.shape != piece.shape}
+    arrays = {key: np.ascontiguousarray(piece.array) for key, piece in pieces.items()}
+    save_file(arrays, path, {_CUTS: json.dumps(cuts)} if cuts else None)
+
+
+def save_checkpoint(
+    run: Path, state: dict[str, int], files: dict[str, dict[str, Piece]], keep: int, topology: Topology | None = None
+) -> Path:
+    """Write `{name}.safetensors` for each of `files`, all processes what they hold, and `state`, which has the `step`; then
+    remove all but the newest `keep`.
+
+    The folder gets its name when everything is on disk, so that a process killed at any moment leaves the last one whole.
+    """
+    topology = topology or Topology()
+    writers = topology.processes // topology.dp.size
+    final = run / "checkpoints" / f"step-{state['step']:08d}"
     temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, arrays in files.items():
-        save_arrays(arrays, temporary / f"{name}.safetensors")
-    (temporary / "state.json").write_text(json.dumps({"step": step}))
-    if final.exists():  # a resumed run that comes past the same step
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+    if topology.leads:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    topology.wait()
+    for name, pieces in files.items() if topology.dp.rank == 0 else ():  # the others hold the same
+        save_pieces(pieces, temporary, name, topology.rank % writers, writers)
+    topology.wait()
+    if topology.leads:
+        (temporary / "state.json").write_text(json.dumps(state))
+        if final.exists():  # a resumed run that comes past the same step
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        for old in checkpoints(run)[:-keep]:
+            shutil.rmtree(old)
+    topology.wait()
     return final
 
 
@@ -71,10 +196,9 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in (run / "checkpoints").glob("step-*") if (path / "state.json").is_file())
 
 
-def load_checkpoint(folder: Path) -> tuple[int, dict[str, Arrays]]:
-    """(step, arrays by file name) of one checkpoint."""
-    step = json.loads((folder / "state.json").read_text())["step"]
-    return step, {path.stem: load_arrays(path) for path in sorted(folder.glob("*.safetensors"))}
+def checkpoint_state(folder: Path) -> dict[str, int]:
+    """What `save_checkpoint` got as the state of a checkpoint."""
+    return json.loads((folder / "state.json").read_text())
 
 
 def weights_file(folder: str | Path) -> Path:
@@ -87,8 +211,39 @@ def weights_file(folder: str | Path) -> Path:
     newest = checkpoints(folder)
     if not newest:
         raise UserError(f"{folder} holds no model.safetensors and no complete checkpoint: give another folder")
-    average = newest[-1] / "average.safetensors"
-    return average if average.is_file() else newest[-1] / "model.safetensors"
+    for name in ("average", "model"):
+        if (newest[-1] / f"{name}.safetensors").is_file():
+            return newest[-1] / f"{name}.safetensors"
+    raise UserError(f"{newest[-1]} was written by several processes: merge it first, tools/merge_checkpoint.py {folder}")
+
+
+def merge(run: str | Path, output: str | Path) -> Path:
+    """From the newest checkpoint of a run, whatever number of processes wrote it, make a model folder with one file of weights:
+    the averaged ones, if there are any. Returns the checkpoint that was read.
+
+    Raises `UserError` where there is none, a file of it is missing, or the output folder exists.
+    """
+    run, output = Path(run), Path(output)
+    if not run.is_dir():
+        raise UserError(f"there is no folder {run}: give the folder of a training run")
+    found = checkpoints(run)
+    if not found:
+        raise UserError(f"{run} holds no complete checkpoint")
+    if output.exists():
+        raise UserError(f"{output} exists already: give a new folder")
+    averaged = any(found[-1].glob("average*.safetensors"))
+    arrays = Stored(found[-1], "average" if averaged else "model").all()
+    temporary = output.with_name(output.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_arrays(arrays, temporary / "model.safetensors")
+    alone = dataclasses.replace(load_config(run / "config.yml"), parallel=ParallelConfig())
+    save_config(alone, temporary / "config.yml")
+    for part in ("tokenizer", "text"):
+        if (run / part).is_dir():
+            shutil.copytree(run / part, temporary / part)
+    os.replace(temporary, output)
+    return found[-1]
 
 
 def model_config(folder: str | Path, task: str) -> Config:

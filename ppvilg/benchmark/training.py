@@ -1,17 +1,16 @@
 """Whole training steps, of a config against its dense plan or against the same model in PyTorch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import paddle
 
 from ppvilg.benchmark.timing import Timing, allocated, interleaved
 from ppvilg.config import AttentionConfig, Config
 from ppvilg.errors import UserError
 from ppvilg.training.loop import Scalars, Task, run_step
 from ppvilg.training.optimizer import Optimizer, WeightAverage
-from ppvilg.training.vilg import pairs_losses
+from ppvilg.training.vilg import pairs_gradients, pairs_loss
 from ppvilg.transformer.model import Pairs, ViLG
 from ppvilg.transformer.pattern import Direction
 
@@ -26,9 +25,9 @@ class RandomPairs:
         self.model = ViLG(config)
         self.modules = {"model": self.model}
 
-    def losses(self, batch: Pairs, step: int) -> Iterator[tuple[str, paddle.Tensor, Scalars]]:
+    def gradients(self, batches: list[Pairs], step: int, scale: float) -> tuple[set[str], Scalars]:
         """As the real task's."""
-        yield pairs_losses(self.model, self.config, batch)
+        return pairs_gradients(self.model, self.config, batches, scale)
 
 
 def random_pairs(config: Config, count: int) -> Pairs:
@@ -51,7 +50,7 @@ def dense(config: Config) -> Config:
 def step_of(task: Task, config: Config, batches: list) -> Callable[[], None]:
     """One training step: losses and gradients of all micro-batches, clipping, AdamW, moving average."""
     optimizers = {name: Optimizer(module, config.train) for name, module in task.modules.items()}
-    average = WeightAverage(task.modules["model"], config.train.ema_decay) if config.train.ema_decay else None
+    average = WeightAverage(optimizers["model"], config.train.ema_decay) if config.train.ema_decay else None
 
     def step() -> None:
         run_step(task, optimizers, batches, 0, config.train.learning_rate)
@@ -83,8 +82,7 @@ def torch_step_of(model: ViLG, config: Config, batches: list[Pairs]) -> Callable
 
 def time_transformer(config: Config, versus: list[str], repetitions: int) -> list[Timing]:
     """Training steps of a transformer config on random pairs; `versus` may name dense and torch, which then come first."""
-    size = config.train.batch_size // config.train.accumulate
-    batches = [random_pairs(config, size)] * config.train.accumulate
+    batches = [random_pairs(config, config.micro_batch)] * config.train.accumulate
     runs: dict[str, Callable[[], object]] = {}
     task = RandomPairs(config)
     for peer in versus:
@@ -98,10 +96,10 @@ def time_transformer(config: Config, versus: list[str], repetitions: int) -> lis
 
 def activation_bytes(config: Config) -> int:
     """What a forward pass over a micro-batch keeps for its backward."""
-    task = RandomPairs(config)
-    batch = random_pairs(config, config.train.batch_size // config.train.accumulate)
+    model = ViLG(config)
+    batch = random_pairs(config, config.micro_batch).tensors()
     before = allocated()
-    loss = next(task.losses(batch, 0))  # holds what the backward needs for as long as it lives
+    loss = pairs_loss(model.loss(batch), config)  # holds what the backward needs for as long as it lives
     kept = allocated() - before
     del loss
     return kept

@@ -1,6 +1,6 @@
-"""Batches by step number: which samples, in which order, with which caption, is a function of the seed and the step.
+"""The stream of samples: which ones, in which order, with which caption, is a function of the seed and the place in the stream.
 
-Nothing is carried from step to step, so a resumed run sees exactly what it would have seen.
+Nothing is carried from step to step, so a resumed run sees exactly what it would have seen, with any number of processes.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+
+from ppvilg.parallel.topology import Topology
 
 T = TypeVar("T")
 
@@ -17,14 +19,21 @@ def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(samples)
 
 
-def step_indices(samples: int, batch_size: int, seed: int, step: int) -> list[tuple[int, int]]:
-    """(epoch, sample index) for each place of the step's batch.
+def sample_indices(samples: int, seed: int, places: range) -> list[tuple[int, int]]:
+    """(epoch, sample index) for each of some places in the endless stream of samples.
 
-    Epochs follow one another without a gap: a batch may end one and begin the next, and no sample is left out.
+    Epochs follow one another without a gap, and no sample of one is left out or seen twice.
     """
-    places = range(step * batch_size, (step + 1) * batch_size)
     orders = {epoch: epoch_order(samples, seed, epoch) for epoch in {place // samples for place in places}}
     return [(place // samples, int(orders[place // samples][place % samples])) for place in places]
+
+
+def own_places(first: int, part: int, size: int, topology: Topology) -> range:
+    """The places of the stream that this process reads of micro-batch `part`, of `size` samples in all processes, of a step
+    that begins at place `first`: whatever the layout, the processes read the same places together."""
+    own = size // topology.data_ranks
+    start = first + part * size + topology.data_rank * own
+    return range(start, start + own)
 
 
 def draw_caption(captions: dict[str, list[str]], languages: dict[str, float], seed: int, epoch: int, index: int) -> str:

@@ -86,14 +86,22 @@ class Topology:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes logs, and makes folders before `wait`."""
-        return self.rank == 0
+        """Whether this process, of all, makes folders and writes logs: one that knows the losses."""
+        return self.data_rank == self.mp.rank == 0 and self.last_stage
 
     def mean_of_parts(self, x: paddle.Tensor) -> paddle.Tensor:
         """The mean of x over the parts of the batch, in place."""
         if self.data_ranks > 1:
             self.sharding.sum_(self.dp.sum_(x)).scale_(1 / self.data_ranks)
         return x
+
+    def any(self, said: bool) -> bool:
+        """Whether any process says so."""
+        if self.processes == 1:
+            return said
+        answer = paddle.to_tensor([int(said)])
+        dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+        return bool(answer.item())
 
     def wait(self) -> None:
         """For all processes to come this far."""

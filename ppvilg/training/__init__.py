@@ -5,8 +5,9 @@ from pathlib import Path
 from ppvilg.config import Config
 
 
-def build_task(config: Config):
-    """The task that a config describes, with its data opened and its weights initialised from `train.seed`."""
+def build_task(config: Config, topology=None):
+    """The task that a config describes, with its data opened and its weights initialised from `train.seed`; in a layout of
+    processes (a `Topology`) this process's part of it."""
     import paddle
 
     paddle.seed(config.train.seed)
@@ -14,14 +15,16 @@ def build_task(config: Config):
         from ppvilg.training.vqgan import VQGANTask as Task
     else:
         from ppvilg.training.vilg import ViLGTask as Task
-    return Task(config)
+    return Task(config, topology)
 
 
 def start(config: Config, resume: bool = False) -> bool:
     """Train what a config describes; False if it was interrupted (and saved) before the last step."""
+    from ppvilg.parallel.topology import join
     from ppvilg.training.loop import train
 
-    return train(config, build_task(config), resume)
+    topology = join(config.parallel)
+    return train(config, build_task(config, topology), topology, resume)
 
 
 def finish(config: Config) -> bool:

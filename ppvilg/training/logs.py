@@ -20,9 +20,12 @@ class Preview:
 
 
 class Logs:
-    """The logs of one run from step `start` to step `steps`; use it as a context."""
+    """The logs of one run from step `start` to step `steps`; use it as a context. Of several processes one alone writes."""
 
-    def __init__(self, run: Path, start: int, steps: int):
+    def __init__(self, run: Path, start: int, steps: int, writes: bool = True):
+        self._writes = writes
+        if not writes:
+            return
         from visualdl import LogWriter
 
         self._run = run
@@ -39,12 +42,16 @@ class Logs:
         return self
 
     def __exit__(self, *error) -> None:
+        if not self._writes:
+            return
         self._bar.close()
         self._metrics.close()
         self._writer.close()
 
     def tick(self, step: int, units: int, unit: str, seconds: float) -> None:
         """One step is done, which took `seconds` for `units`."""
+        if not self._writes:
+            return
         speed = units / seconds
         self._speed = speed if not self._speed else 0.95 * self._speed + 0.05 * speed
         self._shown[f"{unit}/s"] = f"{self._speed:.0f}"
@@ -55,17 +62,23 @@ class Logs:
 
     def train(self, step: int, values: dict[str, float], rate: float) -> None:
         """Losses of a training step."""
+        if not self._writes:
+            return
         self._shown |= {name: f"{value:.3f}" for name, value in values.items() if name in _ON_THE_BAR}
         self._write(step, "train", values | {"learning_rate": rate})
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         """Measures on the validation split."""
+        if not self._writes:
+            return
         self._write(step, "validation", values)
         listed = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
         tqdm.write(f"step {step} validation: {listed}", file=sys.stderr)
 
     def preview(self, step: int, preview: Preview) -> None:
         """Preview pictures (also as preview/*.png, newest only) and texts."""
+        if not self._writes:
+            return
         folder = self._run / "preview"
         folder.mkdir(exist_ok=True)
         for name, picture in preview.pictures.items():

@@ -8,8 +8,10 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppvilg.checkpoint import Arrays, to_arrays
-from ppvilg.config import TrainConfig
+from ppvilg.checkpoint import Piece, Stored
+from ppvilg.config import ParallelConfig, TrainConfig
+from ppvilg.parallel.sharding import Sharding
+from ppvilg.parallel.topology import Topology
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -22,12 +24,20 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 class Optimizer:
-    """AdamW over one module, with its state under the module's own parameter names."""
+    """AdamW over one module's parameters, of which each process updates its own, with state under the parameters' names."""
 
-    def __init__(self, module: nn.Layer, config: TrainConfig):
+    def __init__(
+        self, module: nn.Layer, config: TrainConfig, parallel: ParallelConfig | None = None, topology: Topology | None = None
+    ):
+        parallel = parallel or ParallelConfig()
+        self.sharding = Sharding(module, topology or Topology(), parallel.sharding_stage)
         self._clip_norm = config.clip_norm
-        self._parameters = {name: p for name, p in module.named_parameters() if not p.stop_gradient}
-        decayed = {p.name for p in self._parameters.values() if p.ndim > 1}  # no decay of biases and norms
+        self.loss_scale = LossScale(fixed=parallel.precision != "fp16")
+        own = self.sharding.own
+        self._apart = parallel.precision != "fp32" or parallel.offload
+        self.weights = {name: _apart(p, parallel.offload) for name, p in own.items()} if self._apart else own
+        """What is updated: the own parameters, or float32 copies of them where those are not float32 or not in that memory."""
+        decayed = {self.weights[name].name for name, p in own.items() if p.ndim > 1}  # no decay of biases and norms
         self._adam = paddle.optimizer.AdamW(
             learning_rate=config.learning_rate,
             beta1=config.beta1,
@@ -35,51 +45,151 @@ class Optimizer:
             epsilon=config.epsilon,
             weight_decay=config.weight_decay,
             apply_decay_param_fun=lambda name: name in decayed,
-            parameters=list(self._parameters.values()),
+            parameters=list(self.weights.values()),
         )
 
+    @paddle.no_grad()
     def step(self, rate: float) -> None:
-        """Clip the gradients, apply them at a learning rate and drop them."""
-        if self._clip_norm:
-            clip_gradients(list(self._parameters.values()), self._clip_norm)
+        """Make the gradients common, clip them, apply them at a learning rate and drop them."""
+        sharding = self.sharding
+        sharding.reduce_gradients()
+        gradients = [p.grad for p in sharding.own.values() if p.grad is not None]
+        scale = 1 / self.loss_scale.value
+        if self._clip_norm or not self.loss_scale.fixed:
+            norm = self._norm() * scale
+            if self.loss_scale.overflowed(norm):
+                return self.drop_gradients()
+            if self._clip_norm and norm > self._clip_norm:
+                scale *= self._clip_norm / norm
+        if scale != 1:
+            for gradient in gradients:
+                gradient.scale_(scale)
+        if self._apart:
+            for name, p in sharding.own.items():
+                weight = self.weights[name]
+                weight.grad = None if p.grad is None else p.grad.astype("float32").to(weight.place)
         self._adam.set_lr(rate)
         self._adam.step()
         self._adam.clear_grad(set_to_zero=False)
+        self.drop_gradients()
+        self.publish(self.weights)
 
     def drop_gradients(self) -> None:
         """Forget the gradients without applying them."""
-        self._adam.clear_grad(set_to_zero=False)
+        for p in self.sharding.parameters.values():
+            p.clear_gradient(set_to_zero=False)
 
-    def state(self) -> Arrays:
-        """The moments as `parameter name/moment name`."""
-        own_names = {p.name: name for name, p in self._parameters.items()}
-        arrays = {}
+    @paddle.no_grad()
+    def publish(self, values: dict[str, paddle.Tensor]) -> None:
+        """Give every process the parameters with these values of its own, which may be `weights`."""
+        for name, p in self.sharding.own.items():
+            if values[name] is not p:
+                p.set_value(values[name].astype(p.dtype).to(p.place))
+        self.sharding.spread()
+
+    def state(self) -> dict[str, Piece]:
+        """What this process keeps for the checkpoint: the moments as `parameter name/moment name`."""
+        own_names = {weight.name: name for name, weight in self.weights.items()}
+        counted, pieces = self.sharding.counted, {}
         for key, tensor in self._adam.state_dict().items():
             if isinstance(tensor, paddle.Tensor):
-                parameter, moment = _split_key(key, own_names)
-                arrays[f"{own_names[parameter]}/{moment}"] = tensor.numpy()
-        return arrays
+                weight, moment = _split_key(key, own_names)
+                name = own_names[weight]
+                if name in counted:
+                    cut = tensor.shape == self.weights[name].shape
+                    pieces[f"{name}/{moment}"] = self.piece(name, tensor) if cut else Piece.whole(tensor.numpy())
+        if not self.loss_scale.fixed:
+            pieces["loss_scale"] = Piece.whole(self.loss_scale.state())
+        return pieces
 
-    def load_state(self, arrays: Arrays) -> None:
-        """Take up the moments that `state` gave."""
+    def load_state(self, stored: Stored) -> None:
+        """Take up what all processes' `state` wrote, in whatever layout."""
         state = {}
-        for key, array in arrays.items():
+        for key, shape in stored.shapes.items():
             name, _, moment = key.rpartition("/")
-            state[f"{self._parameters[name].name}_{moment}"] = paddle.to_tensor(array)
+            if name in self.weights:
+                like = self.piece(name, self.weights[name])
+                array = stored.like(like, key) if shape == like.shape else stored.read(key)
+                state[f"{self.weights[name].name}_{moment}"] = paddle.to_tensor(array)
         self._adam.set_state_dict(state)
+        if not self.loss_scale.fixed and "loss_scale" in stored.shapes:
+            self.loss_scale.load_state(stored.read("loss_scale"))
+
+    def module_state(self, module: nn.Layer, values: dict[str, paddle.Tensor]) -> dict[str, Piece]:
+        """What this process keeps of the module for the checkpoint: `values` of its own parameters, and what is not trained."""
+        pieces = {name: self.piece(name, values[name]) for name in self.sharding.counted}
+        topology = self.sharding.topology
+        if topology.sharding.rank == topology.mp.rank == 0:
+            pieces |= {name: Piece.whole(tensor.numpy()) for name, tensor in self._untrained(module).items()}
+        return pieces
+
+    @paddle.no_grad()
+    def load_module(self, module: nn.Layer, stored: Stored) -> None:
+        """Take up what all processes' `module_state` wrote, in whatever layout."""
+        for name, weight in self.weights.items():
+            weight.set_value(stored.like(self.piece(name, weight), name))
+        for name, tensor in self._untrained(module).items():
+            tensor.set_value(stored.like(Piece.whole(tensor.numpy()), name))
+        self.publish(self.weights)
+
+    def _untrained(self, module: nn.Layer) -> dict[str, paddle.Tensor]:
+        return {name: tensor for name, tensor in module.state_dict().items() if name not in self.sharding.parameters}
+
+    def piece(self, name: str, tensor: paddle.Tensor) -> Piece:
+        """The part of a parameter, or of what has its shape, that this process holds."""
+        p = self.sharding.parameters[name]
+        return Piece.cut(tensor.numpy(), getattr(p, "split_dim", None), self.sharding.topology.mp)
+
+    def _norm(self) -> float:
+        """Of all gradients together: every value of the model is counted once."""
+        counted = (p.grad for p in self.sharding.counted.values())
+        square = sum(float((gradient * gradient).sum()) for gradient in counted if gradient is not None)
+        total = paddle.to_tensor([square], dtype="float64")
+        topology = self.sharding.topology
+        for axis in (topology.mp, topology.pp, topology.sharding):
+            axis.sum_(total)
+        return math.sqrt(total.item())
 
 
-@paddle.no_grad()
-def clip_gradients(parameters: list[paddle.Tensor], limit: float) -> None:
-    """Scale all gradients so that their common norm is at most `limit`.
+def _apart(p: paddle.Tensor, on_cpu: bool) -> paddle.Tensor:
+    """A float32 parameter with the same values, in the CPU's memory or on the same device."""
+    copy = p.detach().astype("float32").clone()
+    copy = copy.cpu() if on_cpu else copy
+    copy.stop_gradient = False
+    return copy
 
-    As nn.ClipGradByGlobalNorm, whose multiplication by a tensor of one value takes a third of AdamW's time on a CPU.
+
+class LossScale:
+    """What the loss is multiplied by so that float16 gradients do not vanish (Micikevicius et al. 2018); 1 where it is fixed.
+
+    An overflow halves it and skips the step; after `patience` steps without one it doubles.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = math.sqrt(sum(float((gradient * gradient).sum()) for gradient in gradients))
-    if norm > limit:
-        for gradient in gradients:
-            gradient.scale_(limit / norm)
+
+    def __init__(self, fixed: bool, first: float = 2.0**16, patience: int = 2000):
+        self.fixed = fixed
+        self.value = 1.0 if fixed else first
+        self._patience = patience
+        self._good = 0
+
+    def overflowed(self, norm: float) -> bool:
+        """Whether a step with this gradient norm has to be skipped."""
+        if self.fixed:
+            return False
+        if not math.isfinite(norm):
+            self.value, self._good = self.value / 2, 0
+            return True
+        self._good += 1
+        if self._good == self._patience:
+            self.value, self._good = self.value * 2, 0
+        return False
+
+    def state(self) -> np.ndarray:
+        """Float64 [2]."""
+        return np.array([self.value, self._good])
+
+    def load_state(self, state: np.ndarray) -> None:
+        """Take up what `state` gave."""
+        self.value, self._good = float(state[0]), int(state[1])
 
 
 def _split_key(key: str, parameters: dict[str, str]) -> tuple[str, str]:
@@ -91,47 +201,34 @@ def _split_key(key: str, parameters: dict[str, str]) -> tuple[str, str]:
 
 
 class WeightAverage:
-    """Exponential moving average of a module's parameters; its buffers are taken as they are.
+    """Exponential moving average of the weights that an optimizer updates.
 
     The decay grows from 0.1 to `decay`, as min(decay, (1 + step) / (10 + step)), so that the average is of use from the start.
     """
 
-    def __init__(self, module: nn.Layer, decay: float):
-        self._module = module
+    def __init__(self, optimizer: Optimizer, decay: float):
+        self._optimizer = optimizer
         self._decay = decay
-        self._average = {name: p.detach().clone() for name, p in module.named_parameters()}
+        self.values = {name: weight.detach().clone() for name, weight in optimizer.weights.items()}
 
     @paddle.no_grad()
     def update(self, step: int) -> None:
-        """Take up the parameters as they are after a step."""
+        """Take up the weights as they are after a step."""
         share = 1 - min(self._decay, (1 + step) / (10 + step))
-        for name, parameter in self._module.named_parameters():
-            average = self._average[name]
-            average.subtract_((average - parameter).scale_(share))
-
-    def state(self) -> Arrays:
-        """A complete state of the module, averaged."""
-        return to_arrays(self._module.state_dict() | self._average)
-
-    def load_state(self, arrays: Arrays) -> None:
-        """Take up the average that `state` gave."""
-        for name in self._average:
-            self._average[name] = paddle.to_tensor(arrays[name])
+        for name, weight in self._optimizer.weights.items():
+            average = self.values[name]
+            average.subtract_((average - weight).scale_(share))
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
         """The module has its averaged weights inside this context."""
-        own = {name: p.detach().clone() for name, p in self._module.named_parameters()}
-        self._set(self._average)
+        optimizer = self._optimizer
+        own = {name: weight.detach().clone() for name, weight in optimizer.weights.items()}
+        optimizer.publish(self.values)
         try:
             yield
         finally:
-            self._set(own)
-
-    def _set(self, values: dict[str, paddle.Tensor]) -> None:
-        with paddle.no_grad():
-            for name, parameter in self._module.named_parameters():
-                parameter.set_value(values[name])
+            optimizer.publish(own)
 
 
 def parameter_count(module: nn.Layer) -> int:

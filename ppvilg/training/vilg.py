@@ -1,7 +1,6 @@
 """Training the transformer over a frozen image tokenizer."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,23 +9,26 @@ import paddle
 
 from ppvilg import checkpoint
 from ppvilg.config import Config, save_config
-from ppvilg.data.loader import canonical_caption, draw_caption, step_indices
+from ppvilg.data.loader import canonical_caption, draw_caption, own_places, sample_indices
 from ppvilg.data.sources import Source
 from ppvilg.errors import UserError
 from ppvilg.generate.decoding import write_images, write_texts
 from ppvilg.generate.painting import paint
 from ppvilg.generate.sampling import Sampling
+from ppvilg.parallel import pipeline
+from ppvilg.parallel.topology import Topology
 from ppvilg.pictures import labelled_grid, to_model
 from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer, pad_batch
 from ppvilg.training import data
 from ppvilg.training.logs import Preview
-from ppvilg.training.loop import Scalars
+from ppvilg.training.loop import Scalars, means
 from ppvilg.training.tokens import picture_tokens
 from ppvilg.transformer.model import Pairs, ViLG
 from ppvilg.vqgan.folder import load_vqgan
 from ppvilg.vqgan.model import VQGAN
 
 _PREVIEW_SAMPLES_PER_PROMPT = 3
+_NOISE = 1  # tells the generators of noise from those that draw captions
 _PAD_TO = 4  # text lengths are rounded up to this, so that few shapes occur
 
 
@@ -35,8 +37,9 @@ class ViLGTask:
 
     unit = "tokens"
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, topology: Topology | None = None):
         self.config = config
+        self.topology = topology or Topology()
         folder = config.train.tokenizer
         if folder is None:
             raise UserError("train.tokenizer is not set: give the run folder of a trained image tokenizer")
@@ -44,14 +47,17 @@ class ViLGTask:
         self.text = load_text_tokenizer(config.text)
         self.training, self.validation = data.open_splits(config.data, config.train.seed)
         self.tokens, self.validation_tokens = (
-            picture_tokens(source, self.vqgan, tokenizer_checksum, config.data.image_size, Path(folder) / "tokens")
+            picture_tokens(
+                source, self.vqgan, tokenizer_checksum, config.data.image_size, Path(folder) / "tokens", self.topology
+            )
             for source in (self.training, self.validation)
         )
-        self.model = ViLG(config)
+        self.model = ViLG(config, self.topology)
         if self.model.reconstructor is not None:
             self.model.reconstructor.start_from(self.vqgan)
         if config.text.embeddings:
             start_from(self.model, ernie_embeddings(config.text.embeddings), config)
+        in_precision(self.model, config.parallel.precision)
         self.modules = {"model": self.model}
 
     def prepare(self, run: Path) -> None:
@@ -64,21 +70,21 @@ class ViLGTask:
         (run / "text").mkdir(exist_ok=True)
         self.text.save(run / "text")
 
-    def batch(self, step: int, part: int) -> Pairs:
-        """Micro-batch `part` of a step, each pair with one of its captions drawn."""
+    def batch(self, first: int, part: int) -> Pairs:
+        """This process's share of a micro-batch, each pair with one of its captions drawn."""
         settings = self.config.train
-        chosen = step_indices(len(self.training), settings.batch_size, settings.seed, step)
-        size = settings.batch_size // settings.accumulate
-        chosen = chosen[part * size : (part + 1) * size]
+        places = own_places(first, part, settings.batch_size // settings.accumulate, self.topology)
+        chosen = sample_indices(len(self.training), settings.seed, places)
         languages = self.config.data.languages
         captions = [draw_caption(self.training.records[i].captions, languages, settings.seed, e, i) for e, i in chosen]
         pairs = self._pairs(captions, self.training, self.tokens, [i for _, i in chosen])
-        generator = np.random.default_rng([settings.seed, step, part])
+        # Each pair's own, so that the noise does not depend on the pairs around it.
+        generators = [np.random.default_rng([settings.seed, e, i, _NOISE]) for e, i in chosen]
         if settings.token_noise:
-            noisy = with_noise(pairs.image, settings.token_noise, self.config.vqgan.codebook.size, generator)
+            noisy = with_noise(pairs.image, settings.token_noise, self.config.vqgan.codebook.size, generators)
             pairs = replace(pairs, image_read=noisy)
         if settings.text_drop:
-            prompt, valid = without_some_texts(pairs, settings.text_drop, self.text.encode(""), generator)
+            prompt, valid = without_some_texts(pairs, settings.text_drop, self.text.encode(""), generators)
             pairs = replace(pairs, prompt=prompt, prompt_valid=valid)
         return pairs
 
@@ -86,9 +92,9 @@ class ViLGTask:
         """Tokens of both directions, padding left out."""
         return 2 * int(batch.valid.sum() + batch.image.size)
 
-    def losses(self, batch: Pairs, step: int) -> Iterator[tuple[str, paddle.Tensor, Scalars]]:
-        """One loss for all."""
-        yield pairs_losses(self.model, self.config, batch)
+    def gradients(self, batches: list[Pairs], step: int, scale: float) -> tuple[set[str], Scalars]:
+        """Both directions of all pairs, through the pipeline's stages."""
+        return pairs_gradients(self.model, self.config, batches, scale)
 
     def validate(self, step: int) -> dict[str, float]:
         """Losses and accuracies over validation pairs, and those of a unigram model of the training split."""
@@ -101,7 +107,9 @@ class ViLGTask:
             for part in (chosen[first : first + size] for first in range(0, count, size))
         ]
         for batch in batches:
-            for name, value in self.model.loss(batch.tensors()).items():
+            for name, value in pipeline.forward(
+                self.model, self.topology, batch.tensors(), self.model.rows_shape(batch)
+            ).items():
                 # The text's measures are means over text tokens, the others over pairs or image tokens.
                 weight = batch.valid[:, 1:].sum() / sum(b.valid[:, 1:].sum() for b in batches)
                 weight = weight if name.startswith("img2txt") else len(batch.text) / count
@@ -110,7 +118,10 @@ class ViLGTask:
 
     def preview(self) -> Preview:
         """Fixed prompts, each with its real picture and drawn ones (end to end: by the codebook, then the same by the
-        reconstructor), and fixed pictures with their captions."""
+        reconstructor), and fixed pictures with their captions; nothing where processes share the model, since writing takes a
+        whole one."""
+        if self.topology.mp.size > 1 or self.topology.pp.size > 1:
+            return Preview()
         half = (self.config.train.preview_samples + 1) // 2
         pictures, texts = {}, {}
         for name, source, tokens in (
@@ -174,28 +185,46 @@ class ViLGTask:
         return measures
 
 
-def pairs_losses(model: ViLG, config: Config, batch: Pairs) -> tuple[str, paddle.Tensor, Scalars]:
-    """The loss of both directions and, end to end, of the pictures drawn from the hidden states (paper 3.1.3)."""
-    scalars = model.loss(batch.tensors())
-    loss = scalars["loss"]
-    if "l1" in scalars:
-        drawn = config.vqgan.loss.l1 * scalars["l1"] + config.vqgan.loss.l2 * scalars["l2"]
-        loss = loss + config.train.reconstruction_weight * drawn
-    return "model", loss, {name: value.detach() for name, value in scalars.items()}
+def pairs_gradients(model: ViLG, config: Config, batches: list[Pairs], scale: float = 1.0) -> tuple[set[str], Scalars]:
+    """Gradients of `pairs_loss`, times `scale`, as a task gives them."""
+    tensors = [batch.tensors() for batch in batches]
+    scalars = pipeline.forward_backward(
+        model, model.topology, tensors, model.rows_shape, lambda values: pairs_loss(values, config) * scale
+    )
+    return {"model"}, means(scalars)
 
 
-def with_noise(tokens: np.ndarray, most: float, codes: int, generator: np.random.Generator) -> np.ndarray:
-    """Tokens int64 [B, n], of each row a share drawn from 0 to `most` replaced by random codes."""
-    share = generator.uniform(0, most, [len(tokens), 1])
-    noise = generator.integers(0, codes, tokens.shape)
-    return np.where(generator.random(tokens.shape) < share, noise, tokens)
+def pairs_loss(scalars: Scalars, config: Config) -> paddle.Tensor:
+    """Of both directions and, end to end, of the pictures drawn from the hidden states (paper 3.1.3)."""
+    if "l1" not in scalars:
+        return scalars["loss"]
+    drawn = config.vqgan.loss.l1 * scalars["l1"] + config.vqgan.loss.l2 * scalars["l2"]
+    return scalars["loss"] + config.train.reconstruction_weight * drawn
+
+
+def in_precision(model: ViLG, precision: str) -> None:
+    """Let a model's weights, and so all it computes, have a precision other than float32; raises `UserError` on a CPU."""
+    if precision == "fp32":
+        return
+    if paddle.get_device() == "cpu":
+        raise UserError(f"parallel.precision: {precision} needs a GPU: paddle's matrix product on a CPU takes fp32 alone")
+    model.to(dtype={"bf16": "bfloat16", "fp16": "float16"}[precision])
+
+
+def with_noise(tokens: np.ndarray, most: float, codes: int, generators: list[np.random.Generator]) -> np.ndarray:
+    """Tokens int64 [B, n], of each row a share drawn from 0 to `most` replaced by random codes; one generator for each row."""
+    noisy = tokens.copy()
+    for row, generator in zip(noisy, generators, strict=True):
+        replaced = generator.random(len(row)) < generator.uniform(0, most)
+        row[replaced] = generator.integers(0, codes, replaced.sum())
+    return noisy
 
 
 def without_some_texts(
-    pairs: Pairs, share: float, empty: list[int], generator: np.random.Generator
+    pairs: Pairs, share: float, empty: list[int], generators: list[np.random.Generator]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The prompts and their validity, a share of them replaced by the empty text."""
-    dropped = generator.random(len(pairs.text)) < share
+    """The prompts and their validity, a share of them replaced by the empty text; one generator for each pair."""
+    dropped = np.array([generator.random() < share for generator in generators])
     prompt, valid = pairs.prompt.copy(), pairs.prompt_valid.copy()
     prompt[dropped, : len(empty)] = empty
     valid[dropped] = np.arange(prompt.shape[1]) < len(empty)
@@ -215,7 +244,7 @@ def load_tokenizer(config: Config, folder: str | Path) -> tuple[VQGAN, str]:
 
 def start_from(model: ViLG, embeddings: np.ndarray, config: Config) -> None:
     """Copy ERNIE's token embeddings float32 [V, width] into the first rows of the text table."""
-    rows, width = model.text_embedding.weight.shape
+    rows, width = config.text.vocabulary_size, model.text_width
     if embeddings.shape[1] != width:
         raise UserError(
             f"text.embeddings: those of {config.text.embeddings} are {embeddings.shape[1]} wide, the text table {width}: set "
@@ -226,6 +255,5 @@ def start_from(model: ViLG, embeddings: np.ndarray, config: Config) -> None:
             f"text.embeddings: {config.text.embeddings} has {len(embeddings)} tokens, the text table {rows} rows: set "
             f"text.vocabulary_size={len(embeddings)}"
         )
-    table = model.text_embedding.weight.numpy().copy()
-    table[: len(embeddings)] = embeddings
-    model.text_embedding.weight.set_value(table)
+    if hasattr(model, "text_embedding"):  # not on a pipeline's middle stages
+        model.text_embedding.start_from(embeddings)

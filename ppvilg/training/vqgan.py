@@ -7,12 +7,13 @@ import numpy as np
 import paddle
 
 from ppvilg.config import Config
-from ppvilg.data.loader import step_indices
+from ppvilg.data.loader import own_places, sample_indices
 from ppvilg.data.sources import Source
+from ppvilg.parallel.topology import Topology
 from ppvilg.pictures import from_model, plain_grid, to_model
 from ppvilg.training import data
 from ppvilg.training.logs import Preview
-from ppvilg.training.loop import Scalars
+from ppvilg.training.loop import Scalars, means
 from ppvilg.vqgan.loss import VQGANLoss
 from ppvilg.vqgan.model import VQGAN
 
@@ -22,8 +23,9 @@ class VQGANTask:
 
     unit = "pictures"
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, topology: Topology | None = None):
         self.config = config
+        self.topology = topology or Topology()
         self.training, self.validation = data.open_splits(config.data, config.train.seed)
         self.model = VQGAN(config.vqgan, config.data.image_size)
         self.objective = VQGANLoss(config.vqgan.loss)
@@ -35,19 +37,29 @@ class VQGANTask:
         """Say what the data left out."""
         data.report(run, self.training, self.validation)
 
-    def batch(self, step: int, part: int) -> np.ndarray:
+    def batch(self, first: int, part: int) -> np.ndarray:
         """Pictures uint8 [B, H, W, 3]."""
         settings = self.config.train
-        indices = step_indices(len(self.training), settings.batch_size, settings.seed, step)
-        size = settings.batch_size // settings.accumulate
-        chosen = [i for _, i in indices[part * size : (part + 1) * size]]
+        places = own_places(first, part, settings.batch_size // settings.accumulate, self.topology)
+        chosen = [i for _, i in sample_indices(len(self.training), settings.seed, places)]
         return data.pictures(self.training, chosen, self.config.data.image_size)
 
     def units(self, batch: np.ndarray) -> int:
         """Pictures of a micro-batch."""
         return len(batch)
 
-    def losses(self, batch: np.ndarray, step: int) -> Iterator[tuple[str, paddle.Tensor, Scalars]]:
+    def gradients(self, batches: list[np.ndarray], step: int, scale: float) -> tuple[set[str], Scalars]:
+        """Backward of each micro-batch's losses one after the other, the discriminator's after the tokenizer's."""
+        active, scalars = set(), []
+        for batch in batches:
+            scalars.append({})
+            for name, loss, values in self._losses(batch, step):
+                (loss * (scale / len(batches))).backward()
+                active.add(name)
+                scalars[-1] |= values
+        return active, means(scalars)
+
+    def _losses(self, batch: np.ndarray, step: int) -> Iterator[tuple[str, paddle.Tensor, Scalars]]:
         """The tokenizer's loss, then the discriminator's once it has started."""
         pictures = paddle.to_tensor(to_model(batch))
         reconstruction, quantized = self.model(pictures)

@@ -7,6 +7,7 @@ core and cost more than the layers' real products. Without gradients the layers 
 import math
 from functools import lru_cache
 
+import numpy as np
 import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
@@ -125,6 +126,13 @@ class Table(nn.Layer):
         self.axis = axis
         self.own = axis.cut(rows)
         self.weight = parameter(self, [rows, width], 0.02, 0, axis)
+
+    def start_from(self, vectors: np.ndarray) -> None:
+        """Set the first rows to vectors [k, width]."""
+        own = vectors[self.own]
+        table = self.weight.numpy().copy()
+        table[: len(own)] = own
+        self.weight.set_value(table)
 
     def forward(self, ids: paddle.Tensor) -> paddle.Tensor:
         """Int64 [N] -> [N, width]."""

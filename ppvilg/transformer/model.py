@@ -22,6 +22,7 @@ from ppvilg.transformer.cache import KeyValueCache, LatentCache, Source, State, 
 from ppvilg.transformer.layers import (
     FeedForward,
     LayerNorm,
+    Linear,
     Table,
     parameter,
     residual_std,
@@ -120,7 +121,7 @@ class ViLG(nn.Layer):
         self.attention = model.attention
         self.codebook_size = config.vqgan.codebook.size
         hidden = model.hidden
-        text_width = text.embedding_width or hidden
+        self.hidden_width, self.text_width = hidden, text.embedding_width or hidden
         self.tied = model.tie_embeddings
         self.recompute_layers = config.parallel.recompute == "full"
         self.stage = stages(config, pp.size)[pp.rank]
@@ -130,11 +131,11 @@ class ViLG(nn.Layer):
         self.text_projection = self.reconstructor = None
         if self.topology.first_stage or (self.topology.last_stage and self.tied):
             paddle.seed(base)
-            self.text_embedding = Table(text.vocabulary_size, text_width, mp)
+            self.text_embedding = Table(text.vocabulary_size, self.text_width, mp)
             self.image_embedding = Table(self.codebook_size, hidden, mp)
         if self.topology.first_stage:
             paddle.seed(base + 1)
-            self.text_projection = nn.Linear(text_width, hidden, bias_attr=False) if text_width != hidden else None
+            self.text_projection = Linear(self.text_width, hidden, bias=False) if self.text_width != hidden else None
             self.text_position = Table(text.max_length, hidden)
             self.row_position = Table(self.rows, hidden)
             self.column_position = Table(self.columns, hidden)
@@ -166,6 +167,10 @@ class ViLG(nn.Layer):
     def enter(self, pairs: Pairs) -> paddle.Tensor:
         """What the first block reads: rows [2·B·m + 2·B·n, hidden] of both directions' texts and then of their images."""
         return self._embedded(_texts_of(pairs), pairs.image_read)
+
+    def rows_shape(self, pairs: Pairs) -> list[int]:
+        """The shape of what `enter` gives."""
+        return [2 * pairs.text.shape[0] * (pairs.text.shape[1] + pairs.image.shape[1]), self.hidden_width]
 
     def through(self, x: paddle.Tensor, pairs: Pairs) -> paddle.Tensor:
         """The blocks that are here: rows as `enter` gives them -> the same shape."""

@@ -11,7 +11,8 @@ def save_vqgan(model: VQGAN, config: Config, folder: str | Path) -> None:
     """Write the tokenizer so that `load_vqgan` reads it back; the config comes last and makes the folder complete."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_arrays(checkpoint.to_arrays(model.state_dict()), folder / "model.safetensors")
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    checkpoint.save_arrays(arrays, folder / "model.safetensors")
     save_config(config, folder / "config.yml")
 
 

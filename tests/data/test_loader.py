@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppvilg.data.loader import ahead, canonical_caption, draw_caption, step_indices
+from ppvilg.config import ParallelConfig
+from ppvilg.data.loader import ahead, canonical_caption, draw_caption, own_places, sample_indices
+from ppvilg.parallel.topology import place
 
 CAPTIONS = {"zh": ["红苹果", "苹果"], "en": ["red apple"], "fr": []}
 
@@ -14,16 +16,30 @@ CAPTIONS = {"zh": ["红苹果", "苹果"], "en": ["red apple"], "fr": []}
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 5))
 def test_every_epoch_visits_every_sample_once(samples, batch, seed):
     steps = -(-3 * samples // batch)
-    places = [place for step in range(steps) for place in step_indices(samples, batch, seed, step)]
+    places = [p for step in range(steps) for p in sample_indices(samples, seed, range(step * batch, (step + 1) * batch))]
     for epoch in range(3):
         assert sorted(index for e, index in places[: 3 * samples] if e == epoch) == list(range(samples))
 
 
 def test_order_depends_on_seed_and_epoch():
-    first = step_indices(50, 50, 0, 0)
-    assert first == step_indices(50, 50, 0, 0)
-    assert [i for _, i in first] != [i for _, i in step_indices(50, 50, 1, 0)]
-    assert [i for _, i in first] != [i for _, i in step_indices(50, 50, 0, 1)]
+    def order(seed, epoch):
+        return [index for _, index in sample_indices(50, seed, range(epoch * 50, epoch * 50 + 50))]
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(1, 0)
+    assert order(0, 0) != order(0, 1)
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 100))
+def test_processes_read_the_same_places_together_in_any_layout(dp, sharding, own, accumulate, first):
+    size = own * dp * sharding
+    config = ParallelConfig(dp=dp, sharding=sharding, mp=2)
+    read = []
+    for part in range(accumulate):
+        for rank in range(0, config.processes, 2):
+            read += own_places(first, part, size, place(config, rank))
+            assert own_places(first, part, size, place(config, rank)) == own_places(first, part, size, place(config, rank + 1))
+    assert read == list(range(first, first + size * accumulate))
 
 
 def test_captions_are_drawn_by_the_languages_weights():

@@ -5,6 +5,7 @@ import paddle
 import pytest
 from paddle import nn
 
+from ppvilg.checkpoint import Stored, save_pieces
 from ppvilg.config import TrainConfig
 from ppvilg.training.optimizer import Optimizer, WeightAverage, learning_rate
 
@@ -54,7 +55,7 @@ def test_gradients_are_clipped_to_the_global_norm():
     np.testing.assert_allclose(before - module.weight.numpy(), clipped / (clipped + 1), rtol=1e-3)
 
 
-def test_state_continues_exactly():
+def test_state_continues_exactly(tmp_path):
     config = TrainConfig(clip_norm=1.0)
     paddle.seed(1)
     straight = nn.Linear(3, 2)
@@ -66,14 +67,16 @@ def test_state_continues_exactly():
     resumed = nn.Linear(3, 2)
     resumed.set_state_dict(weights)
     again = Optimizer(resumed, config)
-    again.load_state(state)
+    save_pieces(state, tmp_path, "optimizer", 0, 1)
+    again.load_state(Stored(tmp_path, "optimizer"))
     train(resumed, again, 2)
     np.testing.assert_array_equal(resumed.weight.numpy(), straight.weight.numpy())
 
 
 def test_average_against_numpy_and_swapping():
     module = nn.Linear(2, 2)
-    average = WeightAverage(module, 0.5)
+    optimizer = Optimizer(module, TrainConfig())
+    average = WeightAverage(optimizer, 0.5)
     expected = module.weight.numpy()
     for step in range(4):
         module.weight.set_value(paddle.full([2, 2], float(step)))
@@ -83,4 +86,4 @@ def test_average_against_numpy_and_swapping():
     with average.swapped_in():
         np.testing.assert_allclose(module.weight.numpy(), expected, rtol=1e-6)
     np.testing.assert_array_equal(module.weight.numpy(), np.full((2, 2), 3.0))
-    assert average.state()["weight"] == pytest.approx(expected, rel=1e-6)
+    assert average.values["weight"].numpy() == pytest.approx(expected, rel=1e-6)

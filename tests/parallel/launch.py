@@ -1,0 +1,29 @@
+"""Starting several processes as a user does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def command(processes: int, logs: Path, *arguments) -> list[str]:
+    """tests/parallel/train.py with these arguments in some processes."""
+    launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(logs)]
+    return [*launch, "tests/parallel/train.py", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    """Without CUDA_VISIBLE_DEVICES, since the launcher fails on an empty one; one thread a process."""
+    return {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH")}
+
+
+def train(processes: int, logs: Path, *arguments, timeout: int = 240) -> subprocess.CompletedProcess:
+    """Run it; what the processes wrote is in `logs`/workerlog.N, of which the first is printed."""
+    return subprocess.run(
+        command(processes, logs, *arguments), capture_output=True, text=True, timeout=timeout, env=environment(), check=False
+    )
+
+
+def output(logs: Path) -> str:
+    """What all processes wrote."""
+    return "\n".join(f"{path.name}:\n{path.read_text('utf-8', 'replace')}" for path in sorted(logs.glob("workerlog.*")))
