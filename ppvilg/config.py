@@ -247,6 +247,11 @@ class ParallelConfig:
         """How many processes have to be launched."""
         return self.data_ranks * self.mp * self.pp
 
+    @property
+    def cuts_model(self) -> bool:
+        """Whether no process holds all weights."""
+        return self.mp * self.pp > 1 or (self.sharding > 1 and self.sharding_stage == 3)
+
 
 @dataclass(frozen=True)
 class Config:

@@ -118,9 +118,8 @@ class ViLGTask:
 
     def preview(self) -> Preview:
         """Fixed prompts, each with its real picture and drawn ones (end to end: by the codebook, then the same by the
-        reconstructor), and fixed pictures with their captions; nothing where processes share the model, since writing takes a
-        whole one."""
-        if self.topology.mp.size > 1 or self.topology.pp.size > 1:
+        reconstructor), and fixed pictures with their captions; nothing where no process has all weights."""
+        if self.config.parallel.cuts_model:
             return Preview()
         half = (self.config.train.preview_samples + 1) // 2
         pictures, texts = {}, {}
