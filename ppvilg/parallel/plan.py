@@ -3,12 +3,13 @@
 Everything is counted from the config by the same rules as the model computes by. What is left out, because it is small beside
 the rest: the arithmetic of norms, softmax, GELU and optimizer, the sums of scalars, and what CUDA needs for itself.
 
-A product of [a, b] and [b, c] is 2abc FLOPs. Sizes are in bytes, GB are 10^9 of them. B is the number of pairs in a micro-batch,
-m and n are the text and image slots of a sequence; a pair is computed in both directions, so it has 2(m + n) rows.
+A product of [a, b] and [b, c] is 2abc FLOPs. Sizes are in bytes. m and n are the text and image slots of a sequence; a pair is
+computed in both directions, so it has 2(m + n) rows.
 """
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -22,6 +23,7 @@ Kind = Literal["embeddings", "layers", "head"]
 
 _MESSAGE = 2**25  # values that `collectives.together` joins before it sends them
 _FLOAT32 = 4  # bytes
+_RECOMPUTE = ("none", "selective", "full")
 _TIED = ("text_embedding.weight", "image_embedding.weight")  # with transformer.tie_embeddings the head as well
 
 
@@ -134,35 +136,8 @@ def _ffn_width(config: Config) -> int:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """The layers of one pipeline stage; the first also has the embeddings, the last the head."""
-
-    layers: range
-    first: bool
-    last: bool
-
-
-def stages(config: Config) -> list[Stage]:
-    """The pipeline: contiguous layers, so many in each stage that the one with the most parameters has the fewest possible."""
-    count, layers = config.parallel.pp, config.transformer.layers
-    sizes = parameters(config)
-    loads = [0] * count
-    loads[0] += sizes["embeddings"]
-    loads[-1] += sizes["head"]
-    lengths = [1] * count
-    for _ in range(layers - count):
-        least = min(range(count), key=lambda i: loads[i] + lengths[i] * sizes["layers"] // layers)
-        lengths[least] += 1
-    starts = [sum(lengths[:i]) for i in range(count)]
-    return [
-        Stage(range(start, start + length), i == 0, i == count - 1)
-        for i, (start, length) in enumerate(zip(starts, lengths, strict=True))
-    ]
-
-
-@dataclass(frozen=True)
 class Held:
-    """How many values the processes of a stage have to do with; each counts only its share of what mp cuts."""
+    """How many values a process of a stage has to do with; only its share of what mp cuts."""
 
     whole: int
     """All of the stage's."""
@@ -180,32 +155,75 @@ class Held:
     """Those that each process of the sharding group updates."""
 
 
-def held(config: Config, stage: Stage) -> Held:
-    """What a stage holds. Each tensor has one owner in the sharding group: the largest goes first, each to the least loaded."""
-    parallel = config.parallel
-    shared = _TIED if config.transformer.tie_embeddings and parallel.pp > 1 and (stage.first or stage.last) else ()
-    mine = [weight for weight in weights(config) if weight.name in shared or _belongs(weight, stage)]
-    sizes = tuple(weight.values(parallel.mp) for weight in mine)
-    layers = sum(weight.values(parallel.mp) for weight in mine if weight.kind == "layers")
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline."""
+
+    number: int
+    layers: range
+    kinds: dict[AttentionKind, int]
+    """How many of its layers are of each kind."""
+    first: bool
+    """Whether the embeddings are here."""
+    last: bool
+    """Whether the head is here."""
+    held: Held
+
+
+def stages(config: Config) -> list[Stage]:
+    """The pipeline: contiguous layers, so many in each stage that the one with the most parameters has the fewest possible.
+
+    Depends on the model and on mp, sharding and pp, not on how the batch is cut.
+    """
+    everything, kinds = weights(config), config.transformer.attention.kinds(config.transformer.layers)
+    count, found, start = config.parallel.pp, [], 0
+    for number, length in enumerate(_lengths(config)):
+        layers, first, last = range(start, start + length), number == 0, number == count - 1
+        held = _held(config, everything, layers, first, last)
+        found.append(Stage(number, layers, Counter(kinds[start : start + length]), first, last, held))
+        start += length
+    return found
+
+
+def _lengths(config: Config) -> list[int]:
+    """How many layers each stage has: at least one, and each further one goes to the least loaded stage."""
+    count, layers, sizes = config.parallel.pp, config.transformer.layers, parameters(config)
+    layer = sizes["layers"] // layers
+    lengths, loads = [1] * count, [layer] * count
+    loads[0] += sizes["embeddings"]
+    loads[-1] += sizes["head"]
+    for _ in range(layers - count):
+        least = loads.index(min(loads))
+        lengths[least] += 1
+        loads[least] += layer
+    return lengths
+
+
+def _held(config: Config, everything: list[Weight], layers: range, first: bool, last: bool) -> Held:
+    mp = config.parallel.mp
+    tied = _TIED if config.transformer.tie_embeddings and first != last else ()
+
+    def here(weight: Weight) -> bool:
+        if weight.layer is not None:
+            return weight.layer in layers
+        return weight.name in tied or (first if weight.kind == "embeddings" else last)
+
+    mine = [weight for weight in everything if here(weight)]
+    sizes = tuple(weight.values(mp) for weight in mine)
+    of_layers = sum(weight.values(mp) for weight in mine if weight.kind == "layers")
     return Held(
         whole=sum(sizes),
-        layers=layers,
-        layer=layers // len(stage.layers),
-        table=max((weight.values(parallel.mp) for weight in mine if weight.kind != "layers"), default=0),
+        layers=of_layers,
+        layer=of_layers // len(layers),
+        table=max((weight.values(mp) for weight in mine if weight.kind != "layers"), default=0),
         largest=max(sizes),
-        tied=sum(weight.values(parallel.mp) for weight in mine if weight.name in shared),
-        owned=_shares(sizes, parallel.sharding),
+        tied=sum(weight.values(mp) for weight in mine if weight.name in tied),
+        owned=_shares(sizes, config.parallel.sharding),
     )
 
 
-def _belongs(weight: Weight, stage: Stage) -> bool:
-    if weight.layer is not None:
-        return weight.layer in stage.layers
-    return stage.first if weight.kind == "embeddings" else stage.last
-
-
-@lru_cache(maxsize=1024)  # a search asks for few of them, each many times
 def _shares(sizes: tuple[int, ...], owners: int) -> tuple[int, ...]:
+    """What each of the owners gets: the largest tensor first, each to the least loaded."""
     loads = [(0, owner) for owner in range(owners)]
     for size in sorted(sizes, reverse=True):
         load, owner = heapq.heappop(loads)
@@ -287,10 +305,10 @@ class Flops:
 def pair_flops(config: Config, stage: Stage) -> Flops:
     """What a stage computes for one pair, all processes of mp together."""
     hidden, rows, m = config.transformer.hidden, _pair_rows(config), config.text.max_length
-    kinds = config.transformer.attention.kinds(config.transformer.layers)
     # Queries, keys, values, output; scores and the sums of values by them; the two products of the feed-forward part.
     attention = sum(
-        2 * rows * 4 * hidden**2 + 2 * 2 * pair_scores(config, kinds[layer]).pairs * hidden for layer in stage.layers
+        count * (2 * rows * 4 * hidden**2 + 2 * 2 * pair_scores(config, kind).pairs * hidden)
+        for kind, count in stage.kinds.items()
     )
     feed_forward = len(stage.layers) * 2 * rows * 2 * hidden * _ffn_width(config)
     head = 2 * hidden * (config.image_tokens * config.vqgan.codebook.size + (m - 1) * config.text.vocabulary_size)
@@ -306,7 +324,12 @@ def pair_flops(config: Config, stage: Stage) -> Flops:
 
 def step_flops(config: Config) -> Flops:
     """What all GPUs together compute for one optimizer step."""
-    return pair_flops(config, Stage(range(config.transformer.layers), True, True)).times(config.train.batch_size)
+    return pair_flops(config, _undivided(config)).times(config.train.batch_size)
+
+
+def _undivided(config: Config) -> Stage:
+    """The whole model as one stage."""
+    return stages(replace(config, parallel=replace(config.parallel, sharding=1, mp=1, pp=1)))[0]
 
 
 def _pair_rows(config: Config) -> int:
@@ -342,30 +365,26 @@ class Memory:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def memory(config: Config, index: int) -> Memory:
-    """Of the process of pipeline stage number `index` that owns most, when it needs most."""
-    stage = stages(config)[index]
-    values = held(config, stage)
-    width = _width(config)
-    stage_of_sharding = config.parallel.sharding_stage if config.parallel.sharding > 1 else 1
-    layer = max(sum(_layer_bytes(config, layer)) for layer in stage.layers)
+def memory(config: Config, stage: Stage) -> Memory:
+    """Of the process of a pipeline stage that owns most, when it needs most."""
+    width, in_flight = _width(config), _in_flight(config, stage)
     return Memory(
-        weights=width * _weights_present(values, stage_of_sharding),
-        gradients=width * _gradients_present(values, stage_of_sharding),
-        optimizer=_optimizer_bytes(config) * max(values.owned),
-        activations=_in_flight(config, index) * _kept_bytes(config, stage) + _computed_again(config, stage),
-        masks=_in_flight(config, index) * _mask_bytes(config, stage),
+        weights=width * _weights_present(config, stage.held),
+        gradients=width * _gradients_present(config, stage.held),
+        optimizer=_optimizer_bytes(config) * max(stage.held.owned),
+        activations=in_flight * _kept_bytes(config, stage) + _computed_again(config, stage),
+        masks=in_flight * _mask_bytes(config, stage),
         # A stage that has the head computes one micro-batch at a time.
         logits=2 * _softmax_bytes(config) if stage.last else 0,
-        workspace=layer,
-        messages=_message_bytes(config, values),
+        workspace=max(sum(_layer_bytes(config, kind)) for kind in stage.kinds),
+        messages=_message_bytes(config, stage.held),
     )
 
 
 def kept_bytes(config: Config) -> float:
     """What a forward over one micro-batch keeps for its backward in a process that works alone: as
     `ppvilg.benchmark.training.activation_bytes` measures it."""
-    everything = Stage(range(config.transformer.layers), True, True)
+    everything = _undivided(config)
     return _kept_bytes(config, everything) + _mask_bytes(config, everything) + _softmax_bytes(config)
 
 
@@ -374,18 +393,23 @@ def _width(config: Config) -> int:
     return _FLOAT32 if config.parallel.precision == "fp32" else 2
 
 
-def _weights_present(values: Held, stage: int) -> int:
+def _sharding_stage(config: Config) -> int:
+    """0 where there is nobody to share with."""
+    return config.parallel.sharding_stage if config.parallel.sharding > 1 else 0
+
+
+def _weights_present(config: Config, values: Held) -> int:
     """Stage 3 leaves the layers' weights with their owners, and one layer at a time is there as a whole."""
-    if stage < 3:
+    if _sharding_stage(config) < 3:
         return values.whole
     others = values.whole - values.layers
     # The owner of most may own tables, which all have anyway: its share of the layers is at most what it owns.
     return others + min(max(values.owned), values.layers) + values.layer
 
 
-def _gradients_present(values: Held, stage: int) -> int:
+def _gradients_present(config: Config, values: Held) -> int:
     """From stage 2 on a gradient is gone to its owner before the next layer's is there."""
-    if stage < 2:
+    if _sharding_stage(config) < 2:
         return values.whole
     return min(values.whole, max(values.owned) + max(values.layer, values.table))
 
@@ -399,9 +423,9 @@ def _optimizer_bytes(config: Config) -> int:
     return _FLOAT32 * (2 + masters + average)
 
 
-def _in_flight(config: Config, index: int) -> int:
+def _in_flight(config: Config, stage: Stage) -> int:
     """Micro-batches whose backward is to come, at most (1F1B; PipeDream, Narayanan et al. 2019)."""
-    return min(config.train.accumulate, config.parallel.pp - index)
+    return min(config.train.accumulate, config.parallel.pp - stage.number)
 
 
 def _rows_bytes(config: Config) -> int:
@@ -409,13 +433,12 @@ def _rows_bytes(config: Config) -> int:
     return config.micro_batch * _pair_rows(config) * config.transformer.hidden * _width(config)
 
 
-def _layer_bytes(config: Config, layer: int) -> tuple[float, float]:
-    """What one layer keeps of a micro-batch, in its attention and in its feed-forward part."""
+def _layer_bytes(config: Config, kind: AttentionKind) -> tuple[float, float]:
+    """What one layer of a kind keeps of a micro-batch, in its attention and in its feed-forward part."""
     model, mp = config.transformer, config.parallel.mp
     rows = _rows_bytes(config)
     dropped = rows / _width(config) if model.dropout else 0  # which values were dropped, a byte for each
-    pairs = pair_scores(config, model.attention.kinds(model.layers)[layer]).pairs
-    softmax = config.micro_batch * pairs * model.heads * _width(config)
+    softmax = config.micro_batch * pair_scores(config, kind).pairs * model.heads * _width(config)
     # The input; grouped queries, keys and values, and the context; the weights of the values.
     attention = rows + (4 * rows + softmax) / mp + dropped
     return attention, rows + rows * model.ffn_multiplier / mp + dropped
@@ -427,9 +450,9 @@ def _kept_bytes(config: Config, stage: Stage) -> float:
     if config.parallel.recompute == "full":
         kept = rows * len(stage.layers)
     elif config.parallel.recompute == "selective":
-        kept = sum(rows + _layer_bytes(config, layer)[1] for layer in stage.layers)
+        kept = sum(count * (rows + _layer_bytes(config, kind)[1]) for kind, count in stage.kinds.items())
     else:
-        kept = sum(sum(_layer_bytes(config, layer)) for layer in stage.layers)
+        kept = sum(count * sum(_layer_bytes(config, kind)) for kind, count in stage.kinds.items())
     row = config.micro_batch * _width(config)
     if stage.first:  # the places of both directions, which are spread over the pairs
         kept += _pair_rows(config) * config.transformer.hidden * _width(config)
@@ -443,20 +466,17 @@ def _kept_bytes(config: Config, stage: Stage) -> float:
 def _computed_again(config: Config, stage: Stage) -> float:
     """What is there of one layer while its backward runs, besides what it kept."""
     if config.parallel.recompute == "full":
-        return max(sum(_layer_bytes(config, layer)) for layer in stage.layers)
+        return max(sum(_layer_bytes(config, kind)) for kind in stage.kinds)
     if config.parallel.recompute == "selective":
-        return max(_layer_bytes(config, layer)[0] for layer in stage.layers)
+        return max(_layer_bytes(config, kind)[0] for kind in stage.kinds)
     return 0
 
 
 def _mask_bytes(config: Config, stage: Stage) -> float:
     """The views of a micro-batch, one for each kind of layer and direction: float32 masks and int64 places."""
-    model = config.transformer
-    all_kinds = model.attention.kinds(model.layers)
-    total = 0
-    for kind in {all_kinds[layer] for layer in stage.layers}:
-        of = pair_scores(config, kind)
-        total += (of.bias * _FLOAT32 + of.indices * 8) * model.heads / config.parallel.mp + of.order * 8
+    heads = config.transformer.heads // config.parallel.mp
+    found = [pair_scores(config, kind) for kind in stage.kinds]
+    total = sum((of.bias * _FLOAT32 + of.indices * 8) * heads + of.order * 8 for of in found)
     return total * config.micro_batch
 
 
@@ -505,24 +525,17 @@ class Communication:
     """Gradients of the tables that the first and the last stage share, after the last micro-batch."""
 
 
-def communication(config: Config, index: int, owner: int) -> Communication:
-    """Of a process of pipeline stage number `index` that is number `owner` of its sharding group."""
+def communication(config: Config, stage: Stage, owner: int) -> Communication:
+    """Of a process of a pipeline stage that is number `owner` of its sharding group."""
     parallel, parts, width = config.parallel, config.train.accumulate, _width(config)
-    stage = stages(config)[index]
-    values = held(config, stage)
-    reduce = broadcast = layer_broadcast = 0
-    if parallel.sharding > 1:
-        reduce = width * values.whole * (parts if parallel.sharding_stage > 1 else 1)
-        broadcast = width * values.whole
-        if parallel.sharding_stage == 3:
-            broadcast -= width * values.layers
-            layer_broadcast = 2 * parts * width * values.layers
+    values, level = stage.held, _sharding_stage(config)
+    fetched = values.layers if level == 3 else 0
     neighbours = (not stage.first) + (not stage.last)
     return Communication(
         dp_all_reduce=width * values.owned[owner] if parallel.dp > 1 else 0,
-        sharding_reduce=reduce,
-        sharding_broadcast=broadcast,
-        layer_broadcast=layer_broadcast,
+        sharding_reduce=width * values.whole * (0, 1, parts, parts)[level],
+        sharding_broadcast=width * (values.whole - fetched) if level else 0,
+        layer_broadcast=2 * parts * width * fetched,
         mp_all_reduce=parts * _mp_bytes(config, stage) if parallel.mp > 1 else 0,
         pp_send_receive=parts * neighbours * 2 * _rows_bytes(config),
         tied_all_reduce=width * values.tied,
@@ -570,17 +583,14 @@ class Seconds:
         return self.total * pairs / config.train.batch_size / 86400
 
 
-def seconds(config: Config, cluster: Cluster) -> Seconds:
-    """Of the slowest stage. An all-reduce of b bytes by k processes moves 2b(k - 1)/k through each of them (ring), a reduce or
-    broadcast b, a send or receive b."""
-    return max((_stage_seconds(config, cluster, i) for i in range(config.parallel.pp)), key=lambda found: found.total)
+def seconds(config: Config, stage: Stage, cluster: Cluster) -> Seconds:
+    """A step's, if all stages were like this one.
 
-
-def _stage_seconds(config: Config, cluster: Cluster, index: int) -> Seconds:
+    An all-reduce of b bytes by k processes moves 2b(k - 1)/k through each of them (ring), any other call b.
+    """
     parallel, parts = config.parallel, config.train.accumulate
-    stage = stages(config)[index]
-    owned = held(config, stage).owned
-    sent = communication(config, index, owned.index(max(owned)))
+    owned = stage.held.owned
+    sent = communication(config, stage, owned.index(max(owned)))
     # The axes lie within one another: of each, the groups lie in so many consecutive ranks.
     in_sharding = parallel.mp * parallel.sharding
     to_mp, to_sharding = cluster.bandwidth(parallel.mp), cluster.bandwidth(in_sharding)
@@ -591,7 +601,7 @@ def _stage_seconds(config: Config, cluster: Cluster, index: int) -> Seconds:
     rows = sent.pp_send_receive / to_pp
     fetch = sent.layer_broadcast / to_sharding
     reduce = sent.sharding_reduce / to_sharding
-    repeated = compute + mp + rows + fetch + (reduce if parallel.sharding_stage > 1 else 0)
+    repeated = compute + mp + rows + fetch + (reduce if _sharding_stage(config) > 1 else 0)
     return Seconds(
         compute=compute,
         bubble=repeated * (parallel.pp - 1) / parts,
@@ -642,11 +652,15 @@ class Search:
 
 def plan(config: Config, cluster: Cluster) -> Plan:
     """What the config's own layout takes."""
-    return Plan(config, _most(config), seconds(config, cluster))
+    return _plan(config, stages(config), cluster)
 
 
-def _most(config: Config) -> Memory:
-    return max((memory(config, i) for i in range(config.parallel.pp)), key=lambda found: found.total)
+def _plan(config: Config, pipeline: list[Stage], cluster: Cluster) -> Plan:
+    return Plan(
+        config,
+        max((memory(config, stage) for stage in pipeline), key=lambda found: found.total),
+        max((seconds(config, stage, cluster) for stage in pipeline), key=lambda found: found.total),
+    )
 
 
 def search(config: Config, cluster: Cluster) -> Search:
@@ -670,7 +684,7 @@ def search(config: Config, cluster: Cluster) -> Search:
         if fits:
             fitting.append(min(fits, key=_speed))
         else:
-            sort = (layout.sharding > 1, layout.sharding_stage, layout.recompute)
+            sort = (layout.sharding > 1, layout.sharding_stage, _RECOMPUTE.index(layout.recompute))
             misfits.setdefault(sort, []).append(min(plans, key=lambda found: found.memory.total))
     groups = [Misfits(len(plans), min(plans, key=lambda found: found.memory.total)) for _, plans in sorted(misfits.items())]
     return Search(sorted(fitting, key=_speed), groups, refused)
@@ -683,8 +697,9 @@ def _speed(found: Plan) -> tuple[float, float]:
 
 def _cuts(config: Config, cluster: Cluster) -> list[Plan]:
     """The layout with its batch cut into each possible number of micro-batches."""
-    pairs = config.train.batch_size // config.parallel.data_ranks
-    return [plan(replace(config, train=replace(config.train, accumulate=parts)), cluster) for parts in divisors(pairs)]
+    pairs, pipeline = config.train.batch_size // config.parallel.data_ranks, stages(config)
+    cuts = [replace(config, train=replace(config.train, accumulate=parts)) for parts in divisors(pairs)]
+    return [_plan(cut, pipeline, cluster) for cut in cuts]
 
 
 def layouts(config: Config, cluster: Cluster) -> Iterator[ParallelConfig]:
@@ -697,7 +712,7 @@ def layouts(config: Config, cluster: Cluster) -> Iterator[ParallelConfig]:
                 if pp > model.layers:
                     continue
                 sizes = {"dp": cluster.gpus // (mp * sharding * pp), "sharding": sharding, "mp": mp, "pp": pp}
-                for recompute in ("none", "selective", "full"):
+                for recompute in _RECOMPUTE:
                     # Stage 3 frees a layer's weights after its forward, so that has to be computed again.
                     most = 1 if sharding == 1 else 3 if recompute == "full" else 2
                     for stage in range(1, most + 1):
