@@ -60,10 +60,9 @@ def _own(found: Plan, cluster: Cluster, pairs: float) -> str:
     config = found.config
     parallel, train = config.parallel, config.train
     sharding = f", sharding stage {parallel.sharding_stage}" if parallel.sharding > 1 else ""
-    lines = [
-        f"The config's own layout: {_axes(found)}{sharding}, recompute {parallel.recompute}, "
-        f"{parallel.precision}{', offload' if parallel.offload else ''}; {_counted(train.accumulate, 'micro-batch', 'es')} of {_counted(config.micro_batch, 'pair')}"
-    ]
+    how = f"recompute {parallel.recompute}, {parallel.precision}{', offload' if parallel.offload else ''}"
+    batch = f"{_counted(train.accumulate, 'micro-batch', 'es')} of {_counted(config.micro_batch, 'pair')}"
+    lines = [f"The config's own layout: {_axes(found)}{sharding}, {how}; {batch}"]
     fits = "fits" if found.memory.total <= cluster.memory else "does not fit"
     memory = _amounts(found.memory, _GB)
     memory.append(("total", f"{found.memory.total / _GB:.3g} of {cluster.memory / _GB:g}: {fits}"))
@@ -117,11 +116,11 @@ def _row(found: Plan, pairs: float) -> list[str]:
         parallel.recompute,
         str(found.config.train.accumulate),
         str(found.config.micro_batch),
-        f"{found.memory.total / _GB:.3g}",
-        f"{step.total:.3g}",
-        f"{step.compute:.3g}",
-        f"{step.bubble:.3g}",
-        f"{messages:.3g}",
+        f"{found.memory.total / _GB:#.3g}",
+        f"{step.total:#.4g}",
+        f"{step.compute:#.3g}",
+        f"{step.bubble:#.3g}",
+        f"{messages:#.3g}",
         f"{step.days(found.config, pairs):.1f}",
     ]
 
@@ -129,7 +128,7 @@ def _row(found: Plan, pairs: float) -> list[str]:
 def _others(found: Search, cluster: Cluster) -> str:
     lines = [_misfit(group) for group in found.misfits]
     lines += [f"  {_counted(count, 'layout')}: {why}" for why, count in found.refused.items()]
-    return "\n".join([f"Why others do not fit into {cluster.memory / _GB:g} GB", *lines]) if lines else ""
+    return "\n".join([f"Why others are left out, with {cluster.memory / _GB:g} GB to a GPU", *lines]) if lines else ""
 
 
 def _misfit(group: Misfits) -> str:
