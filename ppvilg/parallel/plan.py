@@ -1,0 +1,724 @@
+"""What training a transformer in a layout takes, worked out without a GPU: parameters, FLOPs, memory, messages, time.
+
+Everything is counted from the config by the same rules as the model computes by. What is left out, because it is small beside
+the rest: the arithmetic of norms, softmax, GELU and optimizer, the sums of scalars, and what CUDA needs for itself.
+
+A product of [a, b] and [b, c] is 2abc FLOPs. Sizes are in bytes. m and n are the text and image slots of a sequence; a pair is
+computed in both directions, so it has 2(m + n) rows.
+"""
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Literal
+
+from ppvilg.config import AttentionKind, Config, ParallelConfig
+from ppvilg.errors import UserError
+from ppvilg.transformer.pattern import Direction, Pattern
+
+Kind = Literal["embeddings", "layers", "head"]
+
+_MESSAGE = 2**25  # values that `collectives.together` joins before it sends them
+_FLOAT32 = 4  # bytes
+_RECOMPUTE = ("none", "selective", "full")
+_TIED = ("text_embedding.weight", "image_embedding.weight")  # with transformer.tie_embeddings the head as well
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The GPUs; the defaults are those of A100 machines (NVIDIA's data sheets of A100 and DGX A100)."""
+
+    gpus: int
+    memory: float = 80e9
+    """Bytes of one GPU."""
+    per_machine: int = 8
+    peak: float = 312e12
+    """FLOPs per second of one GPU at the config's precision, bf16 for A100."""
+    utilization: float = 0.4
+    """Share of the peak that a GPU reaches while it computes."""
+    inside: float = 300e9
+    """Bytes per second and direction that a GPU exchanges within its machine: NVLink."""
+    across: float = 25e9
+    """Bytes per second and direction that a GPU exchanges with other machines: one 200 Gb/s card for each GPU."""
+
+    def bandwidth(self, span: int) -> float:
+        """Bytes per second within groups that each lie in `span` consecutive ranks."""
+        return self.inside if min(self.gpus, self.per_machine) % span == 0 else self.across
+
+
+# Parameters
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter tensor of `ViLG`, under its name there."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+    cut: bool = False
+    """Whether the processes of mp share it out; the others all hold it."""
+    layer: int | None = None
+
+    def values(self, mp: int = 1) -> int:
+        """How many of its values one process has."""
+        return math.prod(self.shape) // (mp if self.cut else 1)
+
+
+def weights(config: Config) -> list[Weight]:
+    """All parameters of the transformer, in the order of `ViLG.named_parameters`.
+
+    Raises `UserError` where the config does not train a transformer alone.
+    """
+    if config.task != "vilg":
+        raise UserError(f"task: {config.task!r} cannot be planned: give the config of a transformer (task: vilg)")
+    if config.transformer.reconstructor:
+        raise UserError("transformer.reconstructor: its decoder cannot be planned: add -o transformer.reconstructor=false")
+    text, hidden, (rows, columns) = config.text, config.transformer.hidden, config.grid
+    codes, text_width = config.vqgan.codebook.size, _text_width(config)
+    found = []
+    if not config.transformer.tie_embeddings:
+        found.append(Weight("text_head", (hidden, text.vocabulary_size), "head", cut=True))
+        found.append(Weight("image_head", (hidden, codes), "head", cut=True))
+    found.append(Weight("text_embedding.weight", (text.vocabulary_size, text_width), "embeddings", cut=True))
+    if text_width != hidden:
+        found.append(Weight("text_projection.weight", (text_width, hidden), "embeddings"))
+    found.append(Weight("image_embedding.weight", (codes, hidden), "embeddings", cut=True))
+    tables = {"text_position": text.max_length, "row_position": rows, "column_position": columns, "segment": 4}
+    found += [Weight(f"{name}.weight", (length, hidden), "embeddings") for name, length in tables.items()]
+    for layer in range(config.transformer.layers):
+        found += _layer_weights(layer, hidden, _ffn_width(config))
+    return [*found, Weight("norm.weight", (hidden,), "head"), Weight("norm.bias", (hidden,), "head")]
+
+
+def _layer_weights(layer: int, hidden: int, wide: int) -> list[Weight]:
+    """One layer's: what makes queries, keys, values and the wide rows is cut by columns, what reads them by rows (Megatron-LM,
+    Shoeybi et al. 2019)."""
+    shapes = {
+        "attention.norm.weight": ((hidden,), False),
+        "attention.norm.bias": ((hidden,), False),
+        "attention.query.weight": ((hidden, hidden), True),
+        "attention.query.bias": ((hidden,), True),
+        "attention.key.weight": ((hidden, hidden), True),
+        "attention.value.weight": ((hidden, hidden), True),
+        "attention.out.weight": ((hidden, hidden), True),
+        "attention.out.bias": ((hidden,), False),
+        "ffn.norm.weight": ((hidden,), False),
+        "ffn.norm.bias": ((hidden,), False),
+        "ffn.up.weight": ((hidden, wide), True),
+        "ffn.up.bias": ((wide,), True),
+        "ffn.down.weight": ((wide, hidden), True),
+        "ffn.down.bias": ((hidden,), False),
+    }
+    return [Weight(f"blocks.{layer}.{name}", shape, "layers", cut, layer) for name, (shape, cut) in shapes.items()]
+
+
+def parameters(config: Config) -> dict[Kind, int]:
+    """The number of the model's values of each kind."""
+    sums: dict[Kind, int] = {"embeddings": 0, "layers": 0, "head": 0}
+    for weight in weights(config):
+        sums[weight.kind] += weight.values()
+    return sums
+
+
+def _text_width(config: Config) -> int:
+    return config.text.embedding_width or config.transformer.hidden
+
+
+def _ffn_width(config: Config) -> int:
+    return config.transformer.ffn_multiplier * config.transformer.hidden
+
+
+# Pipeline stages, and who owns what
+
+
+@dataclass(frozen=True)
+class Held:
+    """How many values a process of a stage has to do with; only its share of what mp cuts."""
+
+    whole: int
+    """All of the stage's."""
+    layers: int
+    """Those of its layers."""
+    layer: int
+    """Those of one layer."""
+    table: int
+    """Those of its largest tensor outside the layers; 0 if there is none."""
+    largest: int
+    """Those of its largest tensor."""
+    tied: int
+    """Those of the tables that the first and the last stage both hold."""
+    owned: tuple[int, ...]
+    """Those that each process of the sharding group updates."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline."""
+
+    number: int
+    layers: range
+    kinds: dict[AttentionKind, int]
+    """How many of its layers are of each kind."""
+    first: bool
+    """Whether the embeddings are here."""
+    last: bool
+    """Whether the head is here."""
+    held: Held
+
+
+def stages(config: Config) -> list[Stage]:
+    """The pipeline: contiguous layers, so many in each stage that the one with the most parameters has the fewest possible.
+
+    Depends on the model and on mp, sharding and pp, not on how the batch is cut.
+    """
+    everything, kinds = weights(config), config.transformer.attention.kinds(config.transformer.layers)
+    count, found, start = config.parallel.pp, [], 0
+    for number, length in enumerate(_lengths(config)):
+        layers, first, last = range(start, start + length), number == 0, number == count - 1
+        held = _held(config, everything, layers, first, last)
+        found.append(Stage(number, layers, Counter(kinds[start : start + length]), first, last, held))
+        start += length
+    return found
+
+
+def _lengths(config: Config) -> list[int]:
+    """How many layers each stage has: at least one, and each further one goes to the least loaded stage."""
+    count, layers, sizes = config.parallel.pp, config.transformer.layers, parameters(config)
+    layer = sizes["layers"] // layers
+    lengths, loads = [1] * count, [layer] * count
+    loads[0] += sizes["embeddings"]
+    loads[-1] += sizes["head"]
+    for _ in range(layers - count):
+        least = loads.index(min(loads))
+        lengths[least] += 1
+        loads[least] += layer
+    return lengths
+
+
+def _held(config: Config, everything: list[Weight], layers: range, first: bool, last: bool) -> Held:
+    mp = config.parallel.mp
+    tied = _TIED if config.transformer.tie_embeddings and first != last else ()
+
+    def here(weight: Weight) -> bool:
+        if weight.layer is not None:
+            return weight.layer in layers
+        return weight.name in tied or (first if weight.kind == "embeddings" else last)
+
+    mine = [weight for weight in everything if here(weight)]
+    sizes = tuple(weight.values(mp) for weight in mine)
+    of_layers = sum(weight.values(mp) for weight in mine if weight.kind == "layers")
+    return Held(
+        whole=sum(sizes),
+        layers=of_layers,
+        layer=of_layers // len(layers),
+        table=max((weight.values(mp) for weight in mine if weight.kind != "layers"), default=0),
+        largest=max(sizes),
+        tied=sum(weight.values(mp) for weight in mine if weight.name in tied),
+        owned=_shares(sizes, config.parallel.sharding),
+    )
+
+
+def _shares(sizes: tuple[int, ...], owners: int) -> tuple[int, ...]:
+    """What each of the owners gets: the largest tensor first, each to the least loaded."""
+    loads = [(0, owner) for owner in range(owners)]
+    for size in sorted(sizes, reverse=True):
+        load, owner = heapq.heappop(loads)
+        heapq.heappush(loads, (load + size, owner))
+    return tuple(load for load, _ in sorted(loads, key=lambda pair: pair[1]))
+
+
+# FLOPs
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the attention of one head computes of one sequence, and what it needs to know for it."""
+
+    pairs: int
+    """Scores of queries and keys, those included that are computed and then hidden."""
+    bias: int
+    """Values of the masks that are added to them."""
+    indices: int
+    """Places of the keys that groups share."""
+    order: int
+    """Places of the tokens that do not stand in the order of their groups, there and back; the same for all heads."""
+
+
+@lru_cache(maxsize=64)
+def scores(pattern: Pattern) -> Scores:
+    """As `ppvilg.transformer.attention` computes a pattern: text and image part within themselves, and the target's part with
+    the whole source besides."""
+    m, n = pattern.text_length, pattern.image_length
+    image = pattern.image_blocks()
+    within = m * m + image.mask.size
+    unmasked = 0 if pattern.to_image or not image.mask.all() else image.mask.size
+    flat = image.queries.ravel()
+    shared_keys = image.queries.shape != image.keys.shape or (image.queries != image.keys).any()
+    return Scores(
+        pairs=within + m * n,
+        bias=within + m * n - unmasked,
+        indices=image.keys.size if shared_keys else 0,
+        order=2 * n if (flat[1:] < flat[:-1]).any() else 0,
+    )
+
+
+def pair_scores(config: Config, kind: AttentionKind) -> Scores:
+    """Those of both directions of a pair in a layer of a kind, of one head."""
+    attention = config.transformer.attention
+    both = [
+        scores(Pattern(config.text.max_length, *config.grid, direction, kind, attention.kernel, attention.strict_row))
+        for direction in Direction
+    ]
+    return Scores(*(sum(getattr(one, field.name) for one in both) for field in fields(Scores)))
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of forward and backward; a backward has two products for each of the forward."""
+
+    layers: float
+    head: float
+    embeddings: float
+    """The projection of a text table of another width."""
+    recompute: float
+    """What the backward computes again."""
+
+    @property
+    def model(self) -> float:
+        """What the result needs: all but what is computed again."""
+        return self.layers + self.head + self.embeddings
+
+    @property
+    def done(self) -> float:
+        """What the GPUs compute."""
+        return self.model + self.recompute
+
+    def times(self, count: float) -> "Flops":
+        """Those of so many."""
+        return Flops(*(getattr(self, field.name) * count for field in fields(self)))
+
+
+def pair_flops(config: Config, stage: Stage) -> Flops:
+    """What a stage computes for one pair, all processes of mp together."""
+    hidden, rows, m = config.transformer.hidden, _pair_rows(config), config.text.max_length
+    # Queries, keys, values, output; scores and the sums of values by them; the two products of the feed-forward part.
+    attention = sum(
+        count * (2 * rows * 4 * hidden**2 + 2 * 2 * pair_scores(config, kind).pairs * hidden)
+        for kind, count in stage.kinds.items()
+    )
+    feed_forward = len(stage.layers) * 2 * rows * 2 * hidden * _ffn_width(config)
+    head = 2 * hidden * (config.image_tokens * config.vqgan.codebook.size + (m - 1) * config.text.vocabulary_size)
+    projection = 2 * 2 * m * _text_width(config) * hidden if _text_width(config) != hidden else 0
+    again = {"none": 0, "selective": attention, "full": attention + feed_forward}[config.parallel.recompute]
+    return Flops(
+        layers=3 * (attention + feed_forward),
+        head=3 * head if stage.last else 0,
+        embeddings=3 * projection if stage.first else 0,
+        recompute=again,
+    )
+
+
+def step_flops(config: Config) -> Flops:
+    """What all GPUs together compute for one optimizer step."""
+    return pair_flops(config, _undivided(config)).times(config.train.batch_size)
+
+
+def _undivided(config: Config) -> Stage:
+    """The whole model as one stage."""
+    return stages(replace(config, parallel=replace(config.parallel, sharding=1, mp=1, pp=1)))[0]
+
+
+def _pair_rows(config: Config) -> int:
+    """Rows of both directions of a pair."""
+    return 2 * (config.text.max_length + config.image_tokens)
+
+
+# Memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU, by what is in them."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    """Float32 weights, moments and average."""
+    activations: float
+    """What the forward keeps for the backward."""
+    masks: float
+    """Masks and places of the attention's views."""
+    logits: float
+    """The softmax over the vocabularies and its gradient."""
+    workspace: float
+    """What lies between within one layer's backward."""
+    messages: float
+    """Values laid end to end to be sent, or received."""
+
+    @property
+    def total(self) -> float:
+        """All together."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def memory(config: Config, stage: Stage) -> Memory:
+    """Of the process of a pipeline stage that owns most, when it needs most."""
+    width, in_flight = _width(config), _in_flight(config, stage)
+    return Memory(
+        weights=width * _weights_present(config, stage.held),
+        gradients=width * _gradients_present(config, stage.held),
+        optimizer=_optimizer_bytes(config) * max(stage.held.owned),
+        activations=in_flight * _kept_bytes(config, stage) + _computed_again(config, stage),
+        masks=in_flight * _mask_bytes(config, stage),
+        # A stage that has the head computes one micro-batch at a time.
+        logits=2 * _softmax_bytes(config) if stage.last else 0,
+        workspace=max(sum(_layer_bytes(config, kind)) for kind in stage.kinds),
+        messages=_message_bytes(config, stage.held),
+    )
+
+
+def kept_bytes(config: Config) -> float:
+    """What a forward over one micro-batch keeps for its backward in a process that works alone: as
+    `ppvilg.benchmark.training.activation_bytes` measures it."""
+    everything = _undivided(config)
+    return _kept_bytes(config, everything) + _mask_bytes(config, everything) + _softmax_bytes(config)
+
+
+def _width(config: Config) -> int:
+    """Bytes of a weight, a gradient or an activation."""
+    return _FLOAT32 if config.parallel.precision == "fp32" else 2
+
+
+def _sharding_stage(config: Config) -> int:
+    """0 where there is nobody to share with."""
+    return config.parallel.sharding_stage if config.parallel.sharding > 1 else 0
+
+
+def _weights_present(config: Config, values: Held) -> int:
+    """Stage 3 leaves the layers' weights with their owners, and one layer at a time is there as a whole."""
+    if _sharding_stage(config) < 3:
+        return values.whole
+    others = values.whole - values.layers
+    # The owner of most may own tables, which all have anyway: its share of the layers is at most what it owns.
+    return others + min(max(values.owned), values.layers) + values.layer
+
+
+def _gradients_present(config: Config, values: Held) -> int:
+    """From stage 2 on a gradient is gone to its owner before the next layer's is there."""
+    if _sharding_stage(config) < 2:
+        return values.whole
+    return min(values.whole, max(values.owned) + max(values.layer, values.table))
+
+
+def _optimizer_bytes(config: Config) -> int:
+    """For each owned value: AdamW's two moments, the float32 weight where the model has another, the moving average."""
+    if config.parallel.offload:
+        return 0
+    masters = 0 if config.parallel.precision == "fp32" else 1
+    average = 1 if config.train.ema_decay else 0
+    return _FLOAT32 * (2 + masters + average)
+
+
+def _in_flight(config: Config, stage: Stage) -> int:
+    """Micro-batches whose backward is to come, at most (1F1B; PipeDream, Narayanan et al. 2019)."""
+    return min(config.train.accumulate, config.parallel.pp - stage.number)
+
+
+def _rows_bytes(config: Config) -> int:
+    """[rows of a micro-batch, hidden]."""
+    return config.micro_batch * _pair_rows(config) * config.transformer.hidden * _width(config)
+
+
+def _layer_bytes(config: Config, kind: AttentionKind) -> tuple[float, float]:
+    """What one layer of a kind keeps of a micro-batch, in its attention and in its feed-forward part."""
+    model, mp = config.transformer, config.parallel.mp
+    rows = _rows_bytes(config)
+    dropped = rows / _width(config) if model.dropout else 0  # which values were dropped, a byte for each
+    softmax = config.micro_batch * pair_scores(config, kind).pairs * model.heads * _width(config)
+    # The input; grouped queries, keys and values, and the context; the weights of the values.
+    attention = rows + (4 * rows + softmax) / mp + dropped
+    return attention, rows + rows * model.ffn_multiplier / mp + dropped
+
+
+def _kept_bytes(config: Config, stage: Stage) -> float:
+    """What a stage keeps of each micro-batch until its backward."""
+    rows = _rows_bytes(config)
+    if config.parallel.recompute == "full":
+        kept = rows * len(stage.layers)
+    elif config.parallel.recompute == "selective":
+        kept = sum(count * (rows + _layer_bytes(config, kind)[1]) for kind, count in stage.kinds.items())
+    else:
+        kept = sum(count * sum(_layer_bytes(config, kind)) for kind, count in stage.kinds.items())
+    row = config.micro_batch * _width(config)
+    if stage.first:  # the places of both directions, which are spread over the pairs
+        kept += _pair_rows(config) * config.transformer.hidden * _width(config)
+    if stage.first and _text_width(config) != config.transformer.hidden:
+        kept += 2 * row * config.text.max_length * _text_width(config)
+    if stage.last:  # what the last norm and the two heads read
+        kept += rows + row * _targets(config) * config.transformer.hidden
+    return kept
+
+
+def _computed_again(config: Config, stage: Stage) -> float:
+    """What is there of one layer while its backward runs, besides what it kept."""
+    if config.parallel.recompute == "full":
+        return max(sum(_layer_bytes(config, kind)) for kind in stage.kinds)
+    if config.parallel.recompute == "selective":
+        return max(_layer_bytes(config, kind)[0] for kind in stage.kinds)
+    return 0
+
+
+def _mask_bytes(config: Config, stage: Stage) -> float:
+    """The views of a micro-batch, one for each kind of layer and direction: float32 masks and int64 places."""
+    heads = config.transformer.heads // config.parallel.mp
+    found = [pair_scores(config, kind) for kind in stage.kinds]
+    total = sum((of.bias * _FLOAT32 + of.indices * 8) * heads + of.order * 8 for of in found)
+    return total * config.micro_batch
+
+
+def _targets(config: Config) -> int:
+    """Slots of a pair whose next token is decided: n for its picture, m - 1 for its text."""
+    return config.image_tokens + config.text.max_length - 1
+
+
+def _softmax_bytes(config: Config) -> float:
+    """Float32 probabilities of all targets of a micro-batch."""
+    text = (config.text.max_length - 1) * config.text.vocabulary_size
+    image = config.image_tokens * config.vqgan.codebook.size
+    return config.micro_batch * (text + image) * _FLOAT32 / config.parallel.mp
+
+
+def _message_bytes(config: Config, values: Held) -> float:
+    parallel = config.parallel
+    joined = min(values.whole, _MESSAGE + values.largest) * _width(config) if parallel.data_ranks > 1 else 0
+    return joined + (2 * _rows_bytes(config) if parallel.pp > 1 else 0)
+
+
+# Messages
+
+
+@dataclass(frozen=True)
+class Communication:
+    """Bytes of the tensors that one process passes to calls of each kind in one optimizer step.
+
+    A tensor counts once for each call, whatever the process's part in it: a broadcast counts as much for the sender as for the
+    receivers, a send and a receive count once each. Sums of scalars (norm of the gradients, losses) are not counted.
+    """
+
+    dp_all_reduce: float
+    """Gradients of what the process owns, after the last micro-batch."""
+    sharding_reduce: float
+    """Gradients to their owners: stage 1 after the last micro-batch, stages 2 and 3 after each."""
+    sharding_broadcast: float
+    """Updated weights from their owners; in stage 3 those outside the layers only."""
+    layer_broadcast: float
+    """Stage 3: each layer's weights before its forward and before its backward, of each micro-batch."""
+    mp_all_reduce: float
+    """Sums within layers, embeddings and heads, of each micro-batch."""
+    pp_send_receive: float
+    """Rows down and their gradients up the pipeline, of each micro-batch."""
+    tied_all_reduce: float
+    """Gradients of the tables that the first and the last stage share, after the last micro-batch."""
+
+
+def communication(config: Config, stage: Stage, owner: int) -> Communication:
+    """Of a process of a pipeline stage that is number `owner` of its sharding group."""
+    parallel, parts, width = config.parallel, config.train.accumulate, _width(config)
+    values, level = stage.held, _sharding_stage(config)
+    fetched = values.layers if level == 3 else 0
+    neighbours = (not stage.first) + (not stage.last)
+    return Communication(
+        dp_all_reduce=width * values.owned[owner] if parallel.dp > 1 else 0,
+        sharding_reduce=width * values.whole * (0, 1, parts, parts)[level],
+        sharding_broadcast=width * (values.whole - fetched) if level else 0,
+        layer_broadcast=2 * parts * width * fetched,
+        mp_all_reduce=parts * _mp_bytes(config, stage) if parallel.mp > 1 else 0,
+        pp_send_receive=parts * neighbours * 2 * _rows_bytes(config),
+        tied_all_reduce=width * values.tied,
+    )
+
+
+def _mp_bytes(config: Config, stage: Stage) -> float:
+    """Sums over mp for one micro-batch: after the attention and the feed-forward part of each layer, again where they are
+    computed again, and of the gradients of what they read; of embedded rows; of the gradients of what the heads read, and for
+    each target its largest logit, its sum of exponentials and its own logit."""
+    again = {"none": 0, "selective": 1, "full": 2}[config.parallel.recompute]
+    total = (4 + again) * len(stage.layers) * _rows_bytes(config)
+    hidden = config.transformer.hidden
+    if stage.first:
+        embedded = config.text.max_length * _text_width(config) + config.image_tokens * hidden
+        total += 2 * config.micro_batch * embedded * _width(config)
+    if stage.last:
+        total += config.micro_batch * _targets(config) * (hidden * _width(config) + 3 * _FLOAT32)
+    return total
+
+
+# Time
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """How long an optimizer step takes if nothing happens at the same time as anything else."""
+
+    compute: float
+    """Products, those that are computed again included."""
+    bubble: float
+    """Waiting for the pipeline to fill and to empty."""
+    dp: float
+    sharding: float
+    mp: float
+    pp: float
+
+    @property
+    def total(self) -> float:
+        """One step."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def days(self, config: Config, pairs: float) -> float:
+        """To train on so many pairs."""
+        return self.total * pairs / config.train.batch_size / 86400
+
+
+def seconds(config: Config, stage: Stage, cluster: Cluster) -> Seconds:
+    """A step's, if all stages were like this one.
+
+    An all-reduce of b bytes by k processes moves 2b(k - 1)/k through each of them (ring), any other call b.
+    """
+    parallel, parts = config.parallel, config.train.accumulate
+    owned = stage.held.owned
+    sent = communication(config, stage, owned.index(max(owned)))
+    # The axes lie within one another: of each, the groups lie in so many consecutive ranks.
+    in_sharding = parallel.mp * parallel.sharding
+    to_mp, to_sharding = cluster.bandwidth(parallel.mp), cluster.bandwidth(in_sharding)
+    to_pp, to_dp = cluster.bandwidth(in_sharding * parallel.pp), cluster.bandwidth(parallel.processes)
+    pairs = config.micro_batch * parts
+    compute = pair_flops(config, stage).done * pairs / parallel.mp / (cluster.peak * cluster.utilization)
+    mp = sent.mp_all_reduce * _ring(parallel.mp) / to_mp
+    rows = sent.pp_send_receive / to_pp
+    fetch = sent.layer_broadcast / to_sharding
+    reduce = sent.sharding_reduce / to_sharding
+    repeated = compute + mp + rows + fetch + (reduce if _sharding_stage(config) > 1 else 0)
+    return Seconds(
+        compute=compute,
+        bubble=repeated * (parallel.pp - 1) / parts,
+        dp=sent.dp_all_reduce * _ring(parallel.dp) / to_dp,
+        sharding=reduce + fetch + sent.sharding_broadcast / to_sharding,
+        mp=mp,
+        pp=rows + sent.tied_all_reduce * _ring(2) / to_pp,
+    )
+
+
+def _ring(processes: int) -> float:
+    return 2 * (processes - 1) / processes
+
+
+# Search
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A layout, which is its config's, and what it takes."""
+
+    config: Config
+    memory: Memory
+    """Of the GPU that needs most."""
+    seconds: Seconds
+
+
+@dataclass(frozen=True)
+class Misfits:
+    """Layouts of one sort that do not fit with any number of micro-batches."""
+
+    count: int
+    closest: Plan
+    """The one that needs the least memory."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """All layouts of a number of GPUs."""
+
+    fitting: list[Plan]
+    """Those that fit, the fastest first, each with the number of micro-batches that makes it fastest."""
+    misfits: list[Misfits]
+    """The others, by sharding stage and recompute."""
+    refused: dict[str, int]
+    """Why the batch cannot be cut for some, and for how many."""
+
+
+def plan(config: Config, cluster: Cluster) -> Plan:
+    """What the config's own layout takes."""
+    return _plan(config, stages(config), cluster)
+
+
+def _plan(config: Config, pipeline: list[Stage], cluster: Cluster) -> Plan:
+    return Plan(
+        config,
+        max((memory(config, stage) for stage in pipeline), key=lambda found: found.total),
+        max((seconds(config, stage, cluster) for stage in pipeline), key=lambda found: found.total),
+    )
+
+
+def search(config: Config, cluster: Cluster) -> Search:
+    """Try every layout of the cluster's GPUs; precision and offload are the config's.
+
+    Raises `UserError` where the machines are not all full.
+    """
+    if cluster.gpus > cluster.per_machine and cluster.gpus % cluster.per_machine:
+        raise UserError(f"--gpus: {cluster.gpus} is not a multiple of --per-machine {cluster.per_machine}")
+    fitting: list[Plan] = []
+    misfits: dict[tuple, list[Plan]] = {}
+    refused: dict[str, int] = {}
+    for layout in layouts(config, cluster):
+        batch = config.train.batch_size
+        if batch % layout.data_ranks:
+            why = f"train.batch_size {batch} is not a multiple of dp x sharding = {layout.data_ranks}"
+            refused[why] = refused.get(why, 0) + 1
+            continue
+        plans = _cuts(replace(config, parallel=layout), cluster)
+        fits = [found for found in plans if found.memory.total <= cluster.memory]
+        if fits:
+            fitting.append(min(fits, key=_speed))
+        else:
+            sort = (layout.sharding > 1, layout.sharding_stage, _RECOMPUTE.index(layout.recompute))
+            misfits.setdefault(sort, []).append(min(plans, key=lambda found: found.memory.total))
+    groups = [Misfits(len(plans), min(plans, key=lambda found: found.memory.total)) for _, plans in sorted(misfits.items())]
+    return Search(sorted(fitting, key=_speed), groups, refused)
+
+
+def _speed(found: Plan) -> tuple[float, float]:
+    """To sort by: of layouts that are equally fast the one that needs less memory comes first."""
+    return found.seconds.total, found.memory.total
+
+
+def _cuts(config: Config, cluster: Cluster) -> list[Plan]:
+    """The layout with its batch cut into each possible number of micro-batches."""
+    pairs, pipeline = config.train.batch_size // config.parallel.data_ranks, stages(config)
+    cuts = [replace(config, train=replace(config.train, accumulate=parts)) for parts in divisors(pairs)]
+    return [_plan(cut, pipeline, cluster) for cut in cuts]
+
+
+def layouts(config: Config, cluster: Cluster) -> Iterator[ParallelConfig]:
+    """All that use every GPU, with mp and sharding within machines."""
+    model, machine = config.transformer, min(cluster.gpus, cluster.per_machine)
+    cuttable = math.gcd(model.heads, config.text.vocabulary_size, config.vqgan.codebook.size)
+    for mp in divisors(math.gcd(machine, cuttable)):
+        for sharding in divisors(machine // mp):
+            for pp in divisors(cluster.gpus // (mp * sharding)):
+                if pp > model.layers:
+                    continue
+                sizes = {"dp": cluster.gpus // (mp * sharding * pp), "sharding": sharding, "mp": mp, "pp": pp}
+                for recompute in _RECOMPUTE:
+                    # Stage 3 frees a layer's weights after its forward, so that has to be computed again.
+                    most = 1 if sharding == 1 else 3 if recompute == "full" else 2
+                    for stage in range(1, most + 1):
+                        yield replace(config.parallel, **sizes, sharding_stage=stage, recompute=recompute)
+
+
+def divisors(number: int) -> list[int]:
+    """From 1 to the number itself."""
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
