@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-torch lint install clean
+.PHONY: demo test test-slow test-distributed test-torch lint install clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py
@@ -12,6 +12,10 @@ test: .venv/installed-dev lint
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m slow
+
+# All layouts of several processes, over gloo on the CPU.
+test-distributed: .venv/installed-dev
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/parallel
 
 # The comparisons with PyTorch code: taming-transformers, EfficientNet-Lite0, and the same transformer written there.
 test-torch: .venv/installed-torch

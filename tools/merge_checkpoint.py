@@ -1,4 +1,4 @@
-"""Make one model folder of a run that several processes trained: python tools/merge_checkpoint.py runs/vilg_10b -o models/vilg_10b."""
+"""One model folder of a run that several processes trained: python tools/merge_checkpoint.py runs/vilg_10b -o vilg_10b."""
 
 import argparse
 

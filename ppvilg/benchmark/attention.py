@@ -35,7 +35,7 @@ def time_attention(
                 y = attend(*inputs)
             paddle.autograd.backward([y], [gradient])
             for x in inputs:
-                x.clear_gradient(set_to_zero=False)
+                x.clear_gradient(False)
             attention.clear_gradients(set_to_zero=False)
 
         return run

@@ -72,7 +72,7 @@ class Sharding:
                 together(theirs, lambda flat, root=root: dist.reduce(flat, root, group=self._axis.group))
             for name in rest:
                 if name not in self.own:
-                    self.parameters[name].clear_gradient(set_to_zero=False)
+                    self.parameters[name].clear_gradient(False)
         own = [gradient for name, gradient in gradients.items() if name in self.own]
         if topology.dp.size > 1:
             together(own, topology.dp.sum_)
@@ -102,7 +102,7 @@ class Sharding:
             p = self.parameters[name]
             dist.reduce(p.grad, self._axis.ranks[self._owner[name]], group=self._axis.group)
             if name not in self.own:
-                p.clear_gradient(set_to_zero=False)
+                p.clear_gradient(False)
 
         return reduce
 

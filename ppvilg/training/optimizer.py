@@ -77,7 +77,7 @@ class Optimizer:
     def drop_gradients(self) -> None:
         """Forget the gradients without applying them."""
         for p in self.sharding.parameters.values():
-            p.clear_gradient(set_to_zero=False)
+            p.clear_gradient(False)  # paddle ignores the argument's name: set_to_zero
 
     @paddle.no_grad()
     def publish(self, values: dict[str, paddle.Tensor]) -> None:

@@ -6,8 +6,8 @@ import pytest
 from paddle import nn
 
 from ppvilg.checkpoint import Stored, save_pieces
-from ppvilg.config import TrainConfig
-from ppvilg.training.optimizer import Optimizer, WeightAverage, learning_rate
+from ppvilg.config import ParallelConfig, TrainConfig
+from ppvilg.training.optimizer import LossScale, Optimizer, WeightAverage, learning_rate
 
 
 def test_learning_rate_warms_up_and_follows_half_a_cosine():
@@ -87,3 +87,54 @@ def test_average_against_numpy_and_swapping():
         np.testing.assert_allclose(module.weight.numpy(), expected, rtol=1e-6)
     np.testing.assert_array_equal(module.weight.numpy(), np.full((2, 2), 3.0))
     assert average.values["weight"].numpy() == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_overflow_skips_the_step_and_halves_the_loss_scale():
+    module = nn.Linear(3, 2)
+    optimizer = Optimizer(module, TrainConfig())
+    optimizer.loss_scale = LossScale(fixed=False, first=8.0, patience=2)
+    before = module.weight.numpy()
+    (module(paddle.full([2, 3], 1e30)) ** 2).sum().backward()
+    optimizer.step(0.01)
+    np.testing.assert_array_equal(module.weight.numpy(), before)
+    assert optimizer.loss_scale.value == 4.0
+    assert module.weight.grad is None
+    values = []
+    for _ in range(4):
+        (module(paddle.ones([2, 3])).sum() * optimizer.loss_scale.value).backward()
+        optimizer.step(0.01)
+        values.append(optimizer.loss_scale.value)
+    assert values == [4.0, 8.0, 8.0, 16.0]
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.1])
+def test_the_loss_scale_does_not_change_the_step(clip):
+    results = []
+    for scale in (1.0, 1024.0):
+        paddle.seed(3)
+        module = nn.Linear(3, 2)
+        optimizer = Optimizer(module, TrainConfig(clip_norm=clip))
+        optimizer.loss_scale = LossScale(fixed=False, first=scale)
+        ((module(paddle.ones([2, 3])) ** 2).sum() * scale).backward()
+        optimizer.step(0.01)
+        results.append(module.weight.numpy())
+    np.testing.assert_allclose(*results, rtol=1e-6)
+
+
+def test_loss_scale_and_moments_on_the_cpu_are_kept(tmp_path):
+    """With offload the optimizer works on copies of the weights, which the module follows."""
+    plain, offloaded = [], []
+    for kept, parallel in ((plain, ParallelConfig()), (offloaded, ParallelConfig(offload=True))):
+        paddle.seed(3)
+        module = nn.Linear(3, 2)
+        optimizer = Optimizer(module, TrainConfig(), parallel)
+        train(module, optimizer, 2)
+        save_pieces(optimizer.state(), tmp_path, f"optimizer{parallel.offload}", 0, 1)
+        kept += [module.weight.numpy(), module.bias.numpy()]
+        assert (optimizer.weights["weight"] is module.weight) is not parallel.offload
+    np.testing.assert_array_equal(plain[0], offloaded[0])
+    np.testing.assert_array_equal(plain[1], offloaded[1])
+    a, b = (Stored(tmp_path, f"optimizer{offload}").all() for offload in (False, True))
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key])

@@ -1,0 +1,77 @@
+"""Every layout trains to the losses and weights of one process."""
+
+import pytest
+
+from tests.parallel.conftest import ADAMW, SGD, differences, settings_of
+
+LAYOUTS = [
+    {"dp": 2},
+    {"mp": 2},
+    {"pp": 2},
+    {"sharding": 2},
+    {"sharding": 2, "sharding_stage": 2},
+    {"sharding": 2, "sharding_stage": 3, "recompute": "full"},
+    {"dp": 2, "mp": 2},
+    {"mp": 2, "pp": 2},
+    {"sharding": 2, "mp": 2},
+    {"sharding": 2, "mp": 2, "sharding_stage": 3, "recompute": "full"},
+    {"dp": 2, "sharding": 2, "sharding_stage": 2},
+    {"pp": 4},
+    {"dp": 2, "mp": 2, "pp": 2},
+    {"sharding": 2, "mp": 2, "pp": 2, "sharding_stage": 2},
+    {"mp": 2, "recompute": "selective"},
+    {"pp": 2, "recompute": "full"},
+    {"dp": 2, "offload": True},
+]
+"""All with two micro-batches a step and clipping."""
+QUICK = [{"dp": 2}, {"mp": 2}, {"pp": 2}, {"sharding": 2, "sharding_stage": 3, "recompute": "full"}]
+TIED = {"transformer.tie_embeddings": True}
+E2E = {"transformer.reconstructor": True}
+
+
+def name(layout: dict) -> str:
+    return "-".join(f"{key}{value}" for key, value in layout.items())
+
+
+def check(train_layout, alone, layout: dict, optimizer: dict, within: float, more: dict | None = None) -> None:
+    settings = settings_of(optimizer) | (more or {})
+    of_losses, of_weights = differences(train_layout(layout, settings), alone(settings))
+    print(f"{name(layout)}: losses {of_losses:.1e}, weights {of_weights:.1e}")
+    assert of_losses < within
+    assert of_weights < within
+
+
+@pytest.mark.parametrize("layout", QUICK, ids=name)
+def test_adamw(train_layout, alone, layout):
+    check(train_layout, alone, layout, ADAMW, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout not in QUICK], ids=name)
+def test_adamw_in_all_layouts(train_layout, alone, layout):
+    check(train_layout, alone, layout, ADAMW, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name)
+def test_gradient_descent_in_all_layouts(train_layout, alone, layout):
+    check(train_layout, alone, layout, SGD, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [{"pp": 2}, {"mp": 2}, {"sharding": 2, "sharding_stage": 2, "pp": 2}], ids=name)
+def test_tied_tables(train_layout, alone, layout):
+    check(train_layout, alone, layout, SGD, 1e-5, TIED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [{"pp": 2}, {"mp": 2}, {"dp": 2}], ids=name)
+def test_end_to_end_training(train_layout, alone, layout):
+    check(train_layout, alone, layout, SGD, 1e-5, E2E)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["recompute=full", "recompute=selective", "offload=True"])
+def test_one_process_may_recompute_and_offload(train_layout, alone, change):
+    key, _, value = change.partition("=")
+    check(train_layout, alone, {key: value}, SGD, 1e-6)
