@@ -1,4 +1,4 @@
-"""Every command of the README and of docs/your-own-data.md runs, with fewer steps; links and pictures exist."""
+"""Every command of the README and of the documents runs, with fewer steps; links and pictures exist."""
 
 import re
 import shlex
@@ -39,6 +39,20 @@ def test_commands_run(document, tiny_data, tmp_path):
             words += ["-o", "data.validation_fraction=0.25"]  # of 24 pictures
         done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (words, done.stderr[-2000:])
+
+
+def test_commands_for_several_processes_run(tmp_path):
+    for name in ("configs", "tools", "data"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    fewer = [word for value in FEWER for word in ("-o", f"train.{value}")]
+    tokenizer = ["tools/train.py", "-c", "configs/vqgan_emoji.yml"]
+    found = commands("docs/scaling.md")
+    assert [words[0] for words in found] == ["-m", "tools/merge_checkpoint.py", "tools/plan.py"]
+    for words in [tokenizer, *found]:
+        words = [*words, *fewer] if "tools/train.py" in words else words
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (words, done.stderr[-2000:])
+    assert (tmp_path / "runs" / "vilg_emoji_merged" / "model.safetensors").is_file()
 
 
 def test_python_example_runs(tiny_runs):
