@@ -173,6 +173,24 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
+class MatchingConfig:
+    """The model that says how well a picture and a text fit: two encoders that meet in one space."""
+
+    __pydantic_config__ = _STRICT
+    hidden: Positive = 192
+    heads: Positive = 4
+    image_layers: Positive = 4
+    text_layers: Positive = 3
+    patch_size: Positive = 8
+    """Pixels per side of the patches that the image encoder reads."""
+    embedding: Positive = 128
+    """Width of the common space."""
+    temperature: PositiveFloat = 0.07
+    """What the similarities are divided by at first; it is learned."""
+    dropout: Decay = 0.0
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Optimisation, logging and checkpoints."""
 
@@ -258,12 +276,13 @@ class Config:
     """One experiment."""
 
     __pydantic_config__ = _STRICT
-    task: Literal["vqgan", "vilg"]
-    """What is trained: the image tokenizer or the transformer."""
+    task: Literal["vqgan", "vilg", "match"]
+    """What is trained: the image tokenizer, the transformer, or the matching model."""
     data: DataConfig = field(default_factory=DataConfig)
     vqgan: VQGANConfig = field(default_factory=VQGANConfig)
     text: TextConfig = field(default_factory=TextConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -407,7 +426,7 @@ def _known_keys(section: list[str]) -> list[str]:
 
 
 def _expected(dotted: str) -> str:
-    return "expected `vqgan` or `vilg`" if dotted == "task" else "give it a value"
+    return "expected `vqgan`, `vilg` or `match`" if dotted == "task" else "give it a value"
 
 
 def _check_combinations(config: Config, origins: dict[str, str], path: str) -> None:
@@ -443,13 +462,18 @@ def _check_combinations(config: Config, origins: dict[str, str], path: str) -> N
         refuse("vqgan.codebook.normalize", True, "expected false with learning: gumbel, which compares no distances")
     if vqgan.codebook.learning == "gumbel" and vqgan.codebook.revive_after:
         refuse("vqgan.codebook.revive_after", vqgan.codebook.revive_after, "expected 0 with learning: gumbel")
+    matching = config.matching
+    if matching.hidden % matching.heads:
+        refuse("matching.heads", matching.heads, f"expected a divisor of matching.hidden = {matching.hidden}")
+    if config.task == "match" and config.data.image_size % matching.patch_size:
+        refuse("matching.patch_size", matching.patch_size, f"expected a divisor of data.image_size = {config.data.image_size}")
     if text.max_length < 3:
         refuse("text.max_length", text.max_length, "expected at least 3: begin, one token, end")
 
 
 def _check_parallel(config: Config, refuse: Callable[[str, Any, str], None]) -> None:
     parallel, model = config.parallel, config.transformer
-    if config.task == "vqgan":
+    if config.task != "vilg":
         for key in ("mp", "pp"):
             if getattr(parallel, key) > 1:
                 refuse(f"parallel.{key}", getattr(parallel, key), "expected 1: only the transformer can be cut")

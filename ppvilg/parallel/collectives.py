@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import paddle
+import paddle.distributed as dist
 from paddle.autograd import PyLayer
 
 from ppvilg.parallel.topology import Axis
@@ -18,6 +19,25 @@ def summed(x: paddle.Tensor, axis: Axis) -> paddle.Tensor:
 def shared(x: paddle.Tensor, axis: Axis) -> paddle.Tensor:
     """x, which all processes of the axis hold and of which each computes a part; its gradient is the sum of theirs."""
     return x if axis.size == 1 else _Shared.apply(x, axis)
+
+
+def gathered(x: paddle.Tensor, axis: Axis) -> paddle.Tensor:
+    """The rows [N, ...] of all processes, one after another; a process's rows get the gradients of all that use them."""
+    return x if axis.size == 1 else _Gathered.apply(x, axis)
+
+
+class _Gathered(PyLayer):
+    @staticmethod
+    def forward(ctx, x, axis):
+        ctx.axis = axis
+        parts = [paddle.empty_like(x) for _ in range(axis.size)]
+        dist.all_gather(parts, x, group=axis.group)
+        return paddle.concat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = ctx.axis.sum_(gradient.clone())
+        return gradient[ctx.axis.cut(gradient.shape[0])]
 
 
 class _Summed(PyLayer):

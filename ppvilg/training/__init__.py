@@ -13,6 +13,8 @@ def build_task(config: Config, topology=None):
     paddle.seed(config.train.seed)
     if config.task == "vqgan":
         from ppvilg.training.vqgan import VQGANTask as Task
+    elif config.task == "match":
+        from ppvilg.training.matching import MatchingTask as Task
     else:
         from ppvilg.training.vilg import ViLGTask as Task
     return Task(config, topology)

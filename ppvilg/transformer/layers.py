@@ -76,13 +76,16 @@ class _Affine(PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias, columns, rows):
         ctx.columns = columns
+        ctx.input_is_trained = not x.stop_gradient
         ctx.save_for_backward(x, weight)
         return _affine(x, weight, bias, rows)
 
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensor()
-        of_x = ctx.columns.sum_(paddle.matmul(gradient, weight, transpose_y=True))
+        of_x = None
+        if ctx.input_is_trained:
+            of_x = ctx.columns.sum_(paddle.matmul(gradient, weight, transpose_y=True))
         return of_x, paddle.matmul(x, gradient, transpose_x=True), column_sums(gradient)
 
 
