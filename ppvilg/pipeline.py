@@ -20,6 +20,7 @@ from ppvilg.errors import UserError
 from ppvilg.generate.decoding import Written, search_texts, write_images, write_texts
 from ppvilg.generate.painting import PictureDecoder, paint
 from ppvilg.generate.sampling import Sampling
+from ppvilg.matching import Scorer, best_first
 from ppvilg.pictures import to_model
 from ppvilg.text import TextTokenizer, encode_prompt, load_text_tokenizer
 from ppvilg.transformer.model import ViLG
@@ -76,6 +77,24 @@ class Pipeline:
         """
         *_, last = self.generate_partial(prompts, samples, seed, sampling, decoder)
         return last
+
+    def generate_best(
+        self,
+        prompts: list[str],
+        scorer: Scorer,
+        candidates: int,
+        samples: int = 1,
+        seed: int = 0,
+        sampling: Sampling = Sampling(),
+        decoder: PictureDecoder = "codebook",
+    ) -> list[list[np.ndarray]]:
+        """As `generate`, but of `candidates` pictures for each prompt those `samples` that fit it best, the best first (the
+        paper takes the best of 60). Raises `UserError` for fewer candidates than samples."""
+        if candidates < samples:
+            raise UserError(f"the best of {candidates} candidates cannot be {samples} pictures: give more candidates")
+        drawn = self.generate(prompts, candidates, seed, sampling, decoder)
+        pairs = zip(drawn, prompts, strict=True)
+        return [[pictures[i] for i in best_first(scorer, pictures, prompt)[:samples]] for pictures, prompt in pairs]
 
     def generate_partial(
         self,

@@ -27,6 +27,10 @@ def main() -> None:
     parser.add_argument("--output", default="output", help="folder for pictures and grid (default: %(default)s)")
     parser.add_argument("--json", help="also write prompts or captions to this JSON file")
     parser.add_argument("--samples", type=int, default=1, help="pictures or captions for each input")
+    parser.add_argument("--best-of", type=int, metavar="N", help="draw N pictures for each text and keep the best (t2i)")
+    parser.add_argument(
+        "--matching", default="runs/match_emoji", help="what says which are best: a run of task match, or ernie_vil-2.0-base-zh"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, help="default: 1 for pictures, 0 (greedy) for captions")
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest tokens; 0: from all")
@@ -57,7 +61,13 @@ def text_to_image(arguments: argparse.Namespace) -> None:
     from ppvilg.pipeline import Pipeline
 
     model = Pipeline.load(arguments.model)
-    made = model.generate(prompts, arguments.samples, arguments.seed, sampling(arguments, 1.0), arguments.decoder)
+    options = (arguments.samples, arguments.seed, sampling(arguments, 1.0), arguments.decoder)
+    if arguments.best_of is None:
+        made = model.generate(prompts, *options)
+    else:
+        from ppvilg.matching import load_scorer
+
+        made = model.generate_best(prompts, load_scorer(arguments.matching), arguments.best_of, *options)
     save_pictures(arguments, list(zip(made, prompts, strict=True)))
 
 
