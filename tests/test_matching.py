@@ -60,7 +60,7 @@ def test_gradients_reach_every_parameter_as_finite_differences_say():
     model.loss(*batch)["loss"].backward()
     for name, parameter in model.named_parameters():
         assert np.abs(parameter.grad.numpy()).max() > 0, name
-    for parameter in (model.log_scale, model.patch_embedding.weight, model.text_encoder.layers[0].query.weight):
+    for parameter in (model.image_projection, model.patch_embedding.weight, model.text_encoder.layers[0].ffn.up.weight):
         gradient = parameter.grad.numpy()
         value, direction = parameter.numpy(), np.sign(gradient).astype(np.float32)
         results = []
@@ -68,7 +68,7 @@ def test_gradients_reach_every_parameter_as_finite_differences_say():
             parameter.set_value(value + step * direction)
             results.append(model.loss(*batch)["loss"].item())
         parameter.set_value(value)
-        assert (results[0] - results[1]) / 2e-4 == pytest.approx(float(np.abs(gradient).sum()), rel=0.02)
+        assert (results[0] - results[1]) / 2e-4 == pytest.approx(float(np.abs(gradient).sum()), rel=0.03)
 
 
 class Colours:
