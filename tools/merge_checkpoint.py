@@ -1,4 +1,7 @@
-"""Make one model folder of a run that several processes trained: python tools/merge_checkpoint.py runs/vilg_10b -o models/vilg_10b."""
+"""Make one model folder of a run that several processes trained:
+
+python tools/merge_checkpoint.py runs/vilg_10b -o models/vilg_10b
+"""
 
 import argparse
 
@@ -7,7 +10,7 @@ from ppvilg.cli import run
 
 def main() -> None:
     """Parse the arguments and merge."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="the folder of a training run; its newest checkpoint is taken")
     parser.add_argument("-o", "--output", required=True, help="a new folder, for tools/infer.py --model")
     arguments = parser.parse_args()
