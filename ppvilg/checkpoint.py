@@ -80,7 +80,8 @@ class Stored:
 
     def __init__(self, folder: Path, name: str):
         self.title = str(folder / name)
-        self._pieces: dict[str, list[tuple[Path, tuple[int, ...]]]] = {}
+        # By (offset, shape), because some pieces are written by several processes.
+        self._pieces: dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], Path]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         """The whole arrays' shapes by name."""
         for path in _files(folder, name):
@@ -89,7 +90,7 @@ class Stored:
                 for key in file.keys():  # noqa: SIM118, it is no mapping
                     own = file.get_slice(key).get_shape()
                     offset, shape = cuts.get(key, ([0] * len(own), own))
-                    self._pieces.setdefault(key, []).append((path, tuple(offset)))
+                    self._pieces.setdefault(key, {}).setdefault((tuple(offset), tuple(own)), path)
                     self.shapes[key] = tuple(shape)
 
     def read(self, key: str, offset: tuple[int, ...] | None = None, shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -98,18 +99,15 @@ class Stored:
             raise UserError(f"{self.title} does not hold the expected weights: it lacks {key}")
         offset, shape = offset or (0,) * len(self.shapes[key]), self.shapes[key] if shape is None else shape
         found, missing = None, math.prod(shape)
-        for path, first in self._pieces[key]:
-            if found is not None and not missing:
-                break
+        for (first, own), path in self._pieces[key].items():
+            # Along each dimension what is both wanted and in this file.
+            bounds = zip(first, own, offset, shape, strict=True)
+            ranges = [(max(f, o), min(f + have, o + want)) for f, have, o, want in bounds]
+            if any(low >= high for low, high in ranges):
+                continue
+            inside = tuple(slice(low - f, high - f) for (low, high), f in zip(ranges, first, strict=True))
             with _open(path) as file:
-                stored = file.get_slice(key)
-                # Along each dimension what is both wanted and in this file.
-                bounds = zip(first, stored.get_shape(), offset, shape, strict=True)
-                ranges = [(max(f, o), min(f + have, o + want)) for f, have, o, want in bounds]
-                if any(low >= high for low, high in ranges):
-                    continue
-                inside = tuple(slice(low - f, high - f) for (low, high), f in zip(ranges, first, strict=True))
-                part = stored[inside] if inside else file.get_tensor(key)
+                part = file.get_slice(key)[inside] if inside else file.get_tensor(key)
             found = np.empty(shape, part.dtype) if found is None else found
             found[tuple(slice(low - o, high - o) for (low, high), o in zip(ranges, offset, strict=True))] = part
             missing -= part.size
@@ -174,7 +172,8 @@ def save_checkpoint(
     final = run / "checkpoints" / f"step-{state['step']:08d}"
     temporary = final.with_name(f".{final.name}.tmp")
     if topology.leads:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in final.parent.glob(".step-*.tmp"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir(parents=True)
     topology.wait()
     for name, pieces in files.items() if topology.dp.rank == 0 else ():  # the others hold the same
@@ -183,12 +182,19 @@ def save_checkpoint(
     if topology.leads:
         (temporary / "state.json").write_text(json.dumps(state))
         if final.exists():  # a resumed run that comes past the same step
-            shutil.rmtree(final)
+            _remove(final)
         os.replace(temporary, final)
         for old in checkpoints(run)[:-keep]:
-            shutil.rmtree(old)
+            _remove(old)
     topology.wait()
     return final
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, which is never half there under its name."""
+    temporary = folder.with_name(f".{folder.name}.old.tmp")
+    os.replace(folder, temporary)
+    shutil.rmtree(temporary)
 
 
 def checkpoints(run: Path) -> list[Path]:

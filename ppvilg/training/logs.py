@@ -1,6 +1,7 @@
 """What a run says while it trains: a progress bar, metrics.jsonl, VisualDL and preview pictures."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,4 +105,6 @@ def _forget_from(metrics: Path, step: int) -> None:
     if metrics.is_file():
         lines = metrics.read_text("utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        metrics.write_text("".join(kept), "utf-8")
+        temporary = metrics.with_name(metrics.name + ".tmp")
+        temporary.write_text("".join(kept), "utf-8")
+        os.replace(temporary, metrics)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from ppvilg.checkpoint import Stored, checkpoints
-from tests.helpers import losses, run_tool
+from tests.helpers import losses
 from tests.parallel import launch
 
 STEPS = 5
@@ -43,7 +43,7 @@ def train_layout(layout_config, tmp_path_factory):
         given = {f"parallel.{key}": value for key, value in layout.items()} | settings | {"train.output": folder / "run"}
         arguments = ["-c", layout_config, *overrides(given), *(["--resume"] if resume else [])]
         logs = folder / "logs"
-        done = run_tool("train", *arguments) if processes == 1 else launch.train(processes, logs, *arguments)
+        done = launch.train(processes, logs, *arguments)
         assert done.returncode == 0, done.stderr + launch.output(logs)
         return folder / "run"
 

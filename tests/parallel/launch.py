@@ -7,7 +7,9 @@ from pathlib import Path
 
 
 def command(processes: int, logs: Path, *arguments) -> list[str]:
-    """tests/parallel/train.py with these arguments in some processes."""
+    """tests/parallel/train.py with these arguments in some processes; a single one is started without the launcher."""
+    if processes == 1:
+        return [sys.executable, "tests/parallel/train.py", *map(str, arguments)]
     launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(logs)]
     return [*launch, "tests/parallel/train.py", *map(str, arguments)]
 

@@ -3,11 +3,13 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from ppvilg.training.logs import Logs
 from tests.helpers import losses, run_tool
 
 
@@ -44,3 +46,21 @@ def test_resumed_run_equals_an_uninterrupted_one(tiny_configs, tiny_runs, tmp_pa
         assert ours.keys() == theirs.keys()
         for key in ours:
             np.testing.assert_array_equal(ours[key], theirs[key], err_msg=f"{name}: {key}")
+
+
+def test_metrics_outlive_a_kill_while_later_steps_are_forgotten(tmp_path, monkeypatch):
+    metrics = tmp_path / "metrics.jsonl"
+    lines = "".join(f'{{"step": {step}, "group": "train", "loss": 1.0}}\n' for step in range(1, 5))
+    metrics.write_text(lines, "utf-8")
+
+    def killed(path: Path, text: str, *_):
+        path.write_bytes(text.encode()[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Logs(tmp_path, 3, 6)
+    assert metrics.read_text("utf-8") == lines
+    with Logs(tmp_path, 3, 6):
+        assert [line["step"] for line in losses(tmp_path)] == [1, 2, 3]
