@@ -64,7 +64,7 @@ def _own(found: Plan, cluster: Cluster, pairs: float) -> str:
     batch = f"{_counted(train.accumulate, 'micro-batch', 'es')} of {_counted(config.micro_batch, 'pair')}"
     lines = [f"The config's own layout: {_axes(found)}{sharding}, {how}; {batch}"]
     fits = "fits" if found.memory.total <= cluster.memory else "does not fit"
-    memory = _amounts(found.memory, _GB)
+    memory = _memory(found.memory)
     memory.append(("total", f"{found.memory.total / _GB:.3g} of {cluster.memory / _GB:g}: {fits}"))
     lines += ["", _section("GB of the GPU that needs most", memory)]
 
@@ -82,12 +82,18 @@ def _own(found: Plan, cluster: Cluster, pairs: float) -> str:
     return "\n".join(lines)
 
 
+def _memory(found: Memory) -> list[tuple[str, str]]:
+    """By name; of the backward and the update after it only the larger counts."""
+    rows = _amounts(found, _GB)
+    return [
+        (name, f"{amount} after the backward, in place of the above") if name == "update" else (name, amount)
+        for name, amount in rows
+    ]
+
+
 def _busiest(config: Config) -> tuple[int, Communication]:
     """The pipeline stage whose processes send most, and what the one does that owns most."""
-    found = []
-    for stage in stages(config):
-        owned = stage.held.owned
-        found.append((stage.number, communication(config, stage, owned.index(max(owned)))))
+    found = [(stage.number, communication(config, stage, stage.held.busiest)) for stage in stages(config)]
     return max(found, key=lambda pair: sum(asdict(pair[1]).values()))
 
 

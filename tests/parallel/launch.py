@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 
-def command(processes: int, logs: Path, *arguments) -> list[str]:
-    """tests/parallel/train.py with these arguments in some processes."""
+def command(processes: int, logs: Path, *arguments, script: str = "train") -> list[str]:
+    """A script of tests/parallel with these arguments in some processes."""
     launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(logs)]
-    return [*launch, "tests/parallel/train.py", *map(str, arguments)]
+    return [*launch, f"tests/parallel/{script}.py", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:
@@ -17,11 +17,10 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH")}
 
 
-def train(processes: int, logs: Path, *arguments, timeout: int = 240) -> subprocess.CompletedProcess:
+def train(processes: int, logs: Path, *arguments, timeout: int = 240, script: str = "train") -> subprocess.CompletedProcess:
     """Run it; what the processes wrote is in `logs`/workerlog.N, of which the first is printed."""
-    return subprocess.run(
-        command(processes, logs, *arguments), capture_output=True, text=True, timeout=timeout, env=environment(), check=False
-    )
+    run = command(processes, logs, *arguments, script=script)
+    return subprocess.run(run, capture_output=True, text=True, timeout=timeout, env=environment(), check=False)
 
 
 def output(logs: Path) -> str:
