@@ -392,7 +392,7 @@ def memory(config: Config, stage: Stage, owner: int | None = None) -> Memory:
         masks=in_flight * _mask_bytes(config, stage),
         # A stage that has the head computes one micro-batch at a time.
         logits=_logits_bytes(config) + _softmax_bytes(config) if stage.last else 0,
-        workspace=max(sum(_layer_bytes(config, kind)) for kind in stage.kinds),
+        workspace=_workspace_bytes(config, stage),
         messages=((not stage.first) + (not stage.last)) * _rows_bytes(config),
         update=_update_bytes(config, values, share),
     )
@@ -507,6 +507,13 @@ def _computed_again(config: Config, stage: Stage) -> float:
     if config.parallel.recompute == "selective":
         return max(_layer_bytes(config, kind)[0] for kind in stage.kinds)
     return 0
+
+
+def _workspace_bytes(config: Config, stage: Stage) -> float:
+    """Of one layer about as much again as it keeps, or where mp makes that little the whole rows in a norm's backward, nine at
+    once, and the feed-forward part's wide ones."""
+    wide = config.transformer.ffn_multiplier / config.parallel.mp
+    return max((9 + wide) * _rows_bytes(config), *(sum(_layer_bytes(config, kind)) for kind in stage.kinds))
 
 
 def _mask_bytes(config: Config, stage: Stage) -> float:
@@ -718,13 +725,17 @@ def search(config: Config, cluster: Cluster) -> Search:
     fitting: list[Plan] = []
     misfits: dict[tuple, list[Plan]] = {}
     refused: dict[str, int] = {}
+    pipelines: dict[tuple[int, int, int], list[Stage]] = {}
     for layout in layouts(config, cluster):
         batch = config.train.batch_size
         if batch % layout.data_ranks:
             why = f"train.batch_size {batch} is not a multiple of dp x sharding = {layout.data_ranks}"
             refused[why] = refused.get(why, 0) + 1
             continue
-        plans = _cuts(replace(config, parallel=layout), cluster)
+        cut, of = (layout.sharding, layout.mp, layout.pp), replace(config, parallel=layout)
+        if cut not in pipelines:
+            pipelines[cut] = stages(of)
+        plans = _micro_batched(of, pipelines[cut], cluster)
         fits = [found for found in plans if found.memory.total <= cluster.memory]
         if fits:
             fitting.append(min(fits, key=_speed))
@@ -740,10 +751,10 @@ def _speed(found: Plan) -> tuple[float, float]:
     return found.seconds.total, found.memory.total
 
 
-def _cuts(config: Config, cluster: Cluster) -> list[Plan]:
+def _micro_batched(config: Config, parts: list[Stage], cluster: Cluster) -> list[Plan]:
     """The layout with its batch cut into each possible number of micro-batches."""
-    pairs, parts = config.train.batch_size // config.parallel.data_ranks, stages(config)
-    cuts = [replace(config, train=replace(config.train, accumulate=count)) for count in divisors(pairs)]
+    counts = divisors(config.train.batch_size // config.parallel.data_ranks)
+    cuts = [replace(config, train=replace(config.train, accumulate=count)) for count in counts]
     return [_plan(cut, parts, cluster) for cut in cuts]
 
 

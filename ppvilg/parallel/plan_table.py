@@ -83,10 +83,12 @@ def _own(found: Plan, cluster: Cluster, pairs: float) -> str:
 
 
 def _memory(found: Memory) -> list[tuple[str, str]]:
-    """By name; of the backward and the update after it only the larger counts."""
+    """By name; of what the backward has and what the update after it has only the larger counts."""
     rows = _amounts(found, _GB)
     return [
-        (name, f"{amount} after the backward, in place of the above") if name == "update" else (name, amount)
+        (name, f"{amount} after the backward, beside weights, gradients and optimizer alone")
+        if name == "update"
+        else (name, amount)
         for name, amount in rows
     ]
 
@@ -164,7 +166,8 @@ def _assumptions(config: Config, cluster: Cluster) -> str:
         "layout alike.",
         f"Messages go at {cluster.inside / _GB:g} GB/s within a machine of {cluster.per_machine} GPUs and at "
         f"{cluster.across / _GB:g} GB/s for each GPU between machines; nothing overlaps.",
-        "Memory adds up what stands at different moments, so it is rather too much; CUDA's own is not in it.",
+        "None of these rates was measured with this code: give those of your machines (--mfu, --bandwidth-inside, ...).",
+        "Memory adds up what is there at different moments of a backward, so it is rather too much; CUDA's own is not in it.",
         "GB are 10^9 bytes.",
     ]
     if config.parallel.offload:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 
-def command(processes: int, logs: Path, *arguments, script: str = "train") -> list[str]:
+def command(script: str, processes: int, logs: Path, *arguments) -> list[str]:
     """A script of tests/parallel with these arguments in some processes."""
     launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(logs)]
     return [*launch, f"tests/parallel/{script}.py", *map(str, arguments)]
@@ -17,10 +17,15 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH")}
 
 
-def train(processes: int, logs: Path, *arguments, timeout: int = 240, script: str = "train") -> subprocess.CompletedProcess:
+def run(script: str, processes: int, logs: Path, *arguments, timeout: int = 240) -> subprocess.CompletedProcess:
     """Run it; what the processes wrote is in `logs`/workerlog.N, of which the first is printed."""
-    run = command(processes, logs, *arguments, script=script)
-    return subprocess.run(run, capture_output=True, text=True, timeout=timeout, env=environment(), check=False)
+    started = command(script, processes, logs, *arguments)
+    return subprocess.run(started, capture_output=True, text=True, timeout=timeout, env=environment(), check=False)
+
+
+def train(processes: int, logs: Path, *arguments, timeout: int = 240) -> subprocess.CompletedProcess:
+    """tools/train.py in some processes."""
+    return run("train", processes, logs, *arguments, timeout=timeout)
 
 
 def output(logs: Path) -> str:

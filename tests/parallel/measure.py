@@ -14,8 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import ppvilg  # noqa: F401  sets paddle's flags
-import paddle.distributed as dist  # isort: skip
+import ppvilg  # noqa: F401  isort: skip  sets paddle's flags
+
+import paddle.distributed as dist
 
 from ppvilg.benchmark.timing import allocated, peak_of
 from ppvilg.benchmark.training import RandomPairs, activation_bytes, random_pairs, step_of
@@ -26,11 +27,17 @@ from tests.parallel.gloo import cure, leave
 
 
 def measure(config: Config) -> dict:
-    """`place`: number of the pipeline stage and of the sharding group's process; `sent`: bytes of each kind in a step;
-    `standing`: bytes after it; `peak`: most bytes in a step above those; `kept`: bytes after a forward, but in a pipeline."""
+    """What a process finds.
+
+    place       numbers of its pipeline stage and of itself in its sharding group
+    sent        bytes of each kind in a step
+    standing    bytes that are there after it
+    peak        most bytes in a step, above those
+    kept        bytes that a forward keeps, where mp makes them other than in one process
+    """
     topology = join(config.parallel)
     kept = None
-    if config.parallel.pp == 1:
+    if config.parallel.mp > 1 and config.parallel.pp == 1:
         activation_bytes(config, topology)  # what is made once and stays
         gc.collect()
         kept = activation_bytes(config, topology)
