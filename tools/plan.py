@@ -1,6 +1,9 @@
 """Work out parameters, FLOPs, memory, messages and time of training in every layout of a number of GPUs; needs none.
 
-python tools/plan.py -c configs/vilg_10b.yml --gpus 64 --memory 80 -o parallel.precision=bf16
+python tools/plan.py -c configs/vilg_10b.yml --gpus 64 --memory 80
+
+Bytes follow what processes on a CPU were measured to send and keep. Seconds are only as good as the rates you give: the
+defaults are nominal ones of A100 machines, which nobody has measured with this code.
 """
 
 import argparse
@@ -18,16 +21,29 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, required=True, help="how many there are")
     parser.add_argument("--memory", type=float, default=80, metavar="GB", help="of one GPU (default: %(default)s)")
     parser.add_argument("--per-machine", type=int, default=8, metavar="GPUS", help="in one machine (default: %(default)s)")
-    parser.add_argument("--tflops", type=float, default=312, help="peak of one GPU (default: %(default)s, A100 in bf16)")
     parser.add_argument(
-        "--mfu", type=float, default=0.4, help="share of the peak reached while it computes (default: %(default)s)"
+        "--tflops", type=float, default=312, help="peak of one GPU (default: %(default)s, nominal for A100 in bf16)"
+    )
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        default=0.4,
+        help="share of the peak reached while it computes, yours to give (default: %(default)s)",
     )
     parser.add_argument("--pairs", type=float, default=145e6, help="to train on (default: %(default).4g, the paper's)")
     parser.add_argument(
-        "--bandwidth-inside", type=float, default=300, metavar="GB/S", help="of one GPU within a machine (default: %(default)s)"
+        "--bandwidth-inside",
+        type=float,
+        default=300,
+        metavar="GB/S",
+        help="of one GPU within a machine, each way, yours to give (default: %(default)s, nominal for A100's NVLink)",
     )
     parser.add_argument(
-        "--bandwidth-across", type=float, default=25, metavar="GB/S", help="of one GPU between machines (default: %(default)s)"
+        "--bandwidth-across",
+        type=float,
+        default=25,
+        metavar="GB/S",
+        help="of one GPU between machines, each way, yours to give (default: %(default)s, nominal for 200 Gb/s InfiniBand)",
     )
     parser.add_argument("--top", type=int, default=8, help="how many layouts to show (default: %(default)s)")
     arguments = parser.parse_args()

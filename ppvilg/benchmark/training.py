@@ -8,6 +8,7 @@ import numpy as np
 from ppvilg.benchmark.timing import Timing, allocated, interleaved
 from ppvilg.config import AttentionConfig, Config
 from ppvilg.errors import UserError
+from ppvilg.parallel.topology import Topology
 from ppvilg.training.loop import Scalars, Task, run_step
 from ppvilg.training.optimizer import Optimizer, WeightAverage
 from ppvilg.training.vilg import pairs_gradients, pairs_loss
@@ -20,9 +21,9 @@ DENSE = AttentionConfig(plan=["dense"], last=None)
 class RandomPairs:
     """Stands for the transformer's task, with random tokens instead of data."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, topology: Topology | None = None):
         self.config = config
-        self.model = ViLG(config)
+        self.model = ViLG(config, topology)
         self.modules = {"model": self.model}
 
     def gradients(self, batches: list[Pairs], step: int, scale: float) -> tuple[set[str], Scalars]:
@@ -47,9 +48,9 @@ def dense(config: Config) -> Config:
     return replace(config, transformer=replace(config.transformer, attention=DENSE))
 
 
-def step_of(task: Task, config: Config, batches: list) -> Callable[[], None]:
+def step_of(task: Task, config: Config, batches: list, topology: Topology | None = None) -> Callable[[], None]:
     """One training step: losses and gradients of all micro-batches, clipping, AdamW, moving average."""
-    optimizers = {name: Optimizer(module, config.train) for name, module in task.modules.items()}
+    optimizers = {name: Optimizer(module, config.train, config.parallel, topology) for name, module in task.modules.items()}
     average = WeightAverage(optimizers["model"], config.train.ema_decay) if config.train.ema_decay else None
 
     def step() -> None:
@@ -94,9 +95,9 @@ def time_transformer(config: Config, versus: list[str], repetitions: int) -> lis
     return interleaved(runs, repetitions, config.train.batch_size, "pairs", foreign="torch")
 
 
-def activation_bytes(config: Config) -> int:
+def activation_bytes(config: Config, topology: Topology | None = None) -> int:
     """What a forward pass over a micro-batch keeps for its backward."""
-    model = ViLG(config)
+    model = ViLG(config, topology)
     batch = random_pairs(config, config.micro_batch).tensors()
     before = allocated()
     loss = pairs_loss(model.loss(batch), config)  # holds what the backward needs for as long as it lives

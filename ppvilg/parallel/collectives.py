@@ -8,7 +8,8 @@ from paddle.autograd import PyLayer
 
 from ppvilg.parallel.topology import Axis
 
-_BUCKET = 2**25  # values that go into one message
+BUCKET = 2**25
+"""A message is sent as soon as it has so many values."""
 
 
 def summed(x: paddle.Tensor, axis: Axis) -> paddle.Tensor:
@@ -68,7 +69,7 @@ def together(tensors: list[paddle.Tensor], message: Callable[[paddle.Tensor], ob
     for tensor in tensors:
         bucket.append(tensor)
         size += tensor.size
-        if size >= _BUCKET:
+        if size >= BUCKET:
             _one_message(bucket, message)
             bucket, size = [], 0
     if bucket:

@@ -1,7 +1,7 @@
 """Pipeline stages: which layers a stage has, and the order in which it computes and passes on micro-batches."""
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from itertools import accumulate
 from typing import Protocol, TypeVar
 
 import paddle
@@ -15,27 +15,24 @@ Scalars = dict[str, paddle.Tensor]
 
 
 def stages(config: Config, count: int) -> list[range]:
-    """The layers of each stage, cut so that the largest stage has as few parameters as can be; each has a layer at least."""
-    model, text = config.transformer, config.text
-    layers, hidden = model.layers, model.hidden
-    layer = (4 + 2 * model.ffn_multiplier) * hidden * hidden
-    tables = text.vocabulary_size * (text.embedding_width or hidden) + config.vqgan.codebook.size * hidden
+    """The layers of each stage, cut so that the largest stage has as few parameters as can be; each has a layer at least.
 
-    def size(first: int, last: int) -> int:
-        return layer * (last - first) + tables * ((first == 0) + (last == layers))
-
-    @cache
-    def cut(first: int, count: int) -> tuple[int, tuple[range, ...]]:
-        """(size of the largest stage, stages) of the layers from `first` on."""
-        if count == 1:
-            return size(first, layers), (range(first, layers),)
-        options = []
-        for end in range(first + 1, layers - count + 2):
-            largest, rest = cut(end, count - 1)
-            options.append((max(size(first, end), largest), (range(first, end), *rest)))
-        return min(options, key=lambda option: option[0])
-
-    return list(cut(0, count)[1])
+    Where stages are equally large the later ones, which keep fewer micro-batches, get more layers.
+    """
+    model, text, (rows, columns) = config.transformer, config.text, config.grid
+    hidden, text_width, codes = model.hidden, text.embedding_width or model.hidden, config.vqgan.codebook.size
+    layer = (4 + 2 * model.ffn_multiplier) * hidden**2 + (7 + model.ffn_multiplier) * hidden
+    projection = text_width * hidden if text_width != hidden else 0
+    places = text.max_length + rows + columns + 4
+    lengths, sizes = [1] * count, [layer] * count
+    sizes[0] += text.vocabulary_size * text_width + projection + (codes + places) * hidden
+    sizes[-1] += (text.vocabulary_size + codes + 2) * hidden  # the head, or the tied tables once more
+    for _ in range(model.layers - count):
+        smallest = min(range(count), key=lambda stage: (sizes[stage], -stage))
+        lengths[smallest] += 1
+        sizes[smallest] += layer
+    ends = list(accumulate(lengths))
+    return [range(end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
 
 class Stages(Protocol):

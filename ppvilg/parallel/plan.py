@@ -1,35 +1,39 @@
 """What training a transformer in a layout takes, worked out without a GPU: parameters, FLOPs, memory, messages, time.
 
-Everything is counted from the config by the same rules as the model computes by. What is left out, because it is small beside
-the rest: the arithmetic of norms, softmax, GELU and optimizer, the sums of scalars, and what CUDA needs for itself.
+Everything is counted from the config by the same rules as the model computes by; bytes are checked against what processes on
+CPUs send and keep (tests/parallel/test_plan_bytes.py), seconds against nothing: bandwidths and the share of the peak are the
+user's to give. What is left out, because it is small beside the rest: the arithmetic of norms, softmax, GELU and optimizer, the
+sums of scalars, and what CUDA needs for itself. Texts count as long as they may be.
 
 A product of [a, b] and [b, c] is 2abc FLOPs. Sizes are in bytes. m and n are the text and image slots of a sequence; a pair is
 computed in both directions, so it has 2(m + n) rows.
 """
 
-import heapq
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 from ppvilg.config import AttentionKind, Config, ParallelConfig
 from ppvilg.errors import UserError
+from ppvilg.parallel import pipeline
+from ppvilg.parallel.collectives import BUCKET
+from ppvilg.parallel.sharding import TIED, owners
 from ppvilg.transformer.pattern import Direction, Pattern
 
 Kind = Literal["embeddings", "layers", "head"]
 
-_MESSAGE = 2**25  # values that `collectives.together` joins before it sends them
 _FLOAT32 = 4  # bytes
 _RECOMPUTE = ("none", "selective", "full")
-_TIED = ("text_embedding.weight", "image_embedding.weight")  # with transformer.tie_embeddings the head as well
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The GPUs; the defaults are those of A100 machines (NVIDIA's data sheets of A100 and DGX A100)."""
+    """The GPUs. The defaults are nominal figures of A100 machines (NVIDIA's data sheets of A100 and DGX A100), which nobody has
+    measured with this code: give what yours reach."""
 
     gpus: int
     memory: float = 80e9
@@ -40,9 +44,9 @@ class Cluster:
     utilization: float = 0.4
     """Share of the peak that a GPU reaches while it computes."""
     inside: float = 300e9
-    """Bytes per second and direction that a GPU exchanges within its machine: NVLink."""
+    """Bytes per second and direction that a GPU exchanges within its machine; 300 GB/s is NVLink's nominal rate."""
     across: float = 25e9
-    """Bytes per second and direction that a GPU exchanges with other machines: one 200 Gb/s card for each GPU."""
+    """The same with other machines; 25 GB/s is the nominal rate of one 200 Gb/s InfiniBand card for each GPU."""
 
     def bandwidth(self, span: int) -> float:
         """Bytes per second within groups that each lie in `span` consecutive ranks."""
@@ -84,9 +88,9 @@ def weights(config: Config) -> list[Weight]:
         found.append(Weight("text_head", (hidden, text.vocabulary_size), "head", cut=True))
         found.append(Weight("image_head", (hidden, codes), "head", cut=True))
     found.append(Weight("text_embedding.weight", (text.vocabulary_size, text_width), "embeddings", cut=True))
+    found.append(Weight("image_embedding.weight", (codes, hidden), "embeddings", cut=True))
     if text_width != hidden:
         found.append(Weight("text_projection.weight", (text_width, hidden), "embeddings"))
-    found.append(Weight("image_embedding.weight", (codes, hidden), "embeddings", cut=True))
     tables = {"text_position": text.max_length, "row_position": rows, "column_position": columns, "segment": 4}
     found += [Weight(f"{name}.weight", (length, hidden), "embeddings") for name, length in tables.items()]
     for layer in range(config.transformer.layers):
@@ -136,6 +140,18 @@ def _ffn_width(config: Config) -> int:
 
 
 @dataclass(frozen=True)
+class Share:
+    """How many of its stage's values belong to one process of the sharding group."""
+
+    owned: int
+    """Those that it updates."""
+    layers: int
+    """Those of them that are in layers."""
+    lacking: int
+    """Those of one layer, at most, that belong to others."""
+
+
+@dataclass(frozen=True)
 class Held:
     """How many values a process of a stage has to do with; only its share of what mp cuts."""
 
@@ -151,8 +167,13 @@ class Held:
     """Those of its largest tensor."""
     tied: int
     """Those of the tables that the first and the last stage both hold."""
-    owned: tuple[int, ...]
-    """Those that each process of the sharding group updates."""
+    shares: tuple[Share, ...]
+    """Of each process of the sharding group."""
+
+    @property
+    def busiest(self) -> int:
+        """Which process of the sharding group owns most."""
+        return max(range(len(self.shares)), key=lambda rank: self.shares[rank].owned)
 
 
 @dataclass(frozen=True)
@@ -171,37 +192,19 @@ class Stage:
 
 
 def stages(config: Config) -> list[Stage]:
-    """The pipeline: contiguous layers, so many in each stage that the one with the most parameters has the fewest possible.
-
-    Depends on the model and on mp, sharding and pp, not on how the batch is cut.
-    """
+    """The pipeline; depends on the model and on mp, sharding and pp, not on how the batch is cut."""
     everything, kinds = weights(config), config.transformer.attention.kinds(config.transformer.layers)
-    count, found, start = config.parallel.pp, [], 0
-    for number, length in enumerate(_lengths(config)):
-        layers, first, last = range(start, start + length), number == 0, number == count - 1
+    cut, found = pipeline.stages(config, config.parallel.pp), []
+    for number, layers in enumerate(cut):
+        first, last = number == 0, number == len(cut) - 1
         held = _held(config, everything, layers, first, last)
-        found.append(Stage(number, layers, Counter(kinds[start : start + length]), first, last, held))
-        start += length
+        found.append(Stage(number, layers, Counter(kinds[layers.start : layers.stop]), first, last, held))
     return found
 
 
-def _lengths(config: Config) -> list[int]:
-    """How many layers each stage has: at least one, and each further one goes to the least loaded stage."""
-    count, layers, sizes = config.parallel.pp, config.transformer.layers, parameters(config)
-    layer = sizes["layers"] // layers
-    lengths, loads = [1] * count, [layer] * count
-    loads[0] += sizes["embeddings"]
-    loads[-1] += sizes["head"]
-    for _ in range(layers - count):
-        least = loads.index(min(loads))
-        lengths[least] += 1
-        loads[least] += layer
-    return lengths
-
-
 def _held(config: Config, everything: list[Weight], layers: range, first: bool, last: bool) -> Held:
-    mp = config.parallel.mp
-    tied = _TIED if config.transformer.tie_embeddings and first != last else ()
+    mp, sharding = config.parallel.mp, config.parallel.sharding
+    tied = TIED if config.transformer.tie_embeddings and first != last else ()
 
     def here(weight: Weight) -> bool:
         if weight.layer is not None:
@@ -209,26 +212,24 @@ def _held(config: Config, everything: list[Weight], layers: range, first: bool, 
         return weight.name in tied or (first if weight.kind == "embeddings" else last)
 
     mine = [weight for weight in everything if here(weight)]
-    sizes = tuple(weight.values(mp) for weight in mine)
-    of_layers = sum(weight.values(mp) for weight in mine if weight.kind == "layers")
+    sizes = {weight.name: weight.values(mp) for weight in mine}
+    of_layers = sum(sizes[weight.name] for weight in mine if weight.kind == "layers")
+    layer = of_layers // len(layers)
+    owner = owners(sizes, sharding)
+    owned, in_layers = Counter(), [Counter({i: 0 for i in layers}) for _ in range(sharding)]
+    for weight in mine:
+        owned[owner[weight.name]] += sizes[weight.name]
+        if weight.layer is not None:
+            in_layers[owner[weight.name]][weight.layer] += sizes[weight.name]
     return Held(
-        whole=sum(sizes),
+        whole=sum(sizes.values()),
         layers=of_layers,
-        layer=of_layers // len(layers),
-        table=max((weight.values(mp) for weight in mine if weight.kind != "layers"), default=0),
-        largest=max(sizes),
-        tied=sum(weight.values(mp) for weight in mine if weight.name in tied),
-        owned=_shares(sizes, config.parallel.sharding),
+        layer=layer,
+        table=max((sizes[weight.name] for weight in mine if weight.kind != "layers"), default=0),
+        largest=max(sizes.values()),
+        tied=sum(sizes[name] for name in tied),
+        shares=tuple(Share(owned[rank], sum(of.values()), layer - min(of.values())) for rank, of in enumerate(in_layers)),
     )
-
-
-def _shares(sizes: tuple[int, ...], owners: int) -> tuple[int, ...]:
-    """What each of the owners gets: the largest tensor first, each to the least loaded."""
-    loads = [(0, owner) for owner in range(owners)]
-    for size in sorted(sizes, reverse=True):
-        load, owner = heapq.heappop(loads)
-        heapq.heappush(loads, (load + size, owner))
-    return tuple(load for load, _ in sorted(loads, key=lambda pair: pair[1]))
 
 
 # FLOPs
@@ -342,50 +343,66 @@ def _pair_rows(config: Config) -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU, by what is in them."""
+    """Bytes of one process, by what is in them."""
 
     weights: float
+    """Those that stand; in stage 3 of the layers only the owned ones."""
     gradients: float
     optimizer: float
     """Float32 weights, moments and average."""
+    fetched: float
+    """Stage 3: one layer's weights that others own, and the message they come in."""
     activations: float
     """What the forward keeps for the backward."""
     masks: float
     """Masks and places of the attention's views."""
     logits: float
-    """The softmax over the vocabularies and its gradient."""
+    """What the losses keep of the vocabularies, and its gradient."""
     workspace: float
     """What lies between within one layer's backward."""
     messages: float
-    """Values laid end to end to be sent, or received."""
+    """The gradients that come up the pipeline and go on."""
+    update: float
+    """After the backward: float32 gradients, or those that are laid end to end to be sent."""
+
+    @property
+    def standing(self) -> float:
+        """Between two steps."""
+        return self.weights + self.optimizer
 
     @property
     def total(self) -> float:
-        """All together."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        """When most is there: in a backward or in the update after it."""
+        backward = self.fetched + self.activations + self.masks + self.logits + self.workspace + self.messages
+        return self.standing + self.gradients + max(backward, self.update)
 
 
-def memory(config: Config, stage: Stage) -> Memory:
-    """Of the process of a pipeline stage that owns most, when it needs most."""
-    width, in_flight = _width(config), _in_flight(config, stage)
+def memory(config: Config, stage: Stage, owner: int | None = None) -> Memory:
+    """Of a process of a pipeline stage that is number `owner` of its sharding group; without a number, of that which owns
+    most."""
+    width, in_flight, values = _width(config), _in_flight(config, stage), stage.held
+    share = values.shares[values.busiest if owner is None else owner]
+    level = _sharding_stage(config)
     return Memory(
-        weights=width * _weights_present(config, stage.held),
-        gradients=width * _gradients_present(config, stage.held),
-        optimizer=_optimizer_bytes(config) * max(stage.held.owned),
+        weights=width * (values.whole - values.layers + share.layers if level == 3 else values.whole),
+        gradients=width * _gradients_present(values, share, level),
+        optimizer=_optimizer_bytes(config) * share.owned,
+        fetched=width * (share.lacking + values.layer) if level == 3 else 0,
         activations=in_flight * _kept_bytes(config, stage) + _computed_again(config, stage),
         masks=in_flight * _mask_bytes(config, stage),
         # A stage that has the head computes one micro-batch at a time.
-        logits=2 * _softmax_bytes(config) if stage.last else 0,
-        workspace=max(sum(_layer_bytes(config, kind)) for kind in stage.kinds),
-        messages=_message_bytes(config, stage.held),
+        logits=_logits_bytes(config) + _softmax_bytes(config) if stage.last else 0,
+        workspace=_workspace_bytes(config, stage),
+        messages=((not stage.first) + (not stage.last)) * _rows_bytes(config),
+        update=_update_bytes(config, values, share),
     )
 
 
-def kept_bytes(config: Config) -> float:
-    """What a forward over one micro-batch keeps for its backward in a process that works alone: as
-    `ppvilg.benchmark.training.activation_bytes` measures it."""
-    everything = _undivided(config)
-    return _kept_bytes(config, everything) + _mask_bytes(config, everything) + _softmax_bytes(config)
+def kept_bytes(config: Config, stage: Stage) -> float:
+    """What a forward over one micro-batch keeps for its backward on a stage: what
+    `ppvilg.benchmark.training.activation_bytes` measures."""
+    logits = _logits_bytes(config) if stage.last else 0
+    return _kept_bytes(config, stage) + _mask_bytes(config, stage) + logits
 
 
 def _width(config: Config) -> int:
@@ -398,29 +415,32 @@ def _sharding_stage(config: Config) -> int:
     return config.parallel.sharding_stage if config.parallel.sharding > 1 else 0
 
 
-def _weights_present(config: Config, values: Held) -> int:
-    """Stage 3 leaves the layers' weights with their owners, and one layer at a time is there as a whole."""
-    if _sharding_stage(config) < 3:
+def _gradients_present(values: Held, share: Share, level: int) -> int:
+    """From stage 2 on a gradient is gone to its owner before the next layer's is there, those of tied tables excepted."""
+    if level < 2:
         return values.whole
-    others = values.whole - values.layers
-    # The owner of most may own tables, which all have anyway: its share of the layers is at most what it owns.
-    return others + min(max(values.owned), values.layers) + values.layer
+    return min(values.whole, share.owned + values.tied + max(values.layer, values.table))
 
 
-def _gradients_present(config: Config, values: Held) -> int:
-    """From stage 2 on a gradient is gone to its owner before the next layer's is there."""
-    if _sharding_stage(config) < 2:
-        return values.whole
-    return min(values.whole, max(values.owned) + max(values.layer, values.table))
+def _has_masters(config: Config) -> bool:
+    """Whether the optimizer works on float32 copies of the weights."""
+    return config.parallel.precision != "fp32" or config.parallel.offload
 
 
 def _optimizer_bytes(config: Config) -> int:
-    """For each owned value: AdamW's two moments, the float32 weight where the model has another, the moving average."""
+    """For each owned value: AdamW's two moments, the float32 weight if that is a copy, the moving average; all on the CPU if
+    they are offloaded."""
     if config.parallel.offload:
         return 0
-    masters = 0 if config.parallel.precision == "fp32" else 1
-    average = 1 if config.train.ema_decay else 0
-    return _FLOAT32 * (2 + masters + average)
+    return _FLOAT32 * (2 + _has_masters(config) + bool(config.train.ema_decay))
+
+
+def _update_bytes(config: Config, values: Held, share: Share) -> int:
+    """Messages are joined, sent and taken apart one after the other; float32 gradients are all there at once, unless each goes
+    to the CPU."""
+    joined = min(values.whole, BUCKET + values.largest) + values.largest if config.parallel.data_ranks > 1 else 0
+    copied = (values.largest if config.parallel.offload else share.owned) if _has_masters(config) else 0
+    return max(_width(config) * joined, _FLOAT32 * copied)
 
 
 def _in_flight(config: Config, stage: Stage) -> int:
@@ -436,8 +456,7 @@ def _rows_bytes(config: Config) -> int:
 def _layer_bytes(config: Config, kind: AttentionKind) -> tuple[float, float]:
     """What one layer of a kind keeps of a micro-batch, in its attention and in its feed-forward part."""
     model, mp = config.transformer, config.parallel.mp
-    rows = _rows_bytes(config)
-    dropped = rows / _width(config) if model.dropout else 0  # which values were dropped, a byte for each
+    rows, dropped = _rows_bytes(config), _dropped_bytes(config)
     softmax = config.micro_batch * pair_scores(config, kind).pairs * model.heads * _width(config)
     # The input; grouped queries, keys and values, and the context; the weights of the values.
     attention = rows + (4 * rows + softmax) / mp + dropped
@@ -446,21 +465,39 @@ def _layer_bytes(config: Config, kind: AttentionKind) -> tuple[float, float]:
 
 def _kept_bytes(config: Config, stage: Stage) -> float:
     """What a stage keeps of each micro-batch until its backward."""
-    rows = _rows_bytes(config)
-    if config.parallel.recompute == "full":
-        kept = rows * len(stage.layers)
-    elif config.parallel.recompute == "selective":
-        kept = sum(count * (rows + _layer_bytes(config, kind)[1]) for kind, count in stage.kinds.items())
-    else:
-        kept = sum(count * sum(_layer_bytes(config, kind)) for kind, count in stage.kinds.items())
-    row = config.micro_batch * _width(config)
+    rows, row = _rows_bytes(config), config.micro_batch * _width(config)
+    kept = sum(count * _kept_of_layer(config, kind) for kind, count in stage.kinds.items())
     if stage.first:  # the places of both directions, which are spread over the pairs
         kept += _pair_rows(config) * config.transformer.hidden * _width(config)
+    if stage.first and config.parallel.mp > 1:  # found rows, of which some are another process's
+        kept += _embedded_bytes(config)
     if stage.first and _text_width(config) != config.transformer.hidden:
         kept += 2 * row * config.text.max_length * _text_width(config)
     if stage.last:  # what the last norm and the two heads read
         kept += rows + row * _targets(config) * config.transformer.hidden
+    else:  # what went down the pipeline
+        kept += rows
     return kept
+
+
+def _kept_of_layer(config: Config, kind: AttentionKind) -> float:
+    rows, (attention, feed_forward) = _rows_bytes(config), _layer_bytes(config, kind)
+    if config.parallel.recompute == "full":
+        return rows
+    if config.parallel.recompute == "selective":
+        return rows + _dropped_bytes(config) + feed_forward
+    return attention + feed_forward
+
+
+def _embedded_bytes(config: Config) -> int:
+    """Rows of both directions as the tables give them."""
+    of_pair = config.text.max_length * _text_width(config) + config.image_tokens * config.transformer.hidden
+    return 2 * config.micro_batch * of_pair * _width(config)
+
+
+def _dropped_bytes(config: Config) -> int:
+    """Which values of a layer's rows were dropped, a byte for each."""
+    return _rows_bytes(config) // _width(config) if config.transformer.dropout else 0
 
 
 def _computed_again(config: Config, stage: Stage) -> float:
@@ -470,6 +507,13 @@ def _computed_again(config: Config, stage: Stage) -> float:
     if config.parallel.recompute == "selective":
         return max(_layer_bytes(config, kind)[0] for kind in stage.kinds)
     return 0
+
+
+def _workspace_bytes(config: Config, stage: Stage) -> float:
+    """Of one layer about as much again as it keeps, or where mp makes that little the whole rows in a norm's backward, nine at
+    once, and the feed-forward part's wide ones."""
+    wide = config.transformer.ffn_multiplier / config.parallel.mp
+    return max((9 + wide) * _rows_bytes(config), *(sum(_layer_bytes(config, kind)) for kind in stage.kinds))
 
 
 def _mask_bytes(config: Config, stage: Stage) -> float:
@@ -485,17 +529,16 @@ def _targets(config: Config) -> int:
     return config.image_tokens + config.text.max_length - 1
 
 
+def _logits_bytes(config: Config) -> float:
+    """What the losses keep: the softmax, but where mp cuts the vocabularies the logits and their exponentials."""
+    return _softmax_bytes(config) * (2 if config.parallel.mp > 1 else 1)
+
+
 def _softmax_bytes(config: Config) -> float:
-    """Float32 probabilities of all targets of a micro-batch."""
+    """Probabilities of all targets of a micro-batch."""
     text = (config.text.max_length - 1) * config.text.vocabulary_size
     image = config.image_tokens * config.vqgan.codebook.size
-    return config.micro_batch * (text + image) * _FLOAT32 / config.parallel.mp
-
-
-def _message_bytes(config: Config, values: Held) -> float:
-    parallel = config.parallel
-    joined = min(values.whole, _MESSAGE + values.largest) * _width(config) if parallel.data_ranks > 1 else 0
-    return joined + (2 * _rows_bytes(config) if parallel.pp > 1 else 0)
+    return config.micro_batch * (text + image) * _width(config) / config.parallel.mp
 
 
 # Messages
@@ -512,11 +555,11 @@ class Communication:
     dp_all_reduce: float
     """Gradients of what the process owns, after the last micro-batch."""
     sharding_reduce: float
-    """Gradients to their owners: stage 1 after the last micro-batch, stages 2 and 3 after each."""
+    """Gradients to their owners: stage 1 after the last micro-batch, stages 2 and 3 after each; tied tables' after the last."""
     sharding_broadcast: float
     """Updated weights from their owners; in stage 3 those outside the layers only."""
     layer_broadcast: float
-    """Stage 3: each layer's weights before its forward and before its backward, of each micro-batch."""
+    """Stage 3: each layer's weights before its forward and its backward, of each micro-batch, unless they are there still."""
     mp_all_reduce: float
     """Sums within layers, embeddings and heads, of each micro-batch."""
     pp_send_receive: float
@@ -529,17 +572,28 @@ def communication(config: Config, stage: Stage, owner: int) -> Communication:
     """Of a process of a pipeline stage that is number `owner` of its sharding group."""
     parallel, parts, width = config.parallel, config.train.accumulate, _width(config)
     values, level = stage.held, _sharding_stage(config)
-    fetched = values.layers if level == 3 else 0
+    freed = values.layers if level == 3 else 0
+    reduced = values.whole if level < 2 else parts * (values.whole - values.tied) + values.tied
     neighbours = (not stage.first) + (not stage.last)
     return Communication(
-        dp_all_reduce=width * values.owned[owner] if parallel.dp > 1 else 0,
-        sharding_reduce=width * values.whole * (0, 1, parts, parts)[level],
-        sharding_broadcast=width * (values.whole - fetched) if level else 0,
-        layer_broadcast=2 * parts * width * fetched,
+        dp_all_reduce=width * values.shares[owner].owned if parallel.dp > 1 else 0,
+        sharding_reduce=width * reduced if level else 0,
+        sharding_broadcast=width * (values.whole - freed) if level else 0,
+        layer_broadcast=width * values.layer * _fetches(config, stage) if level == 3 else 0,
         mp_all_reduce=parts * _mp_bytes(config, stage) if parallel.mp > 1 else 0,
         pp_send_receive=parts * neighbours * 2 * _rows_bytes(config),
         tied_all_reduce=width * values.tied,
     )
+
+
+def _fetches(config: Config, stage: Stage) -> int:
+    """How often a layer's weights come in a step. A layer that was the last one computed is still there: that where a forward
+    and a backward follow one another, and the only one of a stage always."""
+    layers = len(stage.layers)
+    if layers == 1:
+        return 1
+    passes = [what for what, _ in pipeline.order(stage.number, config.parallel.pp, config.train.accumulate)]
+    return layers * len(passes) - sum(before != after for before, after in pairwise(passes))
 
 
 def _mp_bytes(config: Config, stage: Stage) -> float:
@@ -550,10 +604,9 @@ def _mp_bytes(config: Config, stage: Stage) -> float:
     total = (4 + again) * len(stage.layers) * _rows_bytes(config)
     hidden = config.transformer.hidden
     if stage.first:
-        embedded = config.text.max_length * _text_width(config) + config.image_tokens * hidden
-        total += 2 * config.micro_batch * embedded * _width(config)
+        total += _embedded_bytes(config)
     if stage.last:
-        total += config.micro_batch * _targets(config) * (hidden * _width(config) + 3 * _FLOAT32)
+        total += config.micro_batch * _targets(config) * (hidden + 3) * _width(config)
     return total
 
 
@@ -589,8 +642,7 @@ def seconds(config: Config, stage: Stage, cluster: Cluster) -> Seconds:
     An all-reduce of b bytes by k processes moves 2b(k - 1)/k through each of them (ring), any other call b.
     """
     parallel, parts = config.parallel, config.train.accumulate
-    owned = stage.held.owned
-    sent = communication(config, stage, owned.index(max(owned)))
+    sent = communication(config, stage, stage.held.busiest)
     # The axes lie within one another: of each, the groups lie in so many consecutive ranks.
     in_sharding = parallel.mp * parallel.sharding
     to_mp, to_sharding = cluster.bandwidth(parallel.mp), cluster.bandwidth(in_sharding)
@@ -655,11 +707,11 @@ def plan(config: Config, cluster: Cluster) -> Plan:
     return _plan(config, stages(config), cluster)
 
 
-def _plan(config: Config, pipeline: list[Stage], cluster: Cluster) -> Plan:
+def _plan(config: Config, parts: list[Stage], cluster: Cluster) -> Plan:
     return Plan(
         config,
-        max((memory(config, stage) for stage in pipeline), key=lambda found: found.total),
-        max((seconds(config, stage, cluster) for stage in pipeline), key=lambda found: found.total),
+        max((memory(config, stage) for stage in parts), key=lambda found: found.total),
+        max((seconds(config, stage, cluster) for stage in parts), key=lambda found: found.total),
     )
 
 
@@ -673,13 +725,17 @@ def search(config: Config, cluster: Cluster) -> Search:
     fitting: list[Plan] = []
     misfits: dict[tuple, list[Plan]] = {}
     refused: dict[str, int] = {}
+    pipelines: dict[tuple[int, int, int], list[Stage]] = {}
     for layout in layouts(config, cluster):
         batch = config.train.batch_size
         if batch % layout.data_ranks:
             why = f"train.batch_size {batch} is not a multiple of dp x sharding = {layout.data_ranks}"
             refused[why] = refused.get(why, 0) + 1
             continue
-        plans = _cuts(replace(config, parallel=layout), cluster)
+        cut, of = (layout.sharding, layout.mp, layout.pp), replace(config, parallel=layout)
+        if cut not in pipelines:
+            pipelines[cut] = stages(of)
+        plans = _micro_batched(of, pipelines[cut], cluster)
         fits = [found for found in plans if found.memory.total <= cluster.memory]
         if fits:
             fitting.append(min(fits, key=_speed))
@@ -695,11 +751,11 @@ def _speed(found: Plan) -> tuple[float, float]:
     return found.seconds.total, found.memory.total
 
 
-def _cuts(config: Config, cluster: Cluster) -> list[Plan]:
+def _micro_batched(config: Config, parts: list[Stage], cluster: Cluster) -> list[Plan]:
     """The layout with its batch cut into each possible number of micro-batches."""
-    pairs, pipeline = config.train.batch_size // config.parallel.data_ranks, stages(config)
-    cuts = [replace(config, train=replace(config.train, accumulate=parts)) for parts in divisors(pairs)]
-    return [_plan(cut, pipeline, cluster) for cut in cuts]
+    counts = divisors(config.train.batch_size // config.parallel.data_ranks)
+    cuts = [replace(config, train=replace(config.train, accumulate=count)) for count in counts]
+    return [_plan(cut, parts, cluster) for cut in cuts]
 
 
 def layouts(config: Config, cluster: Cluster) -> Iterator[ParallelConfig]:

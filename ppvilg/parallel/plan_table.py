@@ -64,7 +64,7 @@ def _own(found: Plan, cluster: Cluster, pairs: float) -> str:
     batch = f"{_counted(train.accumulate, 'micro-batch', 'es')} of {_counted(config.micro_batch, 'pair')}"
     lines = [f"The config's own layout: {_axes(found)}{sharding}, {how}; {batch}"]
     fits = "fits" if found.memory.total <= cluster.memory else "does not fit"
-    memory = _amounts(found.memory, _GB)
+    memory = _memory(found.memory)
     memory.append(("total", f"{found.memory.total / _GB:.3g} of {cluster.memory / _GB:g}: {fits}"))
     lines += ["", _section("GB of the GPU that needs most", memory)]
 
@@ -82,12 +82,20 @@ def _own(found: Plan, cluster: Cluster, pairs: float) -> str:
     return "\n".join(lines)
 
 
+def _memory(found: Memory) -> list[tuple[str, str]]:
+    """By name; of what the backward has and what the update after it has only the larger counts."""
+    rows = _amounts(found, _GB)
+    return [
+        (name, f"{amount} after the backward, beside weights, gradients and optimizer alone")
+        if name == "update"
+        else (name, amount)
+        for name, amount in rows
+    ]
+
+
 def _busiest(config: Config) -> tuple[int, Communication]:
     """The pipeline stage whose processes send most, and what the one does that owns most."""
-    found = []
-    for stage in stages(config):
-        owned = stage.held.owned
-        found.append((stage.number, communication(config, stage, owned.index(max(owned)))))
+    found = [(stage.number, communication(config, stage, stage.held.busiest)) for stage in stages(config)]
     return max(found, key=lambda pair: sum(asdict(pair[1]).values()))
 
 
@@ -158,7 +166,8 @@ def _assumptions(config: Config, cluster: Cluster) -> str:
         "layout alike.",
         f"Messages go at {cluster.inside / _GB:g} GB/s within a machine of {cluster.per_machine} GPUs and at "
         f"{cluster.across / _GB:g} GB/s for each GPU between machines; nothing overlaps.",
-        "Memory adds up what stands at different moments, so it is rather too much; CUDA's own is not in it.",
+        "None of these rates was measured with this code: give those of your machines (--mfu, --bandwidth-inside, ...).",
+        "Memory adds up what is there at different moments of a backward, so it is rather too much; CUDA's own is not in it.",
         "GB are 10^9 bytes.",
     ]
     if config.parallel.offload:

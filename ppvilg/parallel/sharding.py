@@ -14,6 +14,9 @@ from paddle import nn
 from ppvilg.parallel.collectives import together
 from ppvilg.parallel.topology import Topology
 
+TIED = ("text_embedding.weight", "image_embedding.weight")
+"""With tied embeddings both the first and the last pipeline stage hold these tables."""
+
 
 def owners(sizes: dict[str, int], count: int) -> dict[str, int]:
     """Which of `count` processes owns each parameter: the largest first, to the one that has least."""
@@ -36,8 +39,7 @@ class Sharding:
         self._stage = stage if self._axis.size > 1 else 0
         self._owner = owners({name: p.size for name, p in self.parameters.items()}, self._axis.size)
         self.own = {name: p for name, p in self.parameters.items() if self._owner[name] == self._axis.rank}
-        # Tables that the first and the last pipeline stage both hold.
-        tied = ("text_embedding.weight", "image_embedding.weight") if topology.ends.size > 1 and module.tied else ()
+        tied = TIED if topology.ends.size > 1 and module.tied else ()
         self.tied = [name for name in tied if name in self.parameters]
         self._reduced_at_once = {name for name in self.parameters if self._stage >= 2 and name not in self.tied}
         for name in self._reduced_at_once:

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 
-def command(processes: int, logs: Path, *arguments) -> list[str]:
-    """tests/parallel/train.py with these arguments in some processes; a single one is started without the launcher."""
+def command(script: str, processes: int, logs: Path, *arguments) -> list[str]:
+    """A script of tests/parallel with these arguments in some processes; a single one is started without the launcher."""
     if processes == 1:
-        return [sys.executable, "tests/parallel/train.py", *map(str, arguments)]
+        return [sys.executable, f"tests/parallel/{script}.py", *map(str, arguments)]
     launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(logs)]
-    return [*launch, "tests/parallel/train.py", *map(str, arguments)]
+    return [*launch, f"tests/parallel/{script}.py", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:
@@ -19,11 +19,15 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH")}
 
 
-def train(processes: int, logs: Path, *arguments, timeout: int = 240) -> subprocess.CompletedProcess:
+def run(script: str, processes: int, logs: Path, *arguments, timeout: int = 240) -> subprocess.CompletedProcess:
     """Run it; what the processes wrote is in `logs`/workerlog.N, of which the first is printed."""
-    return subprocess.run(
-        command(processes, logs, *arguments), capture_output=True, text=True, timeout=timeout, env=environment(), check=False
-    )
+    started = command(script, processes, logs, *arguments)
+    return subprocess.run(started, capture_output=True, text=True, timeout=timeout, env=environment(), check=False)
+
+
+def train(processes: int, logs: Path, *arguments, timeout: int = 240) -> subprocess.CompletedProcess:
+    """tools/train.py in some processes."""
+    return run("train", processes, logs, *arguments, timeout=timeout)
 
 
 def output(logs: Path) -> str:

@@ -33,7 +33,7 @@ class Job:
         self._logs.mkdir(parents=True, exist_ok=True)
         with (logs / "launcher.log").open("w") as log:
             self._launcher = subprocess.Popen(
-                launch.command(2, logs, *arguments), stdout=log, stderr=subprocess.STDOUT, env=launch.environment()
+                launch.command("train", 2, logs, *arguments), stdout=log, stderr=subprocess.STDOUT, env=launch.environment()
             )
         self.ranks: dict[int, int] = {}
 
