@@ -12,10 +12,10 @@ from ppvilg.pictures import check_picture
 def blurred(pictures: Iterable[np.ndarray], radius: float) -> Iterator[np.ndarray]:
     """Pictures uint8 [H, W, 3], one by one, through a Gaussian filter, as DALL-E and CogView blur both sets for FID-k.
 
-    Both papers compare with a tokenizer's loss of fine detail left out: FID-k is the FID of all real and made pictures
-    "blurred by a Gaussian filter with radius k", k being 0 (unchanged), 1, 2, 4 and 8 for pictures of 256 × 256. Neither
-    defines the radius. Here it is the Gaussian's standard deviation in pixels, which is also what Pillow's GaussianBlur
-    calls radius; where the pictures have another size, scale k with it. The filter ends 4 deviations away, and the picture
+    Both papers so compare without the fine detail that an image tokenizer loses. CogView's FID-k is the FID of real and made
+    pictures that have all been through a Gaussian filter of radius k, which is 0 (unchanged), 1, 2, 4 or 8, for pictures of
+    256 × 256. What a radius is they do not say. Here it is the Gaussian's standard deviation in pixels, as in Pillow's
+    GaussianBlur; where the pictures have another size, scale k with it. The filter ends 4 deviations away, and the picture
     is continued by its edge.
 
     Raises `UserError` for a negative radius or, when it is reached, a picture of another type or shape.
