@@ -7,6 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ppvilg.errors import UserError
+
 _FONT = Path(__file__).parent / "assets" / "NotoSansCJKsc-subset.otf"
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 
@@ -20,6 +22,12 @@ def from_model(pictures: np.ndarray) -> np.ndarray:
     """float32 [B, 3, H, W], clipped to [-1, 1] -> uint8 [B, H, W, 3]."""
     scaled = np.clip((pictures + 1) * 127.5, 0, 255).round().astype(np.uint8)
     return np.ascontiguousarray(scaled.transpose(0, 2, 3, 1))
+
+
+def check_picture(picture: np.ndarray) -> None:
+    """Raise `UserError` if a picture is not uint8 [H, W, 3]."""
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise UserError(f"a picture is {picture.dtype} {list(picture.shape)}: expected uint8 [H, W, 3]")
 
 
 def save_png(picture: np.ndarray, path: Path) -> None:

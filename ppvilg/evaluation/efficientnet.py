@@ -16,6 +16,7 @@ import paddle.nn.functional as F
 
 from ppvilg.checkpoint import Arrays, check_weights
 from ppvilg.errors import UserError
+from ppvilg.pictures import check_picture
 
 SIZE, FEATURES, CLASSES = 224, 1280, 1000
 _BATCH = 64
@@ -136,8 +137,7 @@ def _prepared(pictures: list[np.ndarray]) -> np.ndarray:
     """Pictures uint8 [H, W, 3] -> float32 [B, 3, 224, 224], scaled and normalised."""
     scaled = np.empty([len(pictures), SIZE, SIZE, 3], "float32")
     for i, picture in enumerate(pictures):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise UserError(f"a picture is {picture.dtype} {list(picture.shape)}: expected uint8 [H, W, 3]")
+        check_picture(picture)
         scaled[i] = cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
     return np.ascontiguousarray(((scaled - _MEAN) / _DEVIATION).transpose(0, 3, 1, 2))
 

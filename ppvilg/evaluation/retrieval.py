@@ -1,0 +1,81 @@
+"""Whether features find the right picture or the right style."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ppvilg.errors import UserError
+
+
+def recall_at(
+    similarity: np.ndarray, correct: Sequence[int | Sequence[int]], ranks: Sequence[int] = (1, 5)
+) -> dict[str, float]:
+    """For each rank k "R@k", the part of the queries, in [0, 1], with a right item among their k most similar.
+
+    `similarity` is float [N, M], of N texts with M pictures (transposed, it searches texts by pictures), the greater the
+    more similar; `correct` has for each text the index of its picture, or the indices where several are right. Ties count
+    against the model: a right item stands behind every wrong one that is as similar. Raises `UserError` if the matrix is
+    not two-dimensional or holds NaN, there are no texts, or a text has no right picture or one outside the matrix.
+    """
+    if similarity.ndim != 2 or not similarity.size:
+        raise UserError(f"the similarities have the shape {list(similarity.shape)}: expected [texts, pictures]")
+    if np.isnan(similarity).any():
+        raise UserError("the similarities hold values that are not numbers: check the features")
+    texts, pictures = similarity.shape
+    if len(correct) != texts:
+        raise UserError(f"there are similarities for {texts} texts, but right pictures for {len(correct)}")
+    places = np.empty(texts, "int64")  # how many wrong pictures come before the first right one
+    for i, (row, indices) in enumerate(zip(similarity, correct, strict=True)):
+        right = np.zeros(pictures, bool)
+        chosen = np.atleast_1d(np.asarray(indices, "int64"))
+        if not chosen.size or chosen.min() < 0 or chosen.max() >= pictures:
+            raise UserError(f"text {i} has the right pictures {chosen.tolist()}: expected numbers from 0 to {pictures - 1}")
+        right[chosen] = True
+        places[i] = (row[~right] >= row[right].max()).sum()
+    return {f"R@{rank}": float((places < rank).mean()) for rank in ranks}
+
+
+def nearest_style(features: np.ndarray, style_features: Mapping[str, np.ndarray]) -> list[str]:
+    """For each sample of `features` float [N, D] the style whose centroid, the mean of its float [S, D], is nearest.
+
+    Distances are Euclidean, in float64; of styles that are equally near the first is taken. Raises `UserError` if a set of
+    features is empty, not two-dimensional, of another length, or holds a value that is not finite.
+    """
+    names = list(style_features)
+    return [names[i] for i in _style_distances(features, style_features).argmin(1)]
+
+
+def style_accuracy(features: np.ndarray, styles: Sequence[str], style_features: Mapping[str, np.ndarray]) -> float:
+    """The part of the samples, in [0, 1], whose own style is the `nearest_style`.
+
+    `features` float [N, D] are those of pictures that were asked for in `styles`, a name for each. Ties count against the
+    model: a style that is only as near as another is wrong. Raises `UserError` as `nearest_style` does, and if the numbers
+    of samples and styles differ or a style has no features.
+    """
+    names = list(style_features)
+    if len(styles) != len(features):
+        raise UserError(f"there are features of {len(features)} pictures, but styles of {len(styles)}")
+    unknown = sorted(set(styles) - set(names))
+    if unknown:
+        raise UserError(f"there are no features of the style {unknown[0]}: give pictures of it")
+    distances = _style_distances(features, style_features)
+    own = np.array([names.index(style) for style in styles])
+    nearer = distances <= distances[np.arange(len(own)), own][:, None]
+    return float((nearer.sum(1) == 1).mean())  # none but itself
+
+
+def _style_distances(features: np.ndarray, style_features: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Squared distances float64 [N, styles] to the centroids."""
+    if not style_features:
+        raise UserError("there are no styles to compare with: give features of pictures of each")
+    for found in (features, *style_features.values()):
+        if found.ndim != 2 or not len(found):
+            raise UserError(f"features have the shape {list(found.shape)}: expected [samples, features]")
+        if found.shape[1] != features.shape[1]:
+            raise UserError(
+                f"the features have different lengths, {features.shape[1]} and {found.shape[1]}: use one network for all"
+            )
+        if not np.isfinite(found).all():
+            raise UserError("the features hold values that are not finite: check the pictures' and the network's values")
+    centroids = [found.astype("float64").mean(0) for found in style_features.values()]
+    return np.stack([((features - centroid) ** 2).sum(1) for centroid in centroids], axis=1)

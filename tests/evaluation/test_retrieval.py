@@ -1,0 +1,89 @@
+"""Retrieval and styles against scikit-learn."""
+
+import numpy as np
+import pytest
+
+from ppvilg.errors import UserError
+from ppvilg.evaluation.retrieval import nearest_style, recall_at, style_accuracy
+
+
+def test_recall_against_scikit_learn():
+    from sklearn.metrics import top_k_accuracy_score
+
+    rng = np.random.default_rng(0)
+    similarity, correct = rng.normal(size=[200, 30]), rng.integers(0, 30, 200)
+    similarity[np.arange(200), correct] += 1
+    found = recall_at(similarity, correct, (1, 5, 30))
+    expected = {f"R@{k}": top_k_accuracy_score(correct, similarity, k=k, labels=np.arange(30)) for k in (1, 5)}
+    assert found == expected | {"R@30": 1}
+    assert 0 < found["R@1"] < found["R@5"] < 1
+
+
+def test_ties_count_against_the_model():
+    assert recall_at(np.zeros([3, 5]), [0, 1, 4]) == {"R@1": 0, "R@5": 1}
+    assert recall_at(np.zeros([3, 6]), [0, 1, 4]) == {"R@1": 0, "R@5": 0}
+
+
+def test_several_right_pictures():
+    similarity = np.array([[9, 9, 1, 0], [5, 6, 7, 8], [3, 3, 2, 1]])
+    # Two right ones that are equal do not stand in each other's way; the best right one counts; the last has a tie.
+    assert recall_at(similarity, [[0, 1], [0, 2], [0, 3]], (1, 2)) == {"R@1": 1 / 3, "R@2": 1}
+    assert recall_at(np.array([[-np.inf, 0.0]]), [1]) == {"R@1": 1, "R@5": 1}
+
+
+def test_refused_similarities():
+    similarity = np.zeros([2, 3])
+    with pytest.raises(UserError, match=r"shape \[3\]"):
+        recall_at(similarity[0], [0])
+    with pytest.raises(UserError, match="2 texts, but right pictures for 1"):
+        recall_at(similarity, [0])
+    for wrong in ([], [3], [-1], 3):
+        with pytest.raises(UserError, match="text 1 has the right pictures"):
+            recall_at(similarity, [0, wrong])
+    with pytest.raises(UserError, match="not numbers"):
+        recall_at(similarity * np.nan, [0, 1])
+
+
+STYLES = {"水彩": 0.0, "油画": 1.0, "素描": 2.0}
+
+
+def style_features(seed, samples=30):
+    rng = np.random.default_rng(seed)
+    return {name: (rng.normal(size=[samples, 5]) + mean).astype("float32") for name, mean in STYLES.items()}
+
+
+def test_styles_against_scikit_learn():
+    from sklearn.neighbors import NearestCentroid
+
+    known, asked = style_features(1), style_features(2, samples=40)
+    labels = np.repeat(list(STYLES), 30)
+    reference = NearestCentroid().fit(np.concatenate(list(known.values())).astype("float64"), labels)
+    features, styles = np.concatenate(list(asked.values())), np.repeat(list(STYLES), 40)
+    assert nearest_style(features, known) == list(reference.predict(features.astype("float64")))
+    accuracy = style_accuracy(features, list(styles), known)
+    assert accuracy == pytest.approx(reference.score(features.astype("float64"), styles))
+    assert 0.5 < accuracy < 1
+
+
+def test_styles_that_tie():
+    same = {"a": np.zeros([1, 2]), "b": np.zeros([3, 2]), "c": np.full([1, 2], 4.0)}
+    features = np.array([[0.0, 0.0], [4.0, 4.0]])
+    assert nearest_style(features, same) == ["a", "c"]
+    assert style_accuracy(features, ["a", "c"], same) == 0.5
+
+
+def test_refused_styles():
+    known = style_features(1)
+    features = known["水彩"]
+    with pytest.raises(UserError, match="30 pictures, but styles of 1"):
+        style_accuracy(features, ["水彩"], known)
+    with pytest.raises(UserError, match="no features of the style 版画"):
+        style_accuracy(features, ["版画"] * 30, known)
+    with pytest.raises(UserError, match="no styles to compare"):
+        nearest_style(features, {})
+    with pytest.raises(UserError, match="different lengths, 5 and 4"):
+        nearest_style(features, known | {"油画": features[:, :4]})
+    with pytest.raises(UserError, match=r"shape \[0, 5\]"):
+        nearest_style(features, known | {"油画": features[:0]})
+    with pytest.raises(UserError, match="not finite"):
+        nearest_style(features * np.inf, known)
