@@ -41,6 +41,9 @@ class Stages(Protocol):
     def enter(self, batch: Batch) -> paddle.Tensor:
         """What the first layer reads."""
 
+    def empty_rows(self, batch: Batch) -> paddle.Tensor:
+        """Of the shape and dtype of what stages pass on, without values."""
+
     def through(self, x: paddle.Tensor, batch: Batch) -> paddle.Tensor:
         """The layers that are here."""
 
@@ -87,12 +90,11 @@ def forward_backward(
     model: Stages,
     topology: Topology,
     batches: list[Batch],
-    shape: Callable[[Batch], list[int]],
     loss: Callable[[Scalars], paddle.Tensor],
 ) -> list[Scalars]:
     """Gradients of the mean of all micro-batches' losses, and on the last stage the scalars of each.
 
-    `shape` is that of what stages pass on; `loss` makes of the scalars what is derived.
+    `loss` makes of the scalars what is derived.
     """
     entered: dict[int, paddle.Tensor] = {}
     left: dict[int, paddle.Tensor] = {}
@@ -101,7 +103,7 @@ def forward_backward(
     pp = topology.pp
     for kind, what, i in messages(pp.rank, pp.size, len(batches)):
         if kind == "receive":
-            received = paddle.empty(shape(batches[i]))
+            received = model.empty_rows(batches[i])
             _receive(received, topology, -1 if what == "forward" else 1)
             if what == "forward":
                 received.stop_gradient = False
@@ -122,12 +124,12 @@ def forward_backward(
 
 
 @paddle.no_grad()
-def forward(model: Stages, topology: Topology, batch: Batch, shape: list[int]) -> Scalars:
+def forward(model: Stages, topology: Topology, batch: Batch) -> Scalars:
     """The scalars of one batch, on all stages but the last an empty dict."""
     if topology.first_stage:
         x = model.enter(batch)
     else:
-        x = paddle.empty(shape)
+        x = model.empty_rows(batch)
         _receive(x, topology, -1)
     x = model.through(x, batch)
     if topology.last_stage:

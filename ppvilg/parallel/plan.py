@@ -517,10 +517,10 @@ def _workspace_bytes(config: Config, stage: Stage) -> float:
 
 
 def _mask_bytes(config: Config, stage: Stage) -> float:
-    """The views of a micro-batch, one for each kind of layer and direction: float32 masks and int64 places."""
+    """The views of a micro-batch, one for each kind of layer and direction: masks and int64 places."""
     heads = config.transformer.heads // config.parallel.mp
     found = [pair_scores(config, kind) for kind in stage.kinds]
-    total = sum((of.bias * _FLOAT32 + of.indices * 8) * heads + of.order * 8 for of in found)
+    total = sum((of.bias * _width(config) + of.indices * 8) * heads + of.order * 8 for of in found)
     return total * config.micro_batch
 
 
@@ -535,10 +535,10 @@ def _logits_bytes(config: Config) -> float:
 
 
 def _softmax_bytes(config: Config) -> float:
-    """Probabilities of all targets of a micro-batch."""
+    """Probabilities of all targets of a micro-batch, in float32."""
     text = (config.text.max_length - 1) * config.text.vocabulary_size
     image = config.image_tokens * config.vqgan.codebook.size
-    return config.micro_batch * (text + image) * _width(config) / config.parallel.mp
+    return config.micro_batch * (text + image) * _FLOAT32 / config.parallel.mp
 
 
 # Messages

@@ -12,6 +12,7 @@ from ppvilg.checkpoint import Piece, Stored
 from ppvilg.config import ParallelConfig, TrainConfig
 from ppvilg.parallel.sharding import Sharding
 from ppvilg.parallel.topology import Topology
+from ppvilg.transformer.layers import at_least_float32
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -142,8 +143,8 @@ class Optimizer:
 
     def _norm(self) -> float:
         """Of all gradients together: every value of the model is counted once."""
-        counted = (p.grad for p in self.sharding.counted.values())
-        square = sum(float((gradient * gradient).sum()) for gradient in counted if gradient is not None)
+        counted = (at_least_float32(p.grad) for p in self.sharding.counted.values() if p.grad is not None)
+        square = sum(float((gradient * gradient).sum()) for gradient in counted)
         total = paddle.to_tensor([square], dtype="float64")
         topology = self.sharding.topology
         for axis in (topology.mp, topology.pp, topology.sharding):

@@ -101,7 +101,7 @@ class ViLGTask:
         count = min(self.config.train.validation_samples, len(self.validation))
         chosen = data.spread(len(self.validation), count)
         sums: dict[str, float] = {}
-        size = self.config.train.batch_size
+        size = self.config.micro_batch
         batches = [
             self._pairs([self._canonical(self.validation, i) for i in part], self.validation, self.validation_tokens, part)
             for part in (chosen[first : first + size] for first in range(0, count, size))
@@ -187,9 +187,7 @@ class ViLGTask:
 def pairs_gradients(model: ViLG, config: Config, batches: list[Pairs], scale: float = 1.0) -> tuple[set[str], Scalars]:
     """Gradients of `pairs_loss`, times `scale`, as a task gives them."""
     tensors = [batch.tensors() for batch in batches]
-    scalars = pipeline.forward_backward(
-        model, model.topology, tensors, model.rows_shape, lambda values: pairs_loss(values, config) * scale
-    )
+    scalars = pipeline.forward_backward(model, model.topology, tensors, lambda values: pairs_loss(values, config) * scale)
     return {"model"}, means(scalars)
 
 

@@ -31,7 +31,7 @@ class Part:
     """Int64 [B · heads · groups · keys]: which of the grouped keys [B · heads · L, width] each group reads; None where they are
     its own."""
     bias: paddle.Tensor | None
-    """Float32 [B, heads, groups, size, keys], added to the scores; None where every key is seen. The keys of the target part
+    """Float [B, heads, groups, size, keys], added to the scores; None where every key is seen. The keys of the target part
     are first all those of the source, then the group's. Laid out in full, since paddle's broadcasting addition is several
     times slower."""
 
@@ -46,8 +46,9 @@ class View:
     target: Part
 
 
-def view(pattern: Pattern, text_valid: paddle.Tensor, heads: int) -> View:
-    """What a layer needs to see its pattern's slots and no padding; `text_valid` bool [B, m] is True for real tokens."""
+def view(pattern: Pattern, text_valid: paddle.Tensor, heads: int, dtype: paddle.dtype = paddle.float32) -> View:
+    """What a layer of a dtype needs to see its pattern's slots and no padding; `text_valid` bool [B, m] is True for real
+    tokens."""
     batch, m = text_valid.shape
     text, image = _blocks_of(pattern)
     # A padded slot sees itself, so that its (unused) row has a softmax.
@@ -55,11 +56,11 @@ def view(pattern: Pattern, text_valid: paddle.Tensor, heads: int) -> View:
     if pattern.to_image:
         groups, size = image.queries.shape
         source_seen = text_valid.unsqueeze([1, 2]).expand([batch, groups, size, m])
-        target = _part(image, batch, heads, _bias([source_seen, _shown(image, batch)], heads))
-        return View(pattern, batch, _part(text, batch, heads, _bias([text_seen], heads)), target)
+        target = _part(image, batch, heads, _bias([source_seen, _shown(image, batch)], heads, dtype))
+        return View(pattern, batch, _part(text, batch, heads, _bias([text_seen], heads, dtype)), target)
     source_seen = paddle.ones([batch, 1, m, pattern.image_length], dtype="bool")
-    source = _part(image, batch, heads, None if image.mask.all() else _bias([_shown(image, batch)], heads))
-    return View(pattern, batch, source, _part(text, batch, heads, _bias([source_seen, text_seen], heads)))
+    source = _part(image, batch, heads, None if image.mask.all() else _bias([_shown(image, batch)], heads, dtype))
+    return View(pattern, batch, source, _part(text, batch, heads, _bias([source_seen, text_seen], heads, dtype)))
 
 
 @lru_cache(maxsize=64)  # a run has few patterns and needs them at every step
@@ -72,9 +73,9 @@ def _shown(blocks: Blocks, batch: int) -> paddle.Tensor:
     return paddle.to_tensor(blocks.mask).unsqueeze(0).expand([batch, -1, -1, -1])
 
 
-def _bias(seen: list[paddle.Tensor], heads: int) -> paddle.Tensor:
-    """Parts bool [B, groups, size, keys] -> float32 [B, heads, groups, size, all keys]."""
-    bias = paddle.where(paddle.concat(seen, axis=-1), paddle.zeros([]), paddle.full([], HIDDEN))
+def _bias(seen: list[paddle.Tensor], heads: int, dtype: paddle.dtype) -> paddle.Tensor:
+    """Parts bool [B, groups, size, keys] -> float [B, heads, groups, size, all keys]."""
+    bias = paddle.where(paddle.concat(seen, axis=-1), paddle.zeros([]), paddle.full([], HIDDEN)).astype(dtype)
     return bias.unsqueeze(1).expand([-1, heads, -1, -1, -1]).contiguous()
 
 

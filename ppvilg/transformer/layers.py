@@ -42,6 +42,11 @@ def spread_row(x: paddle.Tensor, count: int) -> paddle.Tensor:
     return paddle.matmul(_ones(count, 1, x.dtype), x.unsqueeze(0))
 
 
+def at_least_float32(x: paddle.Tensor) -> paddle.Tensor:
+    """x, in float32 if it has fewer bits."""
+    return x.astype("float32") if x.dtype in (paddle.float16, paddle.bfloat16) else x
+
+
 class Part(nn.initializer.Initializer):
     """Draws a tensor parallel process's part of a parameter just as it is drawn in the whole one."""
 
@@ -184,7 +189,8 @@ def _norm_backward(
     x: paddle.Tensor, weight: paddle.Tensor, epsilon: float, gradient: paddle.Tensor
 ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
     """Gradients of `_norm`'s input, weight and bias; the statistics are worked out again."""
-    rows, width = x.shape
+    dtype, (rows, width) = x.dtype, x.shape
+    x, weight, gradient = at_least_float32(x), at_least_float32(weight), at_least_float32(gradient)
     centred = x - spread_column(row_sums(x) / width, width)
     rate = paddle.rsqrt(row_sums(centred * centred) / width + epsilon)  # 1 / standard deviation
     rates = spread_column(rate, width)
@@ -196,6 +202,8 @@ def _norm_backward(
     along = spread_column(paddle.matmul(scaled, column), width).multiply_(normed)
     mean = spread_column(paddle.matmul(gradient, column), width)
     of_x = (gradient * spread_row(weight, rows)).subtract_(along.add_(mean)).multiply_(rates)
+    if of_x.dtype != dtype:
+        return of_x.astype(dtype), of_weight.astype(dtype), of_bias.astype(dtype)
     return of_x, of_weight, of_bias
 
 
@@ -268,6 +276,7 @@ class _FeedForward(PyLayer):
 
 def token_losses(logits: paddle.Tensor, targets: paddle.Tensor, mp: Axis = ALONE) -> paddle.Tensor:
     """-log p of each target, float [B, L] for logits [B, L, V] or the process's part of their V."""
+    logits = at_least_float32(logits)
     if mp.size == 1:
         return F.cross_entropy(logits, targets.unsqueeze(-1), reduction="none").squeeze(-1)
     largest = mp.max_(logits.detach().max(-1, keepdim=True))

@@ -168,9 +168,10 @@ class ViLG(nn.Layer):
         """What the first block reads: rows [2·B·m + 2·B·n, hidden] of both directions' texts and then of their images."""
         return self._embedded(_texts_of(pairs), pairs.image_read)
 
-    def rows_shape(self, pairs: Pairs) -> list[int]:
-        """The shape of what `enter` gives."""
-        return [2 * pairs.text.shape[0] * (pairs.text.shape[1] + pairs.image.shape[1]), self.hidden_width]
+    def empty_rows(self, pairs: Pairs) -> paddle.Tensor:
+        """Of the shape and dtype of what `enter` and `through` give, without values."""
+        rows = 2 * pairs.text.shape[0] * (pairs.text.shape[1] + pairs.image.shape[1])
+        return paddle.empty([rows, self.hidden_width], next(iter(self.blocks)).attention.norm.weight.dtype)
 
     def through(self, x: paddle.Tensor, pairs: Pairs) -> paddle.Tensor:
         """The blocks that are here: rows as `enter` gives them -> the same shape."""
@@ -185,9 +186,9 @@ class ViLG(nn.Layer):
         first = last_real(prompt_states, pairs.prompt_valid).unsqueeze(1)
         deciding = paddle.concat([first, image_states[:, :-1]], axis=1)
         image_logits, text_logits = self.image_logits(deciding), self.text_logits(text_states[:, :-1])
-        real = pairs.valid[:, 1:].astype(image_logits.dtype)
-        text_tokens = real.sum()
         image_sum = token_losses(image_logits, pairs.image, mp).sum()
+        real = pairs.valid[:, 1:].astype(image_sum.dtype)
+        text_tokens = real.sum()
         text_sum = (token_losses(text_logits, pairs.text[:, 1:], mp) * real).sum()
         measures = {
             "loss": (image_sum + text_sum) / pairs.image.size,
@@ -196,7 +197,9 @@ class ViLG(nn.Layer):
         }
         if not self.training:
             measures["txt2img_accuracy"] = token_hits(image_logits, pairs.image, mp).mean()
-            measures["img2txt_accuracy"] = (token_hits(text_logits, pairs.text[:, 1:], mp) * real).sum() / text_tokens
+            measures["img2txt_accuracy"] = (
+                token_hits(text_logits, pairs.text[:, 1:], mp).astype(real.dtype) * real
+            ).sum() / text_tokens
         if self.reconstructor is not None and pairs.pictures is not None:
             drawn = self.reconstructor(image_states)
             measures |= {"l1": F.l1_loss(drawn, pairs.pictures), "l2": F.mse_loss(drawn, pairs.pictures)}
@@ -239,7 +242,7 @@ class ViLG(nn.Layer):
     def _through(self, x: paddle.Tensor, texts: Texts) -> paddle.Tensor:
         views = {
             kind: [
-                view(self.pattern(kind, direction, text.shape[1]), valid, self.heads)
+                view(self.pattern(kind, direction, text.shape[1]), valid, self.heads, x.dtype)
                 for direction, (text, valid) in texts.items()
             ]
             for kind in set(self.kinds)

@@ -227,3 +227,20 @@ def test_text_table_of_another_width_is_projected():
     model = build(replace(CONFIG, text=replace(CONFIG.text, embedding_width=6)))
     assert model.text_embedding.weight.shape == [23, 6]
     assert np.isfinite(model.loss(pairs())["loss"].item())
+
+
+def test_no_dtype_is_fixed():
+    """In float64 the loss and its gradients are those of float32: what a GPU needs for bfloat16 too."""
+    results = []
+    for dtype in ("float32", "float64"):
+        paddle.seed(1)
+        model = build()
+        model.train()
+        model.to(dtype=dtype)
+        model.loss(pairs())["loss"].backward()
+        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert all(str(grad.dtype) == f"paddle.{dtype}" for grad in grads.values())
+        results.append({name: grad.numpy() for name, grad in grads.items()})
+    assert results[0].keys() == results[1].keys()
+    for name, gradient in results[0].items():
+        np.testing.assert_allclose(gradient, results[1][name], rtol=1e-3, atol=1e-4 * np.abs(gradient).max(), err_msg=name)
