@@ -107,9 +107,7 @@ class ViLGTask:
             for part in (chosen[first : first + size] for first in range(0, count, size))
         ]
         for batch in batches:
-            for name, value in pipeline.forward(
-                self.model, self.topology, batch.tensors(), self.model.rows_shape(batch)
-            ).items():
+            for name, value in pipeline.forward(self.model, self.topology, batch.tensors()).items():
                 # The text's measures are means over text tokens, the others over pairs or image tokens.
                 weight = batch.valid[:, 1:].sum() / sum(b.valid[:, 1:].sum() for b in batches)
                 weight = weight if name.startswith("img2txt") else len(batch.text) / count
