@@ -73,7 +73,7 @@ def train(config: Config, task: Task, topology: Topology, resume: bool) -> bool:
         state = _restore(found[-1], task, optimizers)
     if settings.ema_decay:
         average = WeightAverage(optimizers["model"], settings.ema_decay)
-        if found:
+        if found and any(found[-1].glob("average*.safetensors")):  # else it starts from the weights as they are
             _restore_average(found[-1], average, optimizers["model"])
     if topology.leads:
         save_config(config, run / "config.yml")
