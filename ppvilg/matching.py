@@ -4,7 +4,6 @@ The paper ranks its candidates by such a model and filters its data by its simil
 """
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +18,7 @@ from ppvilg.errors import UserError
 from ppvilg.parallel.collectives import gathered
 from ppvilg.parallel.topology import Topology
 from ppvilg.pictures import to_model
-from ppvilg.text import TextTokenizer, cut, load_text_tokenizer, pad_batch
+from ppvilg.text import TextTokenizer, cut, pad_batch, saved_text_tokenizer
 from ppvilg.transformer.layers import FeedForward, LayerNorm, Linear, NormedProjections, Table, parameter, residual_std
 from ppvilg.transformer.pattern import HIDDEN
 
@@ -165,10 +164,7 @@ class MatchingModel:
         folder = Path(folder)
         weights = checkpoint.weights_file(folder)
         config = checkpoint.model_config(folder, "match")
-        vocabulary = next((folder / "text").glob("*"), None)
-        if vocabulary is None:
-            raise UserError(f"{folder / 'text'} holds no vocabulary: the run folder is incomplete")
-        text = load_text_tokenizer(replace(config.text, vocabulary=str(vocabulary)))
+        text = saved_text_tokenizer(folder, config.text)
         model = Matching(config)
         checkpoint.load_weights(model, weights)
         return cls(config, model, text)

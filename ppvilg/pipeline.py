@@ -7,7 +7,6 @@ caption = model.caption([pictures[0]])[0][0]                    # a string
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from ppvilg.generate.painting import PictureDecoder, paint
 from ppvilg.generate.sampling import Sampling
 from ppvilg.matching import Scorer, best_first
 from ppvilg.pictures import to_model
-from ppvilg.text import TextTokenizer, encode_prompt, load_text_tokenizer
+from ppvilg.text import TextTokenizer, encode_prompt, saved_text_tokenizer
 from ppvilg.transformer.model import ViLG
 from ppvilg.vqgan.folder import load_vqgan
 from ppvilg.vqgan.model import VQGAN
@@ -54,10 +53,7 @@ class Pipeline:
         weights = checkpoint.weights_file(folder)
         config = checkpoint.model_config(folder, "vilg")
         vqgan = load_vqgan(folder / "tokenizer")
-        vocabulary = next((folder / "text").glob("*"), None)
-        if vocabulary is None:
-            raise UserError(f"{folder / 'text'} holds no vocabulary: the run folder is incomplete")
-        text = load_text_tokenizer(replace(config.text, vocabulary=str(vocabulary)))
+        text = saved_text_tokenizer(folder, config.text)
         model = ViLG(config)
         checkpoint.load_weights(model, weights)
         return cls(config, model, vqgan, text)

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -125,6 +126,14 @@ def load_text_tokenizer(config: TextConfig) -> TextTokenizer:
             f"give at least that many"
         )
     return tokenizer
+
+
+def saved_text_tokenizer(run: Path, config: TextConfig) -> TextTokenizer:
+    """The tokenizer that `save` put into a run's folder; raises `UserError` where it is missing."""
+    vocabulary = next((run / "text").glob("*"), None)
+    if vocabulary is None:
+        raise UserError(f"{run / 'text'} holds no vocabulary: the run folder is incomplete")
+    return load_text_tokenizer(replace(config, vocabulary=str(vocabulary)))
 
 
 def encode_prompt(tokenizer: TextTokenizer, text: str, max_length: int) -> list[int]:

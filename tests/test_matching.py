@@ -140,3 +140,36 @@ def test_best_of_by_the_tool(trained, tiny_runs, tmp_path):
     missing = run_tool("infer", *arguments[:-2], "--best-of", 4, "--matching", tmp_path / "no")
     assert missing.returncode == 2
     assert "there is no folder" in missing.stderr
+
+
+def test_ernie_vil_from_a_local_folder(tmp_path):
+    """With random weights: the similarities are those of PaddleNLP's own forward pass."""
+    from paddlenlp.transformers import (
+        ErnieViLConfig,
+        ErnieViLImageProcessor,
+        ErnieViLModel,
+        ErnieViLProcessor,
+        ErnieViLTokenizer,
+    )
+    from PIL import Image
+
+    (tmp_path / "words.txt").write_text("[PAD]\n[CLS]\n[SEP]\n[MASK]\n[UNK]\n红\n色\n", "utf-8")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = sizes | {"vocab_size": 10, "max_position_embeddings": 16}
+    vision = sizes | {"image_size": 32, "patch_size": 8}
+    model = ErnieViLModel(ErnieViLConfig(text_config_dict=text, vision_config_dict=vision, projection_dim=16))
+    pixels = ErnieViLImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = ErnieViLProcessor(pixels, ErnieViLTokenizer(str(tmp_path / "words.txt")))
+    model.save_pretrained(str(tmp_path / "model"))
+    processor.save_pretrained(str(tmp_path / "model"))
+
+    scorer = load_scorer(str(tmp_path / "model"))
+    pictures, texts = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8), ["红", "红色", "色"]
+    similarity = scorer.embed_pictures(pictures) @ scorer.embed_texts(texts).T
+    inputs = processor(text=texts, images=[Image.fromarray(picture) for picture in pictures], return_tensors="pd", padding=True)
+    model.eval()
+    with paddle.no_grad():
+        expected = model(**inputs).logits_per_image / model.temperature.exp()
+    np.testing.assert_allclose(similarity, expected.numpy(), atol=1e-5)
+    with pytest.raises(UserError, match="cannot get ErnieViL"):
+        load_scorer("ernie_vil-of-nobody")
