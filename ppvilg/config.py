@@ -7,6 +7,7 @@ overrides single keys, and the result is checked as a whole before anything runs
 import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -325,7 +326,10 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write the resolved config, every key included, as YAML that `load_config` reads back to an equal `Config`."""
-    Path(path).write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True), "utf-8")
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True), "utf-8")
+    os.replace(temporary, path)
 
 
 def _read_tree(path: Path, above: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:

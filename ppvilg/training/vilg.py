@@ -66,7 +66,9 @@ class ViLGTask:
         source = Path(self.config.train.tokenizer)
         (run / "tokenizer").mkdir(exist_ok=True)
         save_config(checkpoint.model_config(source, "vqgan"), run / "tokenizer" / "config.yml")
-        shutil.copyfile(checkpoint.weights_file(source), run / "tokenizer" / "model.safetensors")
+        temporary = run / "tokenizer" / "model.safetensors.tmp"
+        shutil.copyfile(checkpoint.weights_file(source), temporary)
+        temporary.replace(run / "tokenizer" / "model.safetensors")
         (run / "text").mkdir(exist_ok=True)
         self.text.save(run / "text")
 
