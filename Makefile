@@ -13,7 +13,7 @@ test: .venv/installed-dev lint
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m slow
 
-# All layouts of several processes, over gloo on the CPU.
+# All layouts of several processes, over gloo on the CPU: about half an hour on two cores.
 test-distributed: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/parallel
 
