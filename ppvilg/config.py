@@ -134,6 +134,9 @@ class TextConfig:
     """An ERNIE model (name or local folder) whose token embeddings the text table starts from."""
     embedding_width: Positive | None = None
     """Width of the text table where it differs from `transformer.hidden`; it is then projected."""
+    styles: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Named styles and how a prompt asks for each, by language, with {} for what is shown, e.g.
+    `{noto: {zh: "Noto风格的{}", en: "{} in Noto style"}}`: what an API or a page offers to choose from."""
 
 
 @dataclass(frozen=True)
@@ -366,7 +369,7 @@ def _nest(key: str, value: Any) -> dict:
 
 
 # These keys hold free-form mappings: a file that sets one replaces it, instead of adding to its base's entries.
-_MAPPINGS = ("data.languages", "data.keep")
+_MAPPINGS = ("data.languages", "data.keep", "text.styles")
 
 
 def _merge(into: dict, tree: dict, origins: dict[str, str], origin: str, prefix: str = "") -> None:
@@ -471,6 +474,10 @@ def _check_combinations(config: Config, origins: dict[str, str], path: str) -> N
         refuse("matching.heads", matching.heads, f"expected a divisor of matching.hidden = {matching.hidden}")
     if config.task == "match" and config.data.image_size % matching.patch_size:
         refuse("matching.patch_size", matching.patch_size, f"expected a divisor of data.image_size = {config.data.image_size}")
+    for name, templates in text.styles.items():
+        for language, template in templates.items():
+            if template.count("{}") != 1:
+                refuse(f"text.styles.{name}.{language}", template, "expected a prompt with one {} for what is shown")
     if text.max_length < 3:
         refuse("text.max_length", text.max_length, "expected at least 3: begin, one token, end")
 

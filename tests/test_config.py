@@ -56,6 +56,7 @@ def test_inheritance_and_overrides(tmp_path):
         ("train.accumulate=5", ["train.accumulate", "5", "divisor of train.batch_size"]),
         ("train.warmup_steps=200000", ["train.warmup_steps", "fewer than train.steps"]),
         ("vqgan.loss.perceptual=1.0", ["vqgan.loss.perceptual", "perceptual_weights"]),
+        ("text.styles={flat: {zh: 扁平}}", ["text.styles.flat.zh", "'扁平'", "one {}"]),
         ("text.max_length=2", ["text.max_length", "at least 3"]),
         ("transformer.attention.plan=[row,diagonal]", ["transformer.attention.plan.1", "'diagonal'", "'convolution'"]),
         ("transformer.attention.plan=[]", ["transformer.attention.plan", "at least one kind"]),
