@@ -7,7 +7,6 @@ overrides single keys, and the result is checked as a whole before anything runs
 import dataclasses
 import difflib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from ppvilg.errors import UserError
+from ppvilg.files import write_whole
 
 _STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
@@ -276,6 +276,42 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True)
+class EvalConfig:
+    """What tools/eval.py measures, and how."""
+
+    __pydantic_config__ = _STRICT
+    keep: dict[str, list[str]] | None = None
+    """Evaluate only pairs whose metadata has one of these values; null: as `data.keep`, which says what was trained on."""
+    samples: Positive | None = None
+    """Pairs drawn at random from the split; null: all."""
+    captions: Literal["canonical", "any"] = "canonical"
+    """Each picture with the first caption of its heaviest language, or any caption of that language with its picture (COCO)."""
+    seed: Count = 0
+    training_split: str | None = "train"
+    """Where the baselines find real pictures and captions besides those of the split; null: without these baselines."""
+    extractor: str = "efficientnet-lite0"
+    """Features of pictures: efficientnet-lite0, or the file that tools/convert_inception.py made."""
+    matching: str | None = None
+    """Run folder of the matching model, or an ErnieViL: retrieval, scores, and the best of several candidates."""
+    best_of: list[Positive] = field(default_factory=lambda: [1])
+    """Candidates per prompt of which the matching model takes the best."""
+    pool: Annotated[int, Field(ge=2)] = 100
+    """Captions among which a picture has to find its own (R@1, R@5)."""
+    blur: list[Weight] = field(default_factory=lambda: [0.0])
+    """Deviations in pixels of the blur before features are taken (FID-k)."""
+    temperature: Weight = 1.0
+    top_k: Count = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    guidance: Weight = 1.0
+    decoder: Literal["codebook", "hidden"] = "codebook"
+    """What paints the tokens: the image tokenizer, or the reconstructor of an end-to-end model."""
+    beams: Positive = 1
+    """Of the search for captions; 1: the likeliest token each time."""
+    unit: Literal["characters", "words"] = "characters"
+    """What captions are cut into before they are compared."""
+
+
+@dataclass(frozen=True)
 class Config:
     """One experiment."""
 
@@ -289,6 +325,7 @@ class Config:
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     @property
     def micro_batch(self) -> int:
@@ -329,10 +366,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write the resolved config, every key included, as YAML that `load_config` reads back to an equal `Config`."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True), "utf-8")
-    os.replace(temporary, path)
+    write_whole(Path(path), yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
 
 
 def _read_tree(path: Path, above: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
@@ -369,7 +403,7 @@ def _nest(key: str, value: Any) -> dict:
 
 
 # These keys hold free-form mappings: a file that sets one replaces it, instead of adding to its base's entries.
-_MAPPINGS = ("data.languages", "data.keep", "text.styles")
+_MAPPINGS = ("data.languages", "data.keep", "text.styles", "eval.keep")
 
 
 def _merge(into: dict, tree: dict, origins: dict[str, str], origin: str, prefix: str = "") -> None:
@@ -478,6 +512,11 @@ def _check_combinations(config: Config, origins: dict[str, str], path: str) -> N
         for language, template in templates.items():
             if template.count("{}") != 1:
                 refuse(f"text.styles.{name}.{language}", template, "expected a prompt with one {} for what is shown")
+    if max(config.eval.best_of, default=0) > 1 and not config.eval.matching:
+        refuse("eval.best_of", config.eval.best_of, "expected [1] unless eval.matching names a model that chooses")
+    if not config.eval.best_of or not config.eval.blur:
+        key = "blur" if config.eval.best_of else "best_of"
+        refuse(f"eval.{key}", [], "expected at least one number")
     if text.max_length < 3:
         refuse("text.max_length", text.max_length, "expected at least 3: begin, one token, end")
 

@@ -1,6 +1,5 @@
 """Pictures as arrays: conversions, PNG files and labelled grids."""
 
-import os
 from functools import cache
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import cv2
 import numpy as np
 
 from ppvilg.errors import UserError
+from ppvilg.files import write_whole
 
 _FONT = Path(__file__).parent / "assets" / "NotoSansCJKsc-subset.otf"
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
@@ -33,9 +33,7 @@ def check_picture(picture: np.ndarray) -> None:
 def save_png(picture: np.ndarray, path: Path) -> None:
     """Write uint8 RGB [H, W, 3] under a temporary name and rename it."""
     encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(encoded.tobytes())
-    os.replace(temporary, path)
+    write_whole(path, encoded.tobytes())
 
 
 def plain_grid(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:

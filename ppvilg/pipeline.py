@@ -164,7 +164,9 @@ class Pipeline:
         return [captions[i : i + samples] for i in range(0, len(captions), samples)]
 
     def write(self, prompts: list[str], seeds: list[int], sampling: Sampling, read_last: bool = False) -> Written:
-        """All image tokens for each prompt, len(seeds) / len(prompts) candidates of each, not painted yet."""
+        """All image tokens for each prompt, len(seeds) / len(prompts) candidates of each, not painted yet; `read_last` for the
+        decoder `hidden`. Raises `UserError` as `generate_partial` does."""
+        self._check(sampling, "hidden" if read_last else "codebook")
         *_, written = write_images(self.model, self.encode_prompts(prompts), self.text, seeds, sampling, None, read_last)
         return written
 
@@ -189,10 +191,7 @@ class Pipeline:
         every: int,
         given: np.ndarray | None,
     ) -> Iterator[list[list[np.ndarray]]]:
-        if decoder == "hidden" and self.model.reconstructor is None:
-            raise UserError("this model has no reconstructor (transformer.reconstructor): use the decoder `codebook`")
-        if sampling.guidance != 1 and not self.config.train.text_drop:
-            raise UserError("this model was trained without text_drop, so it knows no empty text: use guidance 1")
+        self._check(sampling, decoder)
         texts = self.encode_prompts(prompts)
         done: list[np.ndarray] = []
         for part, first, last in _batches(len(texts), samples):
@@ -209,6 +208,12 @@ class Pipeline:
                         done = pictures
                     if len(pictures) == len(texts) * samples or not complete:
                         yield [pictures[i * samples : (i + 1) * samples] for i in range(len(texts))]
+
+    def _check(self, sampling: Sampling, decoder: PictureDecoder) -> None:
+        if decoder == "hidden" and self.model.reconstructor is None:
+            raise UserError("this model has no reconstructor (transformer.reconstructor): use the decoder `codebook`")
+        if sampling.guidance != 1 and not self.config.train.text_drop:
+            raise UserError("this model was trained without text_drop, so it knows no empty text: use guidance 1")
 
 
 def _batches(prompts: int, samples: int) -> Iterator[tuple[range, int, int]]:

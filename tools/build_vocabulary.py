@@ -15,14 +15,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the vocab.txt to write")
     arguments = parser.parse_args()
 
-    from ppvilg.data.shards import write_file
     from ppvilg.data.sources import open_source
     from ppvilg.data.vocabulary import build_vocabulary
+    from ppvilg.files import write_whole
 
     source = open_source(arguments.data, "all", captions=arguments.captions)
     captions = [text for record in source.records for texts in record.captions.values() for text in texts]
     tokens = build_vocabulary(captions, arguments.limit)
-    write_file(arguments.output, ("\n".join(tokens) + "\n").encode())
+    write_whole(arguments.output, ("\n".join(tokens) + "\n").encode())
     print(f"{arguments.output}: {len(tokens)} tokens from {len(captions)} captions")
 
 

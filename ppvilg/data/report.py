@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ppvilg.data.shards import write_file
+from ppvilg.files import write_whole
 
 NAMED = 5
 """How many of the samples left out for one reason are named."""
@@ -45,4 +45,4 @@ class Report:
             "filtered": self.filtered,
             "skipped": {reason: {"count": count, "first": self.names[reason]} for reason, count in self.skipped.items()},
         }
-        write_file(Path(path), (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
+        write_whole(Path(path), (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())

@@ -4,7 +4,6 @@ import contextlib
 import gzip
 import io
 import json
-import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -13,15 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ppvilg.errors import UserError
+from ppvilg.files import write_whole
 
 MANIFEST_FORMAT = 1
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: under a temporary name first."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def pack_shard(files: Iterable[tuple[str, bytes]]) -> bytes:
@@ -60,7 +53,7 @@ def write_shards(
                 text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"))
                 files += [(f"{key}.json", text.encode()), (f"{key}.webp", picture)]
             name, content = f"{split}-{number:05d}.tar.gz", pack_shard(files)
-            write_file(folder / name, content)
+            write_whole(folder / name, content)
             entries.append(
                 {
                     "file": name,
@@ -76,7 +69,7 @@ def write_shards(
 def write_manifest(folder: Path, entries: list[dict[str, Any]], **more: Any) -> None:
     """Write `manifest.json` for these shards; further keys are kept as they are."""
     manifest = {"format": MANIFEST_FORMAT, **more, "shards": entries}
-    write_file(folder / "manifest.json", (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode())
+    write_whole(folder / "manifest.json", (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 import csv
 import io
 import json
-import os
 from pathlib import Path
 
 from ppvilg.errors import UserError
 from ppvilg.evaluation.captions import characters
+from ppvilg.files import write_whole
 
 COLUMNS = ("number", "picture", "question", "answer", "rating")
 
@@ -63,10 +63,8 @@ def export_for_rating(path: str | Path, pictures: list[str], questions: list[str
         content = "".join(lines).encode()
     else:
         raise UserError(f"{path}: a table for rating ends in .csv or .jsonl")
-    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        write_whole(path, content)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None

@@ -35,6 +35,29 @@ def recall_at(
     return {f"R@{rank}": float((places < rank).mean()) for rank in ranks}
 
 
+def pooled_recall(
+    queries: np.ndarray, items: np.ndarray, labels: Sequence[str], pool: int, seed: int, ranks: Sequence[int] = (1, 5)
+) -> dict[str, float]:
+    """`recall_at` where each query has to find its own item among `pool` - 1 others drawn at random (R-precision, Xu et al.
+    2018), so that sets of different sizes can be compared.
+
+    `queries` float [N, E], of pictures, stand in the order of their `items` float [N, E], of texts, with a label each: items
+    with the query's own label are not drawn against it. Where there are fewer others than that, all are taken. Raises
+    `UserError` if the arrays do not fit each other or hold NaN.
+    """
+    if queries.shape != items.shape or len(items) != len(labels):
+        raise UserError(f"features of the shapes {list(queries.shape)} and {list(items.shape)} with {len(labels)} labels")
+    names = np.asarray(labels)
+    generator = np.random.default_rng(seed)
+    found: dict[str, list[float]] = {}
+    for i, query in enumerate(queries):
+        others = np.flatnonzero(names != names[i])
+        drawn = generator.choice(others, min(pool - 1, len(others)), replace=False)
+        for rank, value in recall_at((items[[i, *drawn]] @ query)[None], [0], ranks).items():
+            found.setdefault(rank, []).append(value)
+    return {rank: float(np.mean(values)) for rank, values in found.items()}
+
+
 def nearest_style(features: np.ndarray, style_features: Mapping[str, np.ndarray]) -> list[str]:
     """For each sample of `features` float [N, D] the style whose centroid, the mean of its float [S, D], is nearest.
 

@@ -1,7 +1,6 @@
 """What a run says while it trains: a progress bar, metrics.jsonl, VisualDL and preview pictures."""
 
 import json
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ppvilg.files import write_whole
 from ppvilg.pictures import save_png
 
 
@@ -105,6 +105,4 @@ def _forget_from(metrics: Path, step: int) -> None:
     if metrics.is_file():
         lines = metrics.read_text("utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        temporary = metrics.with_name(metrics.name + ".tmp")
-        temporary.write_text("".join(kept), "utf-8")
-        os.replace(temporary, metrics)
+        write_whole(metrics, "".join(kept))

@@ -13,8 +13,9 @@ from ppvilg.data.emoji.packages import fetch, read
 from ppvilg.data.emoji.pictures import read_pictures
 from ppvilg.data.emoji.splits import split_of
 from ppvilg.data.emoji.styles import NAMES, STYLES, Style
-from ppvilg.data.shards import write_file, write_manifest, write_shards
+from ppvilg.data.shards import write_manifest, write_shards
 from ppvilg.data.vocabulary import build_vocabulary
+from ppvilg.files import write_whole
 
 
 def build(output: Path, cache: Path, say: Callable[[str], None] = print) -> dict[str, Counter]:
@@ -59,7 +60,7 @@ def build(output: Path, cache: Path, say: Callable[[str], None] = print) -> dict
         counts={style: dict(sorted(by_split.items())) for style, by_split in counts.items()},
         packages={str(package): package.licence for package in tarballs},
     )
-    write_file(output / "vocab.txt", ("\n".join(build_vocabulary(captions)) + "\n").encode())
+    write_whole(output / "vocab.txt", ("\n".join(build_vocabulary(captions)) + "\n").encode())
     write_licences(output)
     return counts
 

@@ -4,7 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ppvilg.data.emoji.styles import NAMES, STYLES
-from ppvilg.data.shards import write_file
+from ppvilg.files import write_whole
 
 
 def write_licences(output: Path) -> None:
@@ -31,10 +31,10 @@ def write_licences(output: Path) -> None:
         "data.",
         "",
     ]
-    write_file(output / "LICENSES.md", "\n".join(lines).encode())
+    write_whole(output / "LICENSES.md", "\n".join(lines).encode())
     (output / "licenses").mkdir(exist_ok=True)
     for text in sorted(files("ppvilg.data.emoji").joinpath("licences").iterdir(), key=lambda text: text.name):
-        write_file(output / "licenses" / text.name, text.read_bytes())
+        write_whole(output / "licenses" / text.name, text.read_bytes())
 
 
 def _link(licence: str) -> str:

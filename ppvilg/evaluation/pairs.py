@@ -1,0 +1,119 @@
+"""Which pairs of a split are evaluated, and which training pictures stand beside them as baselines."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppvilg.config import Config
+from ppvilg.data.loader import canonical_caption
+from ppvilg.data.records import Record
+from ppvilg.data.sources import Source, open_source
+from ppvilg.errors import UserError
+from ppvilg.text import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One picture of the split with the caption it is evaluated with."""
+
+    index: int
+    """Of the picture in the source."""
+    key: str
+    caption: str
+    references: list[str]
+    """All captions of the picture in the caption's language."""
+    style: str | None
+    """What the picture's metadata calls its style."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The pairs of an evaluation with their source."""
+
+    source: Source
+    pairs: list[Pair]
+    overlong: int
+    """Pairs left out because their caption has more tokens than the model reads."""
+
+
+def choose_pairs(config: Config, split: str, text: TextTokenizer, max_length: int) -> Chosen:
+    """The pairs that `config.eval` asks for, those whose caption the model can read; raises `UserError` if none is left."""
+    settings, languages = config.eval, config.data.languages
+    source = _open(config, split, config.data.keep if settings.keep is None else settings.keep)
+    candidates: list[tuple[int, str]] = []
+    for i, record in enumerate(source.records):
+        texts = _of_one_language(record, languages)
+        candidates += [(i, caption) for caption in (texts[:1] if settings.captions == "canonical" else texts)]
+    if settings.samples is not None and settings.samples < len(candidates):
+        drawn = np.random.default_rng(settings.seed).choice(len(candidates), settings.samples, replace=False)
+        candidates = [candidates[i] for i in sorted(drawn)]
+    pairs = []
+    for i, caption in candidates:
+        if len(text.encode(caption)) <= max_length:
+            record = source.records[i]
+            pairs.append(Pair(i, record.key, caption, _of_one_language(record, languages), _style(record)))
+    if not pairs:
+        raise UserError(f"no caption of the split {split} is short enough: the model reads {max_length - 2} tokens at most")
+    return Chosen(source, pairs, len(candidates) - len(pairs))
+
+
+def others_of_the_styles(config: Config, pairs: list[Pair]) -> tuple[Source, list[int]] | None:
+    """For each pair a real training picture of its style, no picture twice while there are enough: what the distance
+    between real pictures and real pictures is. None where the config names no training split."""
+    settings = config.eval
+    if settings.training_split is None:
+        return None
+    source = _open(config, settings.training_split, config.data.keep if settings.keep is None else settings.keep)
+    order = np.random.default_rng([settings.seed, 1]).permutation(len(source))
+    by_style: dict[str | None, list[int]] = {}
+    for i in order:
+        by_style.setdefault(_style(source.records[i]), []).append(int(i))
+    taken: dict[str | None, int] = {}
+    chosen = []
+    for pair in pairs:
+        style = pair.style if pair.style in by_style else None
+        there = by_style.get(style) or [int(i) for i in order]
+        turn = taken.get(style, 0)
+        taken[style] = turn + 1
+        chosen.append(there[turn % len(there)])
+    return source, chosen
+
+
+def nearest_by_caption(config: Config, pairs: list[Pair]) -> tuple[Source, list[int]] | None:
+    """For each pair the picture whose caption is nearest, of those that the model was trained on: what looking things up
+    instead of drawing them would give. None where the config names no training split.
+
+    Nearest by the cosine of the captions' TF-IDF over sequences of one to three characters; of equals, the first.
+    """
+    if config.eval.training_split is None:
+        return None
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    source = _open(config, config.eval.training_split, config.data.keep)
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3))
+    known = vectorizer.fit_transform([canonical_caption(r.captions, config.data.languages) for r in source.records])
+    asked = vectorizer.transform([pair.caption for pair in pairs])
+    return source, [int(np.argmax((asked[i] @ known.T).toarray())) for i in range(len(pairs))]
+
+
+def _open(config: Config, split: str, keep: dict[str, list[str]]) -> Source:
+    data = config.data
+    return open_source(
+        data.path,
+        split,
+        keep=keep,
+        captions=data.captions,
+        validation_fraction=data.validation_fraction,
+        seed=config.train.seed,
+    )
+
+
+def _of_one_language(record: Record, languages: dict[str, float]) -> list[str]:
+    """A record's captions in the language of its canonical caption, that one first."""
+    first = canonical_caption(record.captions, languages)
+    return next(texts for texts in record.captions.values() if texts and texts[0] == first)
+
+
+def _style(record: Record) -> str | None:
+    style = record.metadata.get("style")
+    return style if isinstance(style, str) else None

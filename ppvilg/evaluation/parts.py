@@ -1,0 +1,244 @@
+"""The work of an evaluation in parts of a few pairs, each kept in a file of its own: what an interrupted evaluation has done it
+need not do again, and several processes share the parts."""
+
+import io
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from ppvilg.checkpoint import checksum, weights_file
+from ppvilg.config import Config
+from ppvilg.data.sources import Source
+from ppvilg.errors import UserError
+from ppvilg.evaluation.blur import blurred
+from ppvilg.evaluation.extractor import Extractor, load_extractor
+from ppvilg.evaluation.likelihood import likelihood
+from ppvilg.evaluation.pairs import Chosen, Pair, choose_pairs, nearest_by_caption, others_of_the_styles
+from ppvilg.files import write_whole
+from ppvilg.generate.painting import paint
+from ppvilg.generate.sampling import Sampling
+from ppvilg.matching import Scorer, load_scorer
+from ppvilg.pictures import from_model
+from ppvilg.pipeline import Pipeline
+from ppvilg.training import data
+
+PAIRS_PER_PART = 32
+EXAMPLES = 24
+_SEQUENCES = 64  # drawn together
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model, a split, and what both are measured with."""
+
+    config: Config
+    split: str
+    output: Path
+    pipeline: Pipeline
+    extractor: Extractor
+    scorer: Scorer | None
+    chosen: Chosen
+    others: tuple[Source, list[int]] | None
+    nearest: tuple[Source, list[int]] | None
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The pairs that are evaluated."""
+        return self.chosen.pairs
+
+    @property
+    def parts(self) -> list[Path]:
+        """The files of all parts, finished or not."""
+        count = -(-len(self.pairs) // PAIRS_PER_PART)
+        return [self.output / "parts" / f"{i:05d}.npz" for i in range(count)]
+
+    @property
+    def sampling(self) -> Sampling:
+        """How pictures are drawn."""
+        settings = self.config.eval
+        return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.guidance)
+
+    @property
+    def radii(self) -> list[float]:
+        """Of the blur, the sharpest first."""
+        return sorted(set(self.config.eval.blur))
+
+    @property
+    def best_of(self) -> list[int]:
+        """From how many candidates pictures are chosen, ascending."""
+        return sorted(set(self.config.eval.best_of))
+
+    @cached_property
+    def examples(self) -> list[int]:
+        """The pairs whose pictures are kept to be looked at."""
+        return data.spread(len(self.pairs), EXAMPLES)
+
+    @cached_property
+    def partner(self) -> np.ndarray:
+        """For each pair another one, int64 [N], whose caption stands for a wrong one; each is a partner once."""
+        order = np.random.default_rng([self.config.eval.seed, 2]).permutation(len(self.pairs))
+        partner = np.empty_like(order)
+        partner[order] = np.roll(order, 1)
+        return partner
+
+
+def open_evaluation(config: Config, split: str, output: Path) -> Evaluation:
+    """Load everything that the parts need.
+
+    Raises `UserError` for a run, weights or data that can't be read, and where the folder holds another evaluation.
+    """
+    pipeline = Pipeline.load(config.train.output)
+    extractor = load_extractor(config.eval.extractor)
+    scorer = load_scorer(config.eval.matching) if config.eval.matching else None
+    chosen = choose_pairs(config, split, pipeline.text, pipeline.config.text.max_length)
+    others, nearest = others_of_the_styles(config, chosen.pairs), nearest_by_caption(config, chosen.pairs)
+    evaluation = Evaluation(config, split, output, pipeline, extractor, scorer, chosen, others, nearest)
+    _claim(evaluation)
+    return evaluation
+
+
+def compute(evaluation: Evaluation, part: Path) -> None:
+    """Compute one part and put its file in place, whole."""
+    number = int(part.stem)
+    places = range(number * PAIRS_PER_PART, min((number + 1) * PAIRS_PER_PART, len(evaluation.pairs)))
+    arrays = _measured(evaluation, places)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_whole(part, buffer.getvalue())
+
+
+def read_parts(evaluation: Evaluation) -> Arrays:
+    """The arrays of all parts, one after another."""
+    return joined_parts(evaluation.parts)
+
+
+def joined_parts(files: list[Path]) -> Arrays:
+    """The arrays of some part files, one after another; raises `UserError` for a damaged file."""
+    found: dict[str, list[np.ndarray]] = {}
+    for file in files:
+        try:
+            with np.load(file) as arrays:
+                for name in arrays.files:
+                    found.setdefault(name, []).append(arrays[name])
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{file} is damaged ({type(error).__name__}): remove it, and it is computed again") from None
+    return {name: np.concatenate(arrays) for name, arrays in found.items()}
+
+
+def real_pictures(evaluation: Evaluation, places: range) -> np.ndarray:
+    """The pictures uint8 [P, H, W, 3] of some pairs, of the size the model draws."""
+    size = evaluation.pipeline.config.data.image_size
+    return data.pictures(evaluation.chosen.source, [evaluation.pairs[i].index for i in places], size)
+
+
+def _claim(evaluation: Evaluation) -> None:
+    """Make the folder this evaluation's; raises `UserError` if its parts are those of another one."""
+    weights = weights_file(evaluation.config.train.output)
+    settings = {
+        "eval": asdict(evaluation.config.eval),
+        "split": evaluation.split,
+        "weights": checksum(weights),
+        "extractor": evaluation.extractor.weights,
+        "matching": _matching_weights(evaluation.config.eval.matching),
+        "pairs": [[pair.key, pair.caption] for pair in evaluation.pairs],
+    }
+    path = evaluation.output / "settings.json"
+    text = json.dumps(settings, ensure_ascii=False)
+    (evaluation.output / "parts").mkdir(parents=True, exist_ok=True)
+    if path.is_file() and path.read_text("utf-8") != text:
+        raise UserError(f"{evaluation.output} holds another evaluation (model, settings or pairs): give another --output")
+    write_whole(path, text)
+
+
+def _matching_weights(name: str | None) -> str | None:
+    if name is None or not Path(name).is_dir() or (Path(name) / "preprocessor_config.json").is_file():
+        return name
+    return checksum(weights_file(name))
+
+
+def _measured(evaluation: Evaluation, places: range) -> Arrays:
+    settings, pipeline = evaluation.config.eval, evaluation.pipeline
+    captions = [evaluation.pairs[i].caption for i in places]
+    wrong = [evaluation.pairs[evaluation.partner[i]].caption for i in places]
+    real = real_pictures(evaluation, places)
+    rebuilt = _rebuilt(pipeline, real)
+    error = np.mean((rebuilt.astype(np.float64) - real) ** 2, axis=(1, 2, 3))
+    arrays: Arrays = {"captions": np.array(captions), "psnr": 10 * np.log10(255**2 / np.maximum(error, 1e-10))}
+    sets = {"real": real, "reconstruction": rebuilt}
+    for name, found in (("others", evaluation.others), ("nearest", evaluation.nearest)):
+        if found:
+            source, indices = found
+            sets[name] = data.pictures(source, [indices[i] for i in places], len(real[0]))
+    shown = [i - places[0] for i in evaluation.examples if i in places]
+    for name, pictures in sets.items():
+        arrays |= {f"{kind}/{name}": values for kind, values in _seen(evaluation, pictures).items()}
+        arrays[f"pictures/{name}"] = pictures[shown]
+
+    candidates = _candidates(evaluation, places, captions)
+    chosen = {"best of 1": np.zeros(len(places), dtype=np.int64)}
+    if evaluation.scorer:
+        texts = evaluation.scorer.embed_texts(captions)
+        arrays["embeddings/captions"] = texts
+        embedded = evaluation.scorer.embed_pictures(candidates.reshape([-1, *real.shape[1:]]))
+        fits = (embedded.reshape([*candidates.shape[:2], -1]) * texts[:, None]).sum(-1)
+        chosen = {f"best of {count}": fits[:, :count].argmax(1) for count in evaluation.best_of}
+    rows = np.arange(len(places))
+    flat = {name: rows * candidates.shape[1] + choice for name, choice in chosen.items()}
+    # The best of 8 is often the best of 4 too: each picture is looked at once.
+    looked_at, places_of = np.unique(np.concatenate(list(flat.values())), return_inverse=True)
+    seen = _seen(evaluation, candidates.reshape([-1, *real.shape[1:]])[looked_at])
+    for name, where in zip(flat, places_of.reshape([len(flat), -1]), strict=True):
+        arrays |= {f"{kind}/{name}": values[where] for kind, values in seen.items()}
+        arrays[f"pictures/{name}"] = candidates[rows, chosen[name]][shown]
+
+    written = pipeline.caption(list(real), beams=settings.beams)
+    arrays["written"] = np.array([texts[0] for texts in written])
+    for name, texts in (("own", captions), ("wrong", wrong)):
+        bits = likelihood(pipeline, list(real), texts)
+        counts = len(real) * pipeline.config.image_tokens, sum(map(len, texts))
+        values = bits["bits_per_image_token"] * counts[0], counts[0], bits["bits_per_character"] * counts[1], counts[1]
+        arrays[f"likelihood/{name}"] = np.array([values])
+    return arrays
+
+
+def _seen(evaluation: Evaluation, pictures: np.ndarray) -> Arrays:
+    """What the networks see in pictures uint8 [P, H, W, 3]: features for each blur, logits for the least, embeddings."""
+    found: Arrays = {}
+    for radius in evaluation.radii:
+        features, logits = evaluation.extractor.network(blurred(pictures, radius))
+        found[f"features@{radius:g}"] = features
+        if radius == evaluation.radii[0]:
+            found["logits"] = logits
+    if evaluation.scorer:
+        found["embeddings"] = evaluation.scorer.embed_pictures(pictures)
+    return found
+
+
+def _candidates(evaluation: Evaluation, places: range, captions: list[str]) -> np.ndarray:
+    """Pictures uint8 [P, N, H, W, 3], N for each caption; every pair has its own seeds, so that they do not depend on the
+    part."""
+    pipeline, most, decoder = evaluation.pipeline, evaluation.best_of[-1], evaluation.config.eval.decoder
+    base = evaluation.config.eval.seed * len(evaluation.pairs) * most
+    candidates: list[np.ndarray] = []
+    at_once = max(1, _SEQUENCES // most)
+    for first in range(0, len(captions), at_once):
+        prompts = captions[first : first + at_once]
+        start = base + (places[0] + first) * most
+        seeds = list(range(start, start + len(prompts) * most))
+        written = pipeline.write(prompts, seeds, evaluation.sampling, decoder == "hidden")
+        candidates += paint(pipeline.model, pipeline.vqgan, written, decoder)
+    return np.stack(candidates).reshape([len(captions), most, *candidates[0].shape])
+
+
+@paddle.no_grad()
+def _rebuilt(pipeline: Pipeline, pictures: np.ndarray) -> np.ndarray:
+    """Pictures uint8 [P, H, W, 3] after the image tokenizer."""
+    rows, columns = pipeline.config.grid
+    tokens = pipeline.tokens(list(pictures)).reshape([len(pictures), rows, columns])
+    return from_model(pipeline.vqgan.decode(paddle.to_tensor(tokens)).numpy())

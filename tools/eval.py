@@ -1,0 +1,133 @@
+"""Evaluate a trained model on a split of its data, beside baselines; compare evaluations; score what others made.
+
+python tools/eval.py -c configs/eval_emoji.yml --split unseen_style
+python tools/eval.py compare runs/a/eval/unseen_style runs/b/eval/unseen_style --output comparison.html
+python tools/eval.py captions predictions.jsonl references.jsonl
+python tools/eval.py answers predictions.jsonl references.jsonl
+python tools/eval.py distance real_pictures/ my_pictures/
+
+A killed evaluation goes on where it was with the same command; several processes share the work with
+python -m paddle.distributed.launch --nproc_per_node 2 tools/eval.py ... Needs requirements-eval.txt.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from ppvilg.cli import run
+from ppvilg.config import load_config
+from ppvilg.errors import UserError
+
+
+def main() -> None:
+    """Parse the arguments and call the command."""
+    commands = {"compare": compare, "captions": score_captions, "answers": score_answers, "distance": distance}
+    if sys.argv[1:2] and sys.argv[1] in commands:
+        commands[sys.argv[1]](sys.argv[2:])
+    else:
+        evaluate(sys.argv[1:])
+
+
+def evaluate(words: list[str]) -> None:
+    """A model on a split."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-c", "--config", required=True, help="a YAML file; train.output names the run that is evaluated")
+    parser.add_argument("--split", required=True, help="of the data, e.g. validation")
+    parser.add_argument("--output", type=Path, help="folder of the report (default: eval/SPLIT in the run)")
+    parser.add_argument("-o", "--override", action="append", default=[], metavar="section.key=value", help="repeatable")
+    arguments = parser.parse_args(words)
+    config = load_config(arguments.config, arguments.override)
+
+    from ppvilg.evaluation import report
+
+    output = arguments.output or Path(config.train.output) / "eval" / arguments.split
+    rank, processes = (int(os.environ.get(f"PADDLE_{name}", first)) for name, first in (("TRAINER_ID", 0), ("TRAINERS_NUM", 1)))
+    if report.evaluate(config, arguments.split, output, rank, processes):
+        print(report.as_text(report.read_report(output)))
+        print(output / "report.html")
+
+
+def compare(words: list[str]) -> None:
+    """Finished evaluations side by side."""
+    parser = argparse.ArgumentParser(prog="eval.py compare", description=compare.__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of finished evaluations")
+    parser.add_argument("--output", type=Path, default=Path("comparison.html"))
+    arguments = parser.parse_args(words)
+    if len(arguments.folders) < 2:
+        raise UserError("there is one evaluation: give two or more to compare")
+
+    from ppvilg.evaluation.page import differences, write_page
+    from ppvilg.evaluation.report import read_report
+
+    write_page(arguments.output, arguments.folders)
+    for difference in differences([read_report(folder) for folder in arguments.folders]):
+        print(f"warning: {difference}", file=sys.stderr)
+    print(arguments.output)
+
+
+def score_captions(words: list[str]) -> None:
+    """Captions in a file against references: {"id", "text"} and {"id", "texts": [...]} on each line."""
+    parser = argparse.ArgumentParser(prog="eval.py captions", description=score_captions.__doc__)
+    parser.add_argument("predictions", type=Path)
+    parser.add_argument("references", type=Path)
+    parser.add_argument("--unit", choices=["characters", "words"], default="characters")
+    arguments = parser.parse_args(words)
+
+    from ppvilg.evaluation.captions import caption_scores
+    from ppvilg.evaluation.files import read_predictions
+
+    _, predictions, references = read_predictions(arguments.predictions, arguments.references)
+    print_measures(caption_scores(predictions, references, arguments.unit))
+
+
+def score_answers(words: list[str]) -> None:
+    """Answers to questions about pictures, in files as for captions; references are what people answered."""
+    parser = argparse.ArgumentParser(prog="eval.py answers", description=score_answers.__doc__)
+    parser.add_argument("predictions", type=Path)
+    parser.add_argument("references", type=Path)
+    arguments = parser.parse_args(words)
+
+    from ppvilg.evaluation.answers import answer_accuracy
+    from ppvilg.evaluation.files import read_predictions
+
+    _, predictions, references = read_predictions(arguments.predictions, arguments.references)
+    print_measures(answer_accuracy(predictions, references))
+
+
+def distance(words: list[str]) -> None:
+    """Fréchet distance, precision and recall between two folders of pictures, or two files of features (.npz, .npy)."""
+    parser = argparse.ArgumentParser(prog="eval.py distance", description=distance.__doc__)
+    parser.add_argument("real", type=Path)
+    parser.add_argument("made", type=Path)
+    parser.add_argument("--extractor", default="efficientnet-lite0", help="or the file of tools/convert_inception.py")
+    parser.add_argument("--size", type=int, default=256, help="pixels of pictures' sides at first (default: %(default)s)")
+    arguments = parser.parse_args(words)
+
+    from ppvilg.evaluation.extractor import load_extractor
+    from ppvilg.evaluation.files import read_features
+    from ppvilg.evaluation.frechet import frechet_distance, has_singular_covariance
+    from ppvilg.evaluation.precision_recall import precision_recall
+
+    extractor = load_extractor(arguments.extractor)
+    real, made = (read_features(path, extractor, arguments.size) for path in (arguments.real, arguments.made))
+    measures = {extractor.distance: frechet_distance(real, made)}
+    measures["precision"], measures["recall"] = precision_recall(real, made)
+    print(f"{len(real)} real and {len(made)} made pictures, {real.shape[1]} features")
+    print_measures(measures)
+    if has_singular_covariance(real) or has_singular_covariance(made):
+        print(
+            f"warning: with no more pictures than features the covariances are singular: {extractor.distance} is far too high "
+            f"and only comparable at equal numbers of pictures",
+            file=sys.stderr,
+        )
+
+
+def print_measures(measures: dict[str, float]) -> None:
+    """A line for each."""
+    for name, value in measures.items():
+        print(f"{name:16} {value:.4f}")
+
+
+if __name__ == "__main__":
+    run(main)
