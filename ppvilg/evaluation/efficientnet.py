@@ -13,9 +13,11 @@ import cv2
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from paddle import nn
 
 from ppvilg.checkpoint import Arrays, check_weights
 from ppvilg.errors import UserError
+from ppvilg.evaluation.compiled import compiled
 from ppvilg.pictures import check_picture
 
 SIZE, FEATURES, CLASSES = 224, 1280, 1000
@@ -88,13 +90,7 @@ class EfficientNetLite0:
 
     def __init__(self, weights: Arrays):
         check_weights(weights, weight_shapes(), "EfficientNet-Lite0")
-        self._blocks = _blocks()
-        self._convolutions = {}
-        for name, (norm, _) in _convolutions().items():
-            scale = weights[f"{norm}.weight"] / np.sqrt(weights[f"{norm}.running_var"] + _EPSILON)
-            weight = weights[f"{name}.weight"] * scale.reshape(-1, 1, 1, 1)
-            bias = weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
-            self._convolutions[name] = paddle.to_tensor(weight), paddle.to_tensor(bias)
+        self._pooled = compiled(_Network(weights), [3, SIZE, SIZE])
         self._classifier = paddle.to_tensor(weights["_fc.weight"].T), paddle.to_tensor(weights["_fc.bias"])
 
     @paddle.no_grad()
@@ -115,8 +111,19 @@ class EfficientNetLite0:
             logits.append(F.linear(of_batch, *self._classifier).numpy())
         return np.concatenate(features), np.concatenate(logits)
 
-    def _pooled(self, x: paddle.Tensor) -> paddle.Tensor:
-        """float32 [B, 3, 224, 224] as `_prepared` returns them -> float32 [B, 1280]."""
+
+class _Network(nn.Layer):
+    """float32 [B, 3, 224, 224] as `_prepared` returns them -> float32 [B, 1280]."""
+
+    def __init__(self, weights: Arrays):
+        super().__init__()
+        self._blocks = _blocks()
+        for name, (norm, _) in _convolutions().items():
+            scale = weights[f"{norm}.weight"] / np.sqrt(weights[f"{norm}.running_var"] + _EPSILON)
+            self._keep(f"{name}.weight", weights[f"{name}.weight"] * scale.reshape(-1, 1, 1, 1))
+            self._keep(f"{name}.bias", weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         x = F.relu6(self._convolve(x, "_conv_stem", stride=2))
         for name, inputs, expanded, outputs, _, stride in self._blocks:
             y = x
@@ -125,10 +132,14 @@ class EfficientNetLite0:
             y = F.relu6(self._convolve(y, f"{name}_depthwise_conv", stride, groups=expanded))
             y = self._convolve(y, f"{name}_project_conv")
             x = x + y if stride == 1 and inputs == outputs else y
-        return F.relu6(self._convolve(x, "_conv_head")).mean([2, 3])
+        return F.adaptive_avg_pool2d(F.relu6(self._convolve(x, "_conv_head")), 1).flatten(1)
+
+    def _keep(self, name: str, array: np.ndarray) -> None:
+        value = nn.initializer.Assign(array)
+        self.add_parameter(name.replace(".", "_"), self.create_parameter(list(array.shape), default_initializer=value))
 
     def _convolve(self, x: paddle.Tensor, name: str, stride: int = 1, groups: int = 1) -> paddle.Tensor:
-        weight, bias = self._convolutions[name]
+        weight, bias = (getattr(self, f"{name}.{kind}".replace(".", "_")) for kind in ("weight", "bias"))
         # TensorFlow's SAME: with stride 2 there is one pixel more on the right and below than on the left and above.
         return F.conv2d(x, weight, bias, stride, padding="SAME", groups=groups)
 

@@ -1,6 +1,7 @@
 """The Inception network of the FID and of the Inception score."""
 
 import itertools
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ppvilg.checkpoint import Arrays, check_weights, checksum, load_arrays, save_arrays
+from ppvilg.evaluation.compiled import compiled
 from ppvilg.pictures import check_picture
 
 SIZE, FEATURES, CLASSES = 299, 2048, 1008
@@ -33,10 +35,10 @@ class InceptionV3:
 
     def __init__(self, weights: Arrays, source: str = "InceptionV3"):
         check_weights(weights, weight_shapes(), source)
-        self._network = _Network()
-        self._network.eval()
+        network = _Network()
         named = {_paddle_name(name): paddle.to_tensor(array) for name, array in weights.items() if name != _CLASSIFIER}
-        self._network.set_state_dict(named)
+        network.set_state_dict(named)
+        self._network = compiled(network, [3, SIZE, SIZE])
         self._classifier = paddle.to_tensor(weights[_CLASSIFIER].T)
 
     @paddle.no_grad()
@@ -132,11 +134,10 @@ class _Block(nn.Layer):
 
     def chain(self, name: str, x: paddle.Tensor) -> paddle.Tensor:
         """The convolutions `name`_1, `name`_2 ... one after the other."""
-        for i in itertools.count(1):
-            layer = getattr(self, f"{name}_{i}", None)
-            if layer is None:
-                return x
+        numbered = [layer for own, layer in self.named_children() if re.fullmatch(rf"{name}_\d+", own)]
+        for layer in numbered:
             x = layer(x)
+        return x
 
 
 class _A(_Block):
@@ -251,4 +252,4 @@ class _Network(nn.Layer):
         x = F.max_pool2d(x, 3, 2)
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
-        return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean([2, 3])
+        return F.adaptive_avg_pool2d(self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))), 1).flatten(1)

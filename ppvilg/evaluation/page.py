@@ -83,7 +83,8 @@ def _table(title: str, note: str, key: str, reports: list[Report], names: list[s
             known = any(row["title"] == title and row["measures"] == measures for _, title, _, measures in rows)
             if not (known and row["kind"] == "baseline"):
                 rows.append((name, row["title"], row["kind"], row["measures"]))
-    measures = list(dict.fromkeys(measure for row in rows for measure in row[3]))
+    by_length = sorted(rows, key=lambda row: -len(row[3]))  # so that the order is that of the fullest row
+    measures = list(dict.fromkeys(measure for row in by_length for measure in row[3]))
     best = {measure: _best(measure, [row[3] for row in rows if row[2] == "model"]) for measure in measures}
     cells = [
         {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ppvilg.errors import UserError
-from ppvilg.evaluation.retrieval import nearest_style, recall_at, style_accuracy
+from ppvilg.evaluation.retrieval import nearest_style, pooled_recall, recall_at, style_accuracy
 
 
 def test_recall_against_scikit_learn():
@@ -87,3 +87,24 @@ def test_refused_styles():
         nearest_style(features, known | {"油画": features[:0]})
     with pytest.raises(UserError, match="not finite"):
         nearest_style(features * np.inf, known)
+
+
+def test_pooled_recall_against_counting():
+    """With a pool of all it is `recall_at` over everything; with fewer it lies above, as chance does."""
+    generator = np.random.default_rng(0)
+    items = generator.normal(size=(40, 6))
+    queries = items + generator.normal(size=(40, 6))
+    labels = [str(i) for i in range(40)]
+    similarity = queries @ items.T
+    ranks = (similarity > np.diag(similarity)[:, None]).sum(1)
+    assert pooled_recall(queries, items, labels, 40, 0) == {"R@1": (ranks < 1).mean(), "R@5": (ranks < 5).mean()}
+    found = [pooled_recall(generator.normal(size=(40, 6)), items, labels, 10, seed)["R@1"] for seed in range(50)]
+    assert np.mean(found) == pytest.approx(0.1, abs=0.02)
+
+
+def test_pooled_recall_draws_no_item_with_the_same_label():
+    items = np.eye(4)
+    assert pooled_recall(items[[0, 0, 2, 2]], items[[0, 0, 2, 2]], ["a", "a", "b", "b"], 4, 0)["R@1"] == 1
+    assert pooled_recall(items[[0, 0, 2, 2]], items[[0, 0, 2, 2]], ["a", "b", "c", "d"], 4, 0)["R@1"] == 0
+    with pytest.raises(UserError, match="shapes"):
+        pooled_recall(items, items[:3], ["a"] * 3, 4, 0)
