@@ -93,9 +93,8 @@ class ImageBatch:
         if not self._writings:
             self._state = self._hidden = None
         elif going:
-            rows = paddle.to_tensor(kept)
-            self._state.select(rows)
-            self._hidden = paddle.gather(self._hidden, rows)
+            self._state.select(kept)
+            self._hidden = paddle.gather(self._hidden, paddle.to_tensor(kept))
 
     @paddle.no_grad()
     def step(self) -> list[Writing]:

@@ -150,13 +150,31 @@ class Engine:
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
-    async def events(self, job: PictureJob | CaptionJob) -> AsyncIterator[Partial | Result]:
-        """Submit a job and follow it: any number of `Partial`, then a `Result`.
+    def submit(self, job: PictureJob | CaptionJob) -> None:
+        """Accept a job, to be followed with `events`; raises `Busy` for a full queue or a draining server."""
+        job.loop = asyncio.get_running_loop()
+        job.deadline = time.monotonic() + self._deadline
+        with self._changed:
+            if self.draining:
+                self._metrics.rejected.inc()
+                raise Busy("the server is about to stop: ask again later", 10)
+            waiting = self._waiting()
+            if waiting + job.size > self._queue:
+                self._metrics.rejected.inc()
+                raise Busy(f"{waiting} sequences wait already, at most {self._queue} may: ask again later", 2)
+            if isinstance(job, PictureJob):
+                job.waiting = list(job.seeds)
+                self._pictures.append(job)
+            else:
+                self._captions.append(job)
+            self._changed.notify()
 
-        Closing the iterator, or cancelling who waits for it, gives the job up. Raises `Busy` for a full queue or a draining
-        server, `Late` after the deadline, `UserError` for what the model refuses.
+    async def events(self, job: PictureJob | CaptionJob) -> AsyncIterator[Partial | Result]:
+        """What becomes of a job: any number of `Partial`, then a `Result`.
+
+        Closing the iterator, or cancelling who waits for it, gives the job up. Raises `Late` after the deadline and `UserError`
+        for what the model refuses.
         """
-        self._submit(job)
         event = None
         try:
             while not isinstance(event, Result | Exception):
@@ -171,7 +189,8 @@ class Engine:
                     self._changed.notify()
 
     async def result(self, job: PictureJob | CaptionJob) -> Result:
-        """As `events`, but only the result."""
+        """Submit a job and wait for its end; raises as `submit` and `events` do."""
+        self.submit(job)
         async for event in self.events(job):
             result = event
         return result
@@ -187,24 +206,6 @@ class Engine:
             self.draining = self._closing = True
             self._changed.notify()
         self._thread.join()
-
-    def _submit(self, job: PictureJob | CaptionJob) -> None:
-        job.loop = asyncio.get_running_loop()
-        job.deadline = time.monotonic() + self._deadline
-        with self._changed:
-            if self.draining:
-                self._metrics.rejected.inc()
-                raise Busy("the server is about to stop: ask another one, or again later", 10)
-            waiting = self._waiting()
-            if waiting + job.size > self._queue:
-                self._metrics.rejected.inc()
-                raise Busy(f"{waiting} sequences wait already, at most {self._queue} may: ask again later", 2)
-            if isinstance(job, PictureJob):
-                job.waiting = list(job.seeds)
-                self._pictures.append(job)
-            else:
-                self._captions.append(job)
-            self._changed.notify()
 
     def _waiting(self) -> int:
         pictures = sum(len(job.waiting) * job.per_picture for job in tuple(self._pictures))
