@@ -149,6 +149,17 @@ def encode_prompt(tokenizer: TextTokenizer, text: str, max_length: int) -> list[
     return ids
 
 
+def styled(prompt: str, style: str, styles: dict[str, dict[str, str]]) -> str:
+    """The prompt in a style's words (`text.styles` of the config), in its own language: Chinese if it has Chinese characters,
+    else English, else whatever the style has. Raises `UserError` for an unknown style."""
+    if style not in styles:
+        known = f"this model knows {', '.join(styles)}" if styles else "this model knows none"
+        raise UserError(f"there is no style {style[:40]!r}: {known}")
+    templates = styles[style]
+    language = "zh" if re.search("[\u3400-\u9fff]", prompt) else "en"
+    return templates.get(language, next(iter(templates.values()), "{}")).replace("{}", prompt)
+
+
 def cut(ids: list[int], max_length: int) -> list[int]:
     """Ids with at most `max_length` entries, the end token kept."""
     return ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]

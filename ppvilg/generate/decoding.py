@@ -124,7 +124,7 @@ def search_texts(
                 parents[i, j], drawn[i, j] = beam, token_id
         if all(_settled(ended[i], totals[i], beams, max_length - 1, length_penalty) for i in range(pictures)):
             break
-        state.select(paddle.to_tensor((parents + np.arange(pictures)[:, None] * beams).ravel()))
+        state.select((parents + np.arange(pictures)[:, None] * beams).ravel())
         token = paddle.to_tensor(drawn.ravel())
     else:  # captions that reached the longest length count as they are
         for i in range(pictures):

@@ -13,7 +13,7 @@ from paddle.autograd import PyLayer
 from paddle.nn import functional as F
 
 from ppvilg.parallel.topology import ALONE, Axis
-from ppvilg.transformer.cache import KeyValueCache, LatentCache, Source, Step
+from ppvilg.transformer.cache import Cache, Source, Step
 from ppvilg.transformer.layers import LayerNorm, Linear, NormedProjections
 from ppvilg.transformer.pattern import HIDDEN, Blocks, Pattern
 
@@ -123,15 +123,27 @@ class SelfAttention(nn.Layer):
         context, _ = _attend(view.source, own)
         return self.out(context), own.keys.flatten(2, 3), own.values.flatten(2, 3)
 
-    def step(self, x: paddle.Tensor, source: Source, cache: KeyValueCache | LatentCache, step: Step) -> paddle.Tensor:
-        """The next target slot of each sequence: [B, hidden] -> [B, hidden]."""
+    def lay_out_heads(self) -> None:
+        """Have the matrices of keys and values ready as a `LatentCache` reads them: `key_by_head` [heads, width, hidden] and
+        `value_by_head` [heads, hidden, width], which are no part of the state_dict."""
+        hidden = self.key.weight.shape[0]
+        by_head = [hidden, self.heads, -1]
+        key = self.key.weight.detach().reshape(by_head).transpose([1, 2, 0])
+        value = self.value.weight.detach().reshape(by_head).transpose([1, 0, 2])
+        self.register_buffer("key_by_head", key, persistable=False)
+        self.register_buffer("value_by_head", value, persistable=False)
+
+    def step(self, x: paddle.Tensor, source: Source, cache: Cache, step: Step) -> paddle.Tensor:
+        """The next target slot of each sequence: [B, hidden] -> [B, hidden]; with a `LatentCache` after `lay_out_heads`."""
         x = self.norm(x)
-        queries = self.query(x).reshape([x.shape[0], self.heads, -1])
+        queries = self.query(x)
+        queries = queries.reshape([-1, self.heads, queries.shape[1] // self.heads])
         queries = queries * queries.shape[-1] ** -0.5
-        cache.write(x, step)
-        near = cache.read(step)
-        weights = F.softmax(paddle.concat([source.scores(queries), cache.scores(queries, near)], axis=-1) + step.bias)
-        context = source.context(weights[:, :, : source.length]) + cache.context(weights[:, :, source.length :], near)
+        near = cache.write(self, x, step)
+        far_scores = source.scores(queries)
+        weights = F.softmax(paddle.concat([far_scores, cache.scores(self, queries, near)], axis=-1) + step.bias)
+        length = far_scores.shape[-1]
+        context = source.context(weights[:, :, :length]) + cache.context(self, weights[:, :, length:], near)
         return self.out(context.flatten(1))
 
     def _projected(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:

@@ -18,7 +18,7 @@ from ppvilg.parallel.pipeline import stages
 from ppvilg.parallel.recompute import recomputed
 from ppvilg.parallel.topology import ALONE, Axis, Topology
 from ppvilg.transformer.attention import SelfAttention, View, view
-from ppvilg.transformer.cache import KeyValueCache, LatentCache, Source, State, Step
+from ppvilg.transformer.cache import Cache, Source, State, Step, keeps_latents
 from ppvilg.transformer.layers import (
     FeedForward,
     LayerNorm,
@@ -93,7 +93,7 @@ class Block(nn.Layer):
         attended, keys, values = self.attention.source(x, view)
         return self._feed_forward(x + self._drop(attended)), Source(keys, values)
 
-    def step(self, x: paddle.Tensor, source: Source, cache: KeyValueCache | LatentCache, step: Step) -> paddle.Tensor:
+    def step(self, x: paddle.Tensor, source: Source, cache: Cache, step: Step) -> paddle.Tensor:
         """The next target slot of each sequence [B, hidden] -> [B, hidden]."""
         return self._feed_forward(x + self._drop(self.attention.step(x, source, cache, step)))
 
@@ -280,9 +280,10 @@ class ViLG(nn.Layer):
         for block, kind in zip(self.blocks, self.kinds, strict=True):
             x, read = block.source(x, views[kind])
             sources.append(read)
-        attentions = [block.attention for block in self.blocks]
+            if keeps_latents(patterns[kind]):
+                block.attention.lay_out_heads()
         states = self.norm(x).reshape([*source.shape, -1])
-        return states, State(self.kinds, patterns, attentions, sources, valid.numpy(), candidates)
+        return states, State.start(self.kinds, patterns, sources, valid.numpy(), candidates)
 
     @paddle.no_grad()
     def step(self, state: State, ids: paddle.Tensor, positions: np.ndarray) -> paddle.Tensor:
@@ -290,7 +291,7 @@ class ViLG(nn.Layer):
         float [B, hidden], which decides the token after it."""
         embed = self.embed_image if state.direction is Direction.TEXT_TO_IMAGE else self.embed_text
         x = embed(state.direction, ids, positions)
-        steps = state.steps(positions)
+        steps = {kind: step.tensors() for kind, step in state.steps(positions).items()}
         for block, kind, source, cache in zip(self.blocks, self.kinds, state.sources, state.caches, strict=True):
             x = block.step(x, source, cache, steps[kind])
         return self.norm(x)
