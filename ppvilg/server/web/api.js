@@ -67,10 +67,7 @@ function failed(error, kind = "network") {
 }
 
 // An event has no HTTP status of its own; its code says the same.
-function statusOf(error) {
-  if (Number.isInteger(error?.code)) return error.code;
-  return { busy: 503, unavailable: 503, late: 504, timeout: 504, deadline: 504, invalid: 422 }[error?.code] ?? 500;
-}
+const statusOf = (error) => ({ invalid_request: 422, overloaded: 503, deadline: 504 })[error?.code] ?? 500;
 
 // Retry-After is a number of seconds or a date.
 function seconds(header) {

@@ -227,6 +227,7 @@ function fillForm(form) {
 const step = (change) => {
   const count = $("count");
   count.value = Math.min(Math.max(Number(count.value) + change, 1), Number(count.max));
+  if (!state.shown) showStage();
 };
 
 // ---------------------------------------------------------------- drawing
@@ -308,9 +309,9 @@ function showStage() {
   $("stage").setAttribute("aria-busy", busy);
   $("stage").classList.toggle("empty", !shown);
   $("stage-title").textContent = shown ? shown.prompt : t("stage.empty");
-  $("tiles").dataset.count = shown ? shown.form.n : 1;
-  const tiles = shown ? Array.from({ length: shown.form.n }, (_, i) => tile(shown, i)) : [emptyTile()];
-  $("tiles").replaceChildren(...tiles);
+  const length = shown ? shown.form.n : Number($("count").value) || 1;
+  $("tiles").dataset.count = length;
+  $("tiles").replaceChildren(...Array.from({ length }, (_, i) => (shown ? tile(shown, i) : emptyTile())));
   showProgress();
 }
 
@@ -333,13 +334,12 @@ function showMeta(shown) {
   const key = shown ? { cancelled: shown.tokens ? "cancelled" : "cancelled.early" }[shown.phase] ?? shown.phase : "empty.meta";
   const meta = $("stage-meta");
   if (shown?.phase !== "done") return meta.replaceChildren(t(`stage.${key}`, { tokens: shown?.tokens, of: shown?.of }));
-  const facts = [shown.start && t("history.completed"), styleName(shown.form.style)].filter(Boolean).join(" · ");
-  meta.replaceChildren(facts ? `${facts} · ` : "", seedButton(shown.seed, t("stage.seed", { seed: shown.seed })));
+  meta.replaceChildren(shown.start ? `${t("history.completed")} · ` : "", seedButton(shown.seed));
 }
 
-function seedButton(seed, text) {
+function seedButton(seed, textContent = t("stage.seed", { seed })) {
   const label = t("seed.use", { seed });
-  const button = element("button", { type: "button", className: "link seed", textContent: text, title: label, "aria-label": label });
+  const button = element("button", { type: "button", className: "link seed", textContent, title: label, "aria-label": label });
   button.addEventListener("click", () => {
     $("seed").value = seed;
     $("seed").focus();
@@ -403,7 +403,8 @@ function tileNotes(picture) {
   const notes = element("figcaption", { className: "notes" });
   if (picture.reading) notes.append(element("p", { className: "hint", textContent: t("picture.describing") }));
   for (const { text } of picture.captions ?? []) notes.append(element("p", { className: "said", textContent: text || t("captions.none") }));
-  if (typeof picture.score === "number") notes.append(element("p", { className: "hint", textContent: fits(picture.score) }));
+  const score = typeof picture.score === "number" ? element("span", { className: "hint", textContent: fits(picture.score) }) : null;
+  notes.append(element("div", { className: "facts" }, score, seedButton(picture.seed, `#${picture.seed}`)));
   return notes;
 }
 
@@ -482,6 +483,7 @@ function showDescribed() {
   $("describe-image").hidden = !image;
   if (image) $("describe-image").src = image;
   $("drop").classList.toggle("filled", Boolean(image));
+  $("drop-title").textContent = t(image ? "describe.again" : "describe.pick");
   const status = { empty: "captions.empty", reading: "captions.reading", done: captions.length ? null : "captions.none" }[phase];
   $("captions-status").textContent = status ? t(status) : "";
   $("captions-status").hidden = !status;
@@ -631,6 +633,7 @@ function selectTab(name) {
     $(`tab-${other}`).setAttribute("aria-selected", selected);
     $(`tab-${other}`).tabIndex = selected ? 0 : -1;
   }
+  $(name).querySelector(".side").append($("history"));
 }
 
 function onTabKey(event) {
