@@ -1,16 +1,17 @@
 """A Chromium to look at the page with, and how to find and press things on it."""
 
+import importlib.util
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from selenium import webdriver
-from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+    from selenium.webdriver.remote.webelement import WebElement
 
 _FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run --hide-scrollbars "
@@ -22,13 +23,14 @@ _PATIENCE = 20  # seconds
 def missing() -> str | None:
     """What a machine lacks to run Chromium; None: nothing."""
     absent = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    absent += [name for name in ("selenium",) if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(absent)}" if absent else None
 
 
 class Browser:
     """One window, driven by selectors."""
 
-    def __init__(self, driver: webdriver.Chrome):
+    def __init__(self, driver: "Chrome"):
         self.driver = driver
 
     def open(self, url: str, language: str = "en") -> None:
@@ -42,13 +44,13 @@ class Browser:
         """The value of a script."""
         return self.driver.execute_script(script, *arguments)
 
-    def find(self, selector: str) -> WebElement:
+    def find(self, selector: str) -> "WebElement":
         """The first element."""
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
+        return self.driver.find_element("css selector", selector)
 
-    def all(self, selector: str) -> list[WebElement]:
+    def all(self, selector: str) -> "list[WebElement]":
         """Every element that can be seen."""
-        return [found for found in self.driver.find_elements(By.CSS_SELECTOR, selector) if found.is_displayed()]
+        return [found for found in self.driver.find_elements("css selector", selector) if found.is_displayed()]
 
     def text(self, selector: str) -> str:
         """What the first element says."""
@@ -69,7 +71,24 @@ class Browser:
 
     def until(self, condition: Callable[[], Any]) -> Any:
         """Wait for a condition and return its value."""
-        return WebDriverWait(self.driver, _PATIENCE, 0.02).until(lambda _: condition())
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.driver, _PATIENCE, 0.03).until(lambda _: condition())
+
+    def pressed(self, *keys: str) -> None:
+        """Press keys where the focus is."""
+        self.driver.switch_to.active_element.send_keys(*keys)
+
+    def complaints(self) -> list[str]:
+        """What the console holds since the last call, except that an answer was an error."""
+        lines = [line["message"] for line in self.driver.get_log("browser") if line["level"] in ("SEVERE", "WARNING")]
+        return [line for line in lines if "Failed to load resource" not in line]
+
+    def requests(self) -> list[str]:
+        """The addresses that were asked since the last call."""
+        events = [json.loads(line["message"])["message"] for line in self.driver.get_log("performance")]
+        asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        return [url for url in asked if not url.startswith("data:")]
 
     def resize(self, width: int, height: int, dark: bool = False) -> None:
         """The size of the page, in CSS pixels, and its colours."""
@@ -82,6 +101,8 @@ class Browser:
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """A browser without a past; it ends with the block."""
+    from selenium import webdriver
+
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which("chromium")

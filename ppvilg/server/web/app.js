@@ -224,11 +224,13 @@ function fillForm(form) {
   showValues();
 }
 
-const step = (change) => {
-  const count = $("count");
-  count.value = Math.min(Math.max(Number(count.value) + change, 1), Number(count.max));
+/** A number of pictures that the server draws. */
+const clamped = (count) => Math.min(Math.max(count, 1), Number($("count").max));
+
+function step(change) {
+  $("count").value = clamped(Number($("count").value) + change);
   if (!state.shown) showStage();
-};
+}
 
 // ---------------------------------------------------------------- drawing
 
@@ -273,13 +275,15 @@ async function draw(drawing) {
     giveUp(drawing, error);
   } finally {
     state.drawing = null;
-    showStage();
+    if (state.shown === drawing) showStage();
+    else showButtons();
   }
 }
 
 function grow(drawing, { tokens, of, data }) {
   const first = drawing.phase === "waiting";
   Object.assign(drawing, { phase: "growing", tokens, of, data });
+  if (state.shown !== drawing) return;
   if (first) showStage();
   else showProgress();
 }
@@ -301,19 +305,26 @@ function giveUp(drawing, error) {
 
 function showStage() {
   const { shown } = state;
+  showButtons();
+  $("stage").setAttribute("aria-busy", underWay(shown));
+  $("stage").classList.toggle("empty", !shown);
+  $("stage-title").textContent = shown ? shown.prompt : t("stage.empty");
+  const length = shown ? shown.form.n : clamped(Number($("count").value));
+  $("tiles").dataset.count = length;
+  $("tiles").replaceChildren(...Array.from({ length }, (_, i) => (shown ? tile(shown, i) : emptyTile())));
+  showProgress();
+}
+
+function showButtons() {
   const busy = Boolean(state.drawing);
   const focused = document.activeElement === $("submit") || document.activeElement === $("cancel");
   $("submit").hidden = busy;
   $("cancel").hidden = !busy;
   if (focused) (busy ? $("cancel") : $("submit")).focus();
-  $("stage").setAttribute("aria-busy", busy);
-  $("stage").classList.toggle("empty", !shown);
-  $("stage-title").textContent = shown ? shown.prompt : t("stage.empty");
-  const length = shown ? shown.form.n : Number($("count").value) || 1;
-  $("tiles").dataset.count = length;
-  $("tiles").replaceChildren(...Array.from({ length }, (_, i) => (shown ? tile(shown, i) : emptyTile())));
-  showProgress();
 }
+
+/** Whether pictures still come. */
+const underWay = (drawing) => drawing?.phase === "waiting" || drawing?.phase === "growing";
 
 function emptyTile() {
   return element("div", { className: "tile" }, element("div", { className: "frame" }));
@@ -323,7 +334,7 @@ function emptyTile() {
 function showProgress() {
   const { shown } = state;
   showMeta(shown);
-  $("progress").hidden = !shown || !["waiting", "growing"].includes(shown.phase);
+  $("progress").hidden = !underWay(shown);
   if (!shown) return;
   if (shown.phase === "waiting") $("progress").removeAttribute("value");
   else $("progress").value = shown.tokens / shown.of;
@@ -528,7 +539,6 @@ function historyButton(entry) {
 }
 
 function restore(entry) {
-  if (state.drawing) return;
   dismiss();
   fillForm(entry.form);
   $("seed").value = entry.seed;
@@ -611,16 +621,15 @@ function askForKey(error, retry) {
   const dialog = $("key-dialog");
   $("key-message").textContent = error.message;
   $("key").value = "";
-  $("key-form").onsubmit = () => {
-    setKey($("key").value.trim());
-    if (!state.model) loadModel();
-    if (retry && retry !== loadModel) retry();
-  };
-  $("key-cancel").onclick = () => {
-    dialog.close();
-    tell(error, retry);
-  };
+  dialog.returnValue = "";
+  dialog.onclose = () => (dialog.returnValue === "use" ? useKey(retry) : tell(error, retry));
   if (!dialog.open) dialog.showModal();
+}
+
+function useKey(retry) {
+  setKey($("key").value.trim());
+  if (!state.model) loadModel();
+  if (retry && retry !== loadModel) retry();
 }
 
 // ---------------------------------------------------------------- tabs and events
@@ -706,6 +715,7 @@ function listen() {
   on("start-remove", "click", () => setStart(null));
   on("captions-more", "click", describeInOtherWords);
   on("captions-start", "click", () => startFrom(state.described.image));
+  on("key-cancel", "click", () => $("key-dialog").close(""));
   on("history-clear", "click", clearHistory);
   for (const name of ["draw", "describe"]) {
     on(`tab-${name}`, "click", () => selectTab(name));

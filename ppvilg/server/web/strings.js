@@ -202,6 +202,9 @@ const zh = {
 
 const words = { zh, en };
 
+/** What each language has words for. */
+export const keys = [Object.keys(en), Object.keys(zh)];
+
 export const examples = {
   zh: ["红苹果", "向日葵", "樱花", "草莓", "blue heart"],
   en: ["red apple", "sunflower", "strawberry", "blue heart", "樱花"],
