@@ -70,10 +70,11 @@ class Browser:
         field.send_keys(text)
 
     def until(self, condition: Callable[[], Any]) -> Any:
-        """Wait for a condition and return its value."""
+        """Wait for a condition and return its value; elements may vanish while it looks at them."""
+        from selenium.common.exceptions import StaleElementReferenceException
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.driver, _PATIENCE, 0.03).until(lambda _: condition())
+        return WebDriverWait(self.driver, _PATIENCE, 0.03, [StaleElementReferenceException]).until(lambda _: condition())
 
     def pressed(self, *keys: str) -> None:
         """Press keys where the focus is."""
@@ -88,7 +89,7 @@ class Browser:
         """The addresses that were asked since the last call."""
         events = [json.loads(line["message"])["message"] for line in self.driver.get_log("performance")]
         asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        return [url for url in asked if not url.startswith("data:")]
+        return [url for url in asked if not url.startswith(("data:", "chrome:"))]
 
     def resize(self, width: int, height: int, dark: bool = False) -> None:
         """The size of the page, in CSS pixels, and its colours."""

@@ -33,10 +33,10 @@ def fake(_server: Fake) -> Fake:
 @pytest.fixture
 def page(browser: Browser, fake: Fake) -> Iterator[Browser]:
     """The page, opened in English; afterwards nothing was complained about and no other server was asked."""
-    browser.resize(1280, 900)
-    browser.open(fake.url)
     browser.complaints()
     browser.requests()
+    browser.resize(1280, 900)
+    browser.open(fake.url)
     yield browser
     fake.finish.set()
     assert browser.complaints() == []

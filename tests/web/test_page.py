@@ -311,6 +311,7 @@ def test_the_first_language_is_the_browsers(page: Browser, fake: Fake, accepted:
     page.run("localStorage.clear()")
     page.driver.refresh()
     page.until(lambda: page.find("html").get_attribute("lang") == shown)
+    page.driver.execute_cdp_cmd("Network.setUserAgentOverride", {"userAgent": agent, "acceptLanguage": "en-US,en"})
 
 
 def test_every_word_is_there_in_both_languages(page: Browser) -> None:
@@ -318,6 +319,11 @@ def test_every_word_is_there_in_both_languages(page: Browser) -> None:
     asked = "const done = arguments[0]; import('/static/strings.js').then((m) => done(m.keys))"
     english, chinese = page.driver.execute_async_script(asked)
     assert sorted(english) == sorted(chinese)
+    used = page.run(
+        """return [...document.querySelectorAll("*")].flatMap((found) =>
+        Object.entries(found.dataset).filter(([name]) => name.startsWith("i18n")).map(([, key]) => key))"""
+    )
+    assert set(used) <= set(english)
 
 
 def test_history_brings_a_drawing_back(page: Browser, fake: Fake) -> None:
