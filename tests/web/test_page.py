@@ -118,6 +118,20 @@ def test_cancelling_closes_the_connection(page: Browser, fake: Fake, by_key: boo
     assert not page.all("#notice, #history")
 
 
+def test_a_phone_shows_cancel_beside_the_pictures(page: Browser, fake: Fake) -> None:
+    page.resize(360, 740)
+    fake.finish.clear()
+    page.type("#prompt", "red apple")
+    page.press("#submit")
+    page.until(lambda: page.all("#cancel-here"))
+    page.until(lambda: page.all(PICTURES))
+    bottom = page.run("return document.getElementById('cancel-here').getBoundingClientRect().bottom")
+    assert 0 < bottom < 740
+    page.press("#cancel-here")
+    page.until(lambda: page.all("#submit"))
+    page.until(fake.gone.is_set)
+
+
 def test_enter_that_ends_chinese_input_draws_nothing(page: Browser, fake: Fake) -> None:
     page.type("#prompt", "hong")
     press = (
@@ -334,7 +348,7 @@ def test_history_brings_a_drawing_back(page: Browser, fake: Fake) -> None:
     draw(page, "blue heart")
     page.until(lambda: len(page.all(".past")) == 2)
     page.driver.refresh()
-    page.until(lambda: "Noto style · 1234" in page.text("#history"))
+    page.until(lambda: "Noto style\n#1234" in page.text("#history"))
     page.press("li:nth-child(2) .past")
     assert sources(page) == [square(1234 + i) for i in range(4)]
     assert page.text("#stage-title") == "red apple in noto style"

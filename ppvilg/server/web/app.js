@@ -319,7 +319,7 @@ function showButtons() {
   const busy = Boolean(state.drawing);
   const focused = document.activeElement === $("submit") || document.activeElement === $("cancel");
   $("submit").hidden = busy;
-  $("cancel").hidden = !busy;
+  $("cancel").hidden = $("cancel-here").hidden = !busy;
   if (focused) (busy ? $("cancel") : $("submit")).focus();
 }
 
@@ -395,7 +395,7 @@ function tileActions(shown, i, number) {
   const extend = element("button", { type: "button", className: "action" });
   label(extend, "continue", "picture.continue", number);
   extend.addEventListener("click", () => startFrom(pictureUrl(picture)));
-  const describe = element("button", { type: "button", className: "action" });
+  const describe = element("button", { type: "button", className: "action describe", "aria-disabled": Boolean(picture.captions) });
   label(describe, "describe", "picture.describe", number);
   describe.addEventListener("click", () => describeTile(picture));
   return element("div", { className: "actions" }, save, extend, describe);
@@ -443,7 +443,9 @@ async function describeTile(picture) {
 /** Only this picture's notes change: whoever has the focus keeps it. */
 function showNotes(picture) {
   const i = state.shown.data.indexOf(picture);
-  $("tiles").children[i]?.querySelector(".notes")?.replaceWith(tileNotes(picture));
+  const shown = $("tiles").children[i];
+  shown?.querySelector(".notes")?.replaceWith(tileNotes(picture));
+  shown?.querySelector(".describe")?.setAttribute("aria-disabled", Boolean(picture.reading || picture.captions));
 }
 
 const beams = () => Math.min(BEAMS, state.model?.limits.candidates ?? BEAMS);
@@ -526,13 +528,14 @@ function showHistory() {
 
 function historyButton(entry) {
   const images = entry.data.slice(0, 4).map((picture) => element("img", { src: pictureUrl(picture), alt: "" }));
-  const facts = [entry.start && t("history.completed"), styleName(entry.form.style), entry.seed].filter((fact) => fact || fact === 0);
+  const facts = [entry.start && t("history.completed"), styleName(entry.form.style)].filter(Boolean);
   const button = element(
     "button",
     { type: "button", className: "past", "aria-label": t("history.restore", { prompt: entry.prompt }) },
     element("span", { className: `thumbs of-${images.length}` }, ...images),
     element("span", { className: "past-prompt", textContent: entry.form.prompt }),
     element("span", { className: "hint", textContent: facts.join(" · ") }),
+    element("span", { className: "hint", textContent: `#${entry.seed}` }),
   );
   button.addEventListener("click", () => restore(entry));
   return button;
@@ -692,7 +695,8 @@ function listenToDrops() {
   });
   document.addEventListener("paste", (event) => {
     const file = pictureIn(event.clipboardData);
-    if (!file) return;
+    const words = event.target.matches("textarea, input") && event.clipboardData.types.includes("text/plain");
+    if (!file || words) return;
     event.preventDefault();
     describeFile(file);
   });
@@ -706,7 +710,7 @@ function listen() {
     submitForm();
   });
   on("prompt", "keydown", onPromptKey);
-  on("cancel", "click", () => state.drawing?.abort());
+  for (const id of ["cancel", "cancel-here"]) on(id, "click", () => state.drawing?.abort());
   on("fewer", "click", () => step(-1));
   on("more", "click", () => step(1));
   on("temperature", "input", showValues);

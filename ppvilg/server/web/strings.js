@@ -120,7 +120,7 @@ const zh = {
   "seed.use": "再用种子 {seed}",
   "start.pick": "从一张图片开始…",
   "start.alt": "作为开头的图片",
-  "start.keep": "保留 {all} 行中的上 {rows} 行",
+  "start.keep": "保留上面 {rows} 行（共 {all} 行）",
   "start.remove": "移除",
   advanced: "高级选项",
   "temperature.label": "温度",
