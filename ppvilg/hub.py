@@ -40,8 +40,8 @@ class ErnieVilG:
     ) -> list[Image.Image]:
         """`topk` pictures for each prompt, one prompt's after another's; `visualization` saves them as {text}_{idx}.png.
 
-        `style` is one of the model's `text.styles`; `resolution` may name the model's own, e.g. 64*64. Without a seed every call
-        draws others. Raises `UserError` for an unknown style, another resolution, and prompts the model cannot read.
+        `style` is one of the model's `text.styles`; `resolution` may name the model's own, e.g. 64*64. Without a seed every
+        call draws others. Raises `UserError` for an unknown style, another resolution, and prompts the model cannot read.
         """
         prompts = [text_prompts] if isinstance(text_prompts, str) else text_prompts
         if topk < 1:

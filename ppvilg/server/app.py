@@ -19,6 +19,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as HTTPError
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ppvilg import __version__
 from ppvilg.errors import UserError
@@ -261,5 +262,28 @@ def _answer_errors(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
         return _error_of(error)
 
-    for kind in (UserError, Busy, Late, ClientDisconnect, RequestValidationError, HTTPError, Exception):
+    for kind in (UserError, Busy, Late, ClientDisconnect, RequestValidationError, HTTPError):
         app.add_exception_handler(kind, answer)
+    app.add_middleware(_Caught)
+
+
+class _Caught:
+    """ASGI middleware for bugs: Starlette's own handler would raise them again, and the connection would be lost."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if started:
+                raise
+            await _error_of(error)(scope, receive, send)

@@ -54,10 +54,9 @@ async def _pictures(engine: Engine, forms: Forms, form: _Form) -> list[str]:
     model = forms.model()
     check_resolution(form.resolution, model.image_size)
     prompts = [form.text_prompts] if isinstance(form.text_prompts, str) else form.text_prompts
-    if len(prompts) * form.topk > model.limits.n:
-        raise UserError(
-            f"{len(prompts)} prompts with topk {form.topk}: this server writes at most {model.limits.n} for a request"
-        )
+    if len(prompts) * form.topk > model.limits.candidates:
+        asked_for = f"{len(prompts)} prompts with topk {form.topk}"
+        raise UserError(f"{asked_for}: this server writes at most {model.limits.candidates} pictures for a request")
     asked = [PictureForm(prompt=hub_styled(prompt, form.style, model.styles), n=form.topk) for prompt in prompts]
     jobs = [await forms.picture_job(each) for each in asked]
     # One after another: a request never waits with more pictures than one of the other forms may ask for.

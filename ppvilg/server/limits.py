@@ -1,8 +1,10 @@
 """Who may ask for how much: API keys, rates, and the size of a request, all before any of it is read."""
 
+import asyncio
 import hmac
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.responses import JSONResponse
@@ -11,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ppvilg.server.settings import Settings
 
 _MOST_CLIENTS = 10_000  # that are remembered
+_DRAIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ class Guard:
         if body is None:
             refusal = refusal or Refusal(413, "too_large", f"a request may have at most {self._max_body} bytes")
             answer = error_answer(refusal.status, refusal.code, refusal.message, refusal.retry_after)
-            answer.headers["Connection"] = "close"  # the rest of the body is not read
-            await answer(scope, receive, send)
+            answer.headers["Connection"] = "close"
+            await answer(scope, receive, _draining(send, receive, 4 * self._max_body))
             return
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -102,3 +105,24 @@ class Guard:
                 return None
             if not message.get("more_body", False):
                 return b"".join(parts)
+
+
+def _draining(send: Send, receive: Receive, most: int) -> Send:
+    """Read on before the answer's end, or a client that is still sending would see a broken connection instead of it."""
+
+    async def drained(message: Message) -> None:
+        if message["type"] != "http.response.body":
+            await send(message)
+            return
+        await send({**message, "more_body": True})
+        read = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while read < most:
+                    part = await receive()
+                    read += len(part.get("body", b""))
+                    if not part.get("more_body", False):
+                        break
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return drained
