@@ -46,7 +46,10 @@ class Failure:
 
 
 class Fake:
-    """What tests see of the server: `asked` grows, `failures` are used up one by one, `finish` lets drawings end."""
+    """What tests see of the server: `asked` grows, `failures` are used up one by one, `finish` lets drawings end.
+
+    Unless they end otherwise: `breaks` closes the connection, `gives_up` sends an error after the partial pictures.
+    """
 
     def __init__(self, url: str):
         self.url = url
@@ -58,6 +61,7 @@ class Fake:
         self.asked: list[tuple[str, dict, str | None]] = []
         self.failures: deque[Failure] = deque()
         self.breaks = False
+        self.gives_up: dict[str, str] | None = None
         self.finish = threading.Event()
         self.finish.set()
         self.gone = threading.Event()
@@ -105,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         if self.fake.breaks:
             return
+        if self.fake.gives_up:
+            return self._event("error", {"error": self.fake.gives_up})
         prompt = body["prompt"] if body["style"] is None else f"{body['prompt']} in {body['style']} style"
         data = [{"b64_json": square(i), "seed": i, "score": 0.75} for i in seeds]
         self._event("done", {"created": 0, "seed": seed, "prompt": prompt, "data": data})

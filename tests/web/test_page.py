@@ -208,6 +208,9 @@ def test_a_result_gets_a_caption_beneath_it(page: Browser, fake: Fake) -> None:
     page.press(".tile:nth-child(2) .action:nth-child(3)")
     page.until(lambda: "caption 0 of 1" in page.text(".tile:nth-child(2)"))
     assert fake.asked[1][1]["image"] == square(1235)
+    page.driver.refresh()
+    page.press(".past")
+    assert page.text(".tile:nth-child(2) .notes") == "caption 0 of 1\nfits 75 %\n#1235"
 
 
 def test_a_result_is_extended(page: Browser, fake: Fake) -> None:
@@ -287,6 +290,27 @@ def test_a_connection_that_ends_early(page: Browser, fake: Fake) -> None:
     page.press("#submit")
     page.until(lambda: "ended before" in page.text("#notice"))
     assert page.text("#stage-meta") == "Not finished"
+
+
+def test_a_drawing_that_the_server_gives_up(page: Browser, fake: Fake) -> None:
+    fake.gives_up = {"code": "deadline", "message": "not finished within 120 seconds"}
+    page.type("#prompt", "red apple")
+    page.press("#submit")
+    page.until(lambda: "took too long\nnot finished within 120 seconds" in page.text("#notice"))
+    fake.gives_up = None
+    page.press("#retry")
+    finished(page)
+
+
+def test_an_impossible_choice_is_shown_and_not_sent(page: Browser, fake: Fake) -> None:
+    page.press("#advanced summary")
+    page.type("#top-k", "-1")
+    page.press("#advanced summary")
+    page.type("#prompt", "red apple")
+    page.press("#submit")
+    page.until(lambda: page.all("#top-k"))
+    assert page.run("return document.activeElement.id") == "top-k"
+    assert not fake.asked
 
 
 def test_an_api_key_is_asked_for_and_sent(page: Browser, fake: Fake) -> None:

@@ -20,6 +20,7 @@ const state = {
   start: null, // { image: data URL, keepRows }
   shown: null, // the drawing on the stage, see `newDrawing`
   drawing: null, // the AbortController of the drawing that is under way
+  reading: new Set(), // pictures of drawings for which a caption is under way
   described: { image: null, captions: [], phase: "empty", controller: null },
   notice: null, // { error, retry, until }
 };
@@ -255,6 +256,7 @@ function submitForm() {
     $("prompt").focus();
     return;
   }
+  if ($("advanced").querySelector(":invalid")) $("advanced").open = true;
   if (!$("composer").reportValidity()) return;
   draw(newDrawing(form, state.start && { ...state.start }));
 }
@@ -412,7 +414,7 @@ const fileName = (shown, picture) => `${shown.prompt.replace(/[^\p{L}\p{N}]+/gu,
 
 function tileNotes(picture) {
   const notes = element("figcaption", { className: "notes" });
-  if (picture.reading) notes.append(element("p", { className: "hint", textContent: t("picture.describing") }));
+  if (state.reading.has(picture)) notes.append(element("p", { className: "hint", textContent: t("picture.describing") }));
   for (const { text } of picture.captions ?? []) notes.append(element("p", { className: "said", textContent: text || t("captions.none") }));
   const score = typeof picture.score === "number" ? element("span", { className: "hint", textContent: fits(picture.score) }) : null;
   notes.append(element("div", { className: "facts" }, score, seedButton(picture.seed, `#${picture.seed}`)));
@@ -422,10 +424,10 @@ function tileNotes(picture) {
 const fits = (score) => t("picture.score", { score: Math.round(100 * score) });
 
 async function describeTile(picture) {
-  if (picture.reading || picture.captions) return;
+  if (state.reading.has(picture) || picture.captions) return;
   const { shown } = state;
   dismiss();
-  picture.reading = true;
+  state.reading.add(picture);
   showNotes(picture);
   try {
     const { captions } = await postCaptions({ image: picture.b64_json, n: 1, beams: beams() });
@@ -435,7 +437,7 @@ async function describeTile(picture) {
   } catch (error) {
     showError(error, () => describeTile(picture), "describe");
   } finally {
-    delete picture.reading;
+    state.reading.delete(picture);
     if (state.shown === shown) showNotes(picture);
   }
 }
@@ -445,7 +447,7 @@ function showNotes(picture) {
   const i = state.shown.data.indexOf(picture);
   const shown = $("tiles").children[i];
   shown?.querySelector(".notes")?.replaceWith(tileNotes(picture));
-  shown?.querySelector(".describe")?.setAttribute("aria-disabled", Boolean(picture.reading || picture.captions));
+  shown?.querySelector(".describe")?.setAttribute("aria-disabled", state.reading.has(picture) || Boolean(picture.captions));
 }
 
 const beams = () => Math.min(BEAMS, state.model?.limits.candidates ?? BEAMS);
@@ -560,7 +562,7 @@ function clearHistory() {
 
 // ---------------------------------------------------------------- notices
 
-/** Say what went wrong; `retry` does it again. */
+/** Say what went wrong; `retry` does it again, unless the server would only refuse it again. */
 function showError(error, retry = null, task = "draw") {
   if (!(error instanceof ApiError)) console.error(error);
   if (error.status === 401) askForKey(error, retry);
@@ -570,6 +572,7 @@ function showError(error, retry = null, task = "draw") {
 function tell(error, retry, task = "draw") {
   const until = error.retryAfter === null || error.retryAfter === undefined ? 0 : Date.now() + 1000 * error.retryAfter;
   clearInterval(state.notice?.timer);
+  if ([400, 413, 422].includes(error.status)) retry = null;
   state.notice = { error, retry, task, until, timer: until ? setInterval(countDown, 1000) : 0 };
   showNotice();
   $("notice").scrollIntoView({ block: "nearest" });
