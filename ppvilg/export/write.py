@@ -16,7 +16,7 @@ import ppvilg
 from ppvilg import checkpoint
 from ppvilg.config import ParallelConfig, save_config
 from ppvilg.errors import UserError
-from ppvilg.export.folder import FORMAT, MANIFEST, files_of
+from ppvilg.export.folder import FORMAT, MANIFEST, files_of, is_export
 from ppvilg.export.tracing import save_program, weights_of
 from ppvilg.matching import MatchingModel
 from ppvilg.pipeline import Pipeline
@@ -38,6 +38,8 @@ def export(run: str | Path, output: str | Path, matching: str | Path | None = No
     run, output = Path(run), Path(output)
     if output.exists():
         raise UserError(f"{output} exists already: give a new folder")
+    if is_export(run):
+        raise UserError(f"{run} is an export already: give the run that it was made from")
     pipeline = Pipeline.load(run)
     scorer = None if matching is None else MatchingModel.load(matching)
     temporary = output.with_name(output.name + ".tmp")
