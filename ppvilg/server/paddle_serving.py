@@ -169,7 +169,8 @@ class Service:
         request.name = name
         response = await self.answer(request)
         options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
-        return JSONResponse(json_format.MessageToDict(response, **options))
+        tree = json_format.MessageToDict(response, **options)
+        return JSONResponse({field.name: tree[field.name] for field in response.DESCRIPTOR.fields})
 
 
 def _values(request: Message) -> dict[str, str]:

@@ -12,7 +12,7 @@ from ppvilg.server.settings import Settings
 
 class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame) -> None:
-        """From the signal on new requests are refused, also those on connections that are open; what was accepted is finished."""
+        """Refuse new requests from the signal on, also on connections that are open; what was accepted is finished."""
         self.config.app.state.engine.drain()
         super().handle_exit(sig, frame)
 

@@ -88,8 +88,8 @@ def pack(values: dict[str, str], **fields) -> bytes:
     [
         pack({"prompt": "红色方块", "seed": "3"}),
         pack({"prompt": "红色方块", "seed": "3", "n": "3", "temperature": "0.8", "top_k": "5", "guidance": "2"}),
-        pack({"prompt": "红", "temperature": "0"}, tensors=[], logid=7, clientip="::1", unknown=[1]),
-        pack({"prompt": "红", "temperature": "0"}, name="other", method="other"),
+        pack({"prompt": "红", "temperature": "0", "seed": "1"}, tensors=[], logid=7, clientip="::1", unknown=[1]),
+        pack({"prompt": "红", "temperature": "0", "seed": "1"}, name="other", method="other"),
         pack({"prompt": "红", "seed": "1", "image": PICTURE, "keep_rows": "2"}),
         pack({"image": PICTURE}),
         pack({"image": PICTURE, "beams": "3"}),
