@@ -13,7 +13,8 @@ import paddle
 from ppvilg.generate.sampling import Noise, Sampling, guided, sample
 from ppvilg.text import TextTokenizer, pad_batch
 from ppvilg.transformer.cache import State
-from ppvilg.transformer.model import ViLG, last_real
+from ppvilg.transformer.decoder import Decoder
+from ppvilg.transformer.model import last_real
 from ppvilg.transformer.pattern import Direction
 
 
@@ -44,9 +45,9 @@ class Writing:
 
 
 class ImageBatch:
-    """The sequences that are being written; `model` is a `ViLG` or whatever has its `start`, `step` and `image_logits`."""
+    """The sequences that are being written; written by a model or an exported one."""
 
-    def __init__(self, model: ViLG, tokenizer: TextTokenizer, max_length: int):
+    def __init__(self, model: Decoder, tokenizer: TextTokenizer, max_length: int):
         self._model, self._tokenizer, self._max_length = model, tokenizer, max_length
         self._image_tokens = model.rows * model.columns
         self._writings: list[Writing] = []  # in the order of their sequences

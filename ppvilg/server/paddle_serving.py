@@ -133,21 +133,25 @@ class Service:
             values = _values(request)
         except (IndexError, ValueError) as error:
             return failed(_BAD_PACKAGE, f"rpc package error: {error}")
+        number, message, answered = await self.answer_values(values, request.logid)
+        response = message_class("Response")
+        return response(err_no=number, err_msg=message, key=list(answered), value=list(answered.values()))
+
+    async def answer_values(self, values: dict[str, str], log_id: int) -> tuple[int, str, dict[str, str]]:
+        """The number and the text of an error, 0 and "" for none, and the answer's values."""
         try:
             form = read_form(values)
             job = await (self._forms.picture_job if isinstance(form, PictureForm) else self._forms.caption_job)(form)
-            result = await self._engine.result(job)
+            return 0, "", written_values(job, await self._engine.result(job))
         except UserError as error:
-            return failed(REFUSED, str(error))
+            return REFUSED, str(error), {}
         except Busy as error:
-            return failed(BUSY, str(error))
+            return BUSY, str(error), {}
         except Late as error:
-            return failed(LATE, str(error))
+            return LATE, str(error), {}
         except Exception:
-            _log.exception("a bug, met by the request with log id %d", request.logid)
-            return failed(_UNKNOWN, f"Log_id: {request.logid}  Raise_msg: internal error")
-        answered = written_values(job, result)
-        return message_class("Response")(key=list(answered), value=list(answered.values()))
+            _log.exception("a bug, met by the request with log id %s", log_id)
+            return _UNKNOWN, f"Log_id: {log_id}  Raise_msg: internal error", {}
 
     async def answer_http(self, name: str, body: bytes) -> JSONResponse:
         """As Paddle Serving's gateway does: fields may be missing and unknown ones are ignored, errors keep the status 200."""
@@ -165,7 +169,8 @@ class Service:
         request.name = name
         response = await self.answer(request)
         options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
-        return JSONResponse(json_format.MessageToDict(response, **options))
+        tree = json_format.MessageToDict(response, **options)
+        return JSONResponse({field.name: tree[field.name] for field in response.DESCRIPTOR.fields})
 
 
 def _values(request: Message) -> dict[str, str]:

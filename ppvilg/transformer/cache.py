@@ -1,12 +1,13 @@
 """What decoding remembers: the source's keys and values, once for all candidates of a prompt, and of the target no more than
 its pattern can still show, in buffers that are allocated once. Arrays only: the weights come with each step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import paddle
 
+from ppvilg.transformer.layers import dims
 from ppvilg.transformer.pattern import HIDDEN, Direction, Pattern
 
 Array = np.ndarray | paddle.Tensor
@@ -38,30 +39,35 @@ class Source:
     """Float [P, heads, s, width]."""
     values: paddle.Tensor
     """Float [P, heads, s, width]."""
+    shape: list
+    """[P, heads, s, width], as `dims` gives it."""
+
+    @classmethod
+    def of(cls, keys: paddle.Tensor, values: paddle.Tensor) -> "Source":
+        """With the shape that they have."""
+        return cls(keys, values, dims(keys))
 
     def scores(self, queries: paddle.Tensor) -> paddle.Tensor:
         """[P·C, heads, width] -> [P·C, heads, s]."""
-        return _by_sequence(paddle.matmul(self._by_prompt(queries), self.keys, transpose_y=True))
+        return _by_sequence(paddle.matmul(self._by_prompt(queries, self.shape[3]), self.keys, transpose_y=True))
 
     def context(self, weights: paddle.Tensor) -> paddle.Tensor:
         """[P·C, heads, s] -> [P·C, heads, width]."""
-        return _by_sequence(paddle.matmul(self._by_prompt(weights), self.values))
+        return _by_sequence(paddle.matmul(self._by_prompt(weights, self.shape[2]), self.values))
 
-    def _by_prompt(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[P·C, heads, k] -> [P, heads, C, k]."""
-        batch, heads, last = x.shape
-        prompts = self.keys.shape[0]
-        return x.reshape([prompts, batch // prompts, heads, last]).transpose([0, 2, 1, 3])
+    def _by_prompt(self, x: paddle.Tensor, last: int) -> paddle.Tensor:
+        """[P·C, heads, last] -> [P, heads, C, last]."""
+        return x.reshape([self.shape[0], -1, self.shape[1], last]).transpose([0, 2, 1, 3])
 
     def select(self, prompts: np.ndarray) -> "Source":
         """Of each of the prompts int [N], which may repeat."""
         chosen = paddle.to_tensor(prompts)
-        return Source(paddle.gather(self.keys, chosen), paddle.gather(self.values, chosen))
+        return self.of(paddle.gather(self.keys, chosen), paddle.gather(self.values, chosen))
 
     @classmethod
     def joined(cls, sources: list["Source"]) -> "Source":
         """The prompts of several sources of one length, one after another."""
-        return cls(paddle.concat([s.keys for s in sources]), paddle.concat([s.values for s in sources]))
+        return cls.of(paddle.concat([s.keys for s in sources]), paddle.concat([s.values for s in sources]))
 
     @property
     def bytes(self) -> int:
@@ -71,8 +77,7 @@ class Source:
 
 def _by_sequence(x: paddle.Tensor) -> paddle.Tensor:
     """[P, heads, C, k] -> [P·C, heads, k]."""
-    prompts, heads, candidates, last = x.shape
-    return x.transpose([0, 2, 1, 3]).reshape([prompts * candidates, heads, last])
+    return x.transpose([0, 2, 1, 3]).flatten(0, 1)
 
 
 class Projections(Protocol):
@@ -92,13 +97,16 @@ class Projections(Protocol):
     """[heads, hidden, width]: the value's matrix."""
 
 
+@dataclass(frozen=True)
 class KeyValueCache:
-    """Keys and values of the target's slots, float [B · heads · slots, width], for layers that read most of them at every
-    step."""
+    """Keys and values of the target's slots, for layers that read most of them at every step."""
 
-    def __init__(self, keys: paddle.Tensor, values: paddle.Tensor, heads: int, slots: int):
-        self.keys, self.values = keys, values
-        self._by_sequence = [-1, heads, slots, keys.shape[1]]
+    keys: paddle.Tensor
+    """Float [B · heads · slots, width]."""
+    values: paddle.Tensor
+    """Float [B · heads · slots, width]."""
+    heads: int
+    slots: int
 
     def write(self, attention: Projections, x: paddle.Tensor, step: Step) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Add the tokens whose layer inputs are x [B, hidden]; returns the keys and values [B, heads, capacity, width] of the
@@ -106,7 +114,7 @@ class KeyValueCache:
         width = self.keys.shape[1]
         keys = _write(self.keys, step.write, attention.key(x).reshape([-1, width]))
         values = _write(self.values, step.write, attention.value(x).reshape([-1, width]))
-        return keys.reshape(self._by_sequence), values.reshape(self._by_sequence)
+        return keys.reshape(self._shape), values.reshape(self._shape)
 
     def scores(self, attention: Projections, queries: paddle.Tensor, near: tuple) -> paddle.Tensor:
         """[B, heads, width] -> [B, heads, capacity]; `near` is what `write` returned."""
@@ -118,14 +126,18 @@ class KeyValueCache:
 
     def select(self, sequences: paddle.Tensor) -> "KeyValueCache":
         """What sequences int64 [N] have written, which may repeat."""
-        _, heads, slots, _ = self._by_sequence
-        return KeyValueCache(*(_selected(x, self._by_sequence, sequences) for x in (self.keys, self.values)), heads, slots)
+        keys, values = (_selected(x, self._shape, sequences) for x in (self.keys, self.values))
+        return replace(self, keys=keys, values=values)
 
     @classmethod
     def joined(cls, caches: list["KeyValueCache"]) -> "KeyValueCache":
         """The sequences of several caches of one pattern, one after another."""
-        _, heads, slots, _ = caches[0]._by_sequence
-        return cls(paddle.concat([c.keys for c in caches]), paddle.concat([c.values for c in caches]), heads, slots)
+        keys, values = paddle.concat([c.keys for c in caches]), paddle.concat([c.values for c in caches])
+        return replace(caches[0], keys=keys, values=values)
+
+    @property
+    def _shape(self) -> list[int]:
+        return [-1, self.heads, self.slots, self.keys.shape[1]]
 
     @property
     def bytes(self) -> int:
@@ -133,24 +145,26 @@ class KeyValueCache:
         return 4 * (self.keys.size + self.values.size)
 
 
+@dataclass(frozen=True)
 class LatentCache:
-    """The layer's inputs at the target's slots, float [B · slots, hidden]: half the size of keys and values, for layers that
-    read few slots, `capacity`, a step.
+    """The layer's inputs at the target's slots: half the size of keys and values, for layers that read few slots a step.
 
     With key_j = W_k x_j and value_j = W_v x_j the scores are q · W_k x_j = (W_kᵀ q) · x_j and the context is W_v (Σ_j p_j x_j):
     one product with each matrix per query, exactly as many as it takes to compute one key and one value.
     """
 
-    def __init__(self, inputs: paddle.Tensor, slots: int, capacity: int):
-        self.inputs = inputs
-        self._slots, self._capacity = slots, capacity
+    inputs: paddle.Tensor
+    """Float [B · slots, hidden]."""
+    slots: int
+    capacity: int
+    """How many of them a token reads."""
 
     def write(self, attention: Projections, x: paddle.Tensor, step: Step) -> paddle.Tensor:
         """Add the tokens whose layer inputs are x [B, hidden]; returns the inputs [B, capacity, hidden] of the tokens that the
         step's scores are about."""
         inputs = _write(self.inputs, step.write, x)
         rows = inputs if step.read is None else paddle.gather(inputs, step.read)
-        return rows.reshape([-1, self._capacity, self.inputs.shape[1]])
+        return rows.reshape([-1, self.capacity, self.inputs.shape[1]])
 
     def scores(self, attention: Projections, queries: paddle.Tensor, near: paddle.Tensor) -> paddle.Tensor:
         """[B, heads, width] -> [B, heads, capacity]; `near` is what `write` returned."""
@@ -164,13 +178,12 @@ class LatentCache:
 
     def select(self, sequences: paddle.Tensor) -> "LatentCache":
         """What sequences int64 [N] have written, which may repeat."""
-        shape = [-1, self._slots, self.inputs.shape[1]]
-        return LatentCache(_selected(self.inputs, shape, sequences), self._slots, self._capacity)
+        return replace(self, inputs=_selected(self.inputs, [-1, self.slots, self.inputs.shape[1]], sequences))
 
     @classmethod
     def joined(cls, caches: list["LatentCache"]) -> "LatentCache":
         """The sequences of several caches of one pattern, one after another."""
-        return cls(paddle.concat([c.inputs for c in caches]), caches[0]._slots, caches[0]._capacity)
+        return replace(caches[0], inputs=paddle.concat([c.inputs for c in caches]))
 
     @property
     def bytes(self) -> int:
