@@ -35,7 +35,7 @@ clean:
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt requirements-eval.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt requirements-eval.txt requirements-serving.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

@@ -15,11 +15,13 @@ from paddle.nn import functional as F
 from ppvilg import checkpoint
 from ppvilg.config import Config
 from ppvilg.errors import UserError
+from ppvilg.export.folder import is_export, load_matching
+from ppvilg.export.model import ExportedMatching
 from ppvilg.parallel.collectives import gathered
 from ppvilg.parallel.topology import Topology
 from ppvilg.pictures import to_model
 from ppvilg.text import TextTokenizer, cut, pad_batch, saved_text_tokenizer
-from ppvilg.transformer.layers import FeedForward, LayerNorm, Linear, NormedProjections, Table, parameter, residual_std
+from ppvilg.transformer.layers import FeedForward, LayerNorm, Linear, Table, dims, normed_projections, parameter, residual_std
 from ppvilg.transformer.pattern import HIDDEN
 
 _LARGEST_SCALE = 100.0  # of the similarities (CLIP)
@@ -68,17 +70,18 @@ class Matching(nn.Layer):
 
     def embed_image(self, pictures: paddle.Tensor) -> paddle.Tensor:
         """Float32 [B, 3, H, W] in [-1, 1] -> float32 [B, E] of length 1."""
-        batch, _, height, width = pictures.shape
+        _, _, height, width = pictures.shape
         p = self.patch_size
-        patches = pictures.reshape([batch, 3, height // p, p, width // p, p]).transpose([0, 2, 4, 1, 3, 5])
+        patches = pictures.reshape([-1, 3, height // p, p, width // p, p]).transpose([0, 2, 4, 1, 3, 5])
         count = (height // p) * (width // p)
-        rows = self.patch_embedding(patches.reshape([batch * count, 3 * p * p])).reshape([batch, count, -1])
+        rows = self.patch_embedding(patches.reshape([-1, 3 * p * p]))
+        rows = rows.reshape([-1, count, rows.shape[1]])
         states = self.image_encoder(rows + self.patch_position(paddle.arange(count)), None)
         return F.normalize(paddle.matmul(states.mean(1), self.image_projection))
 
     def embed_text(self, ids: paddle.Tensor, valid: paddle.Tensor) -> paddle.Tensor:
         """Int64 [B, m] with bool [B, m], True for real tokens, -> float32 [B, E] of length 1."""
-        batch, m = ids.shape
+        batch, m = dims(ids)
         rows = self.text_embedding(ids.flatten()).reshape([batch, m, -1]) + self.text_position(paddle.arange(m))
         bias = paddle.where(valid, paddle.zeros([]), paddle.full([], HIDDEN)).unsqueeze([1, 2])
         states = self.text_encoder(rows, bias)
@@ -117,7 +120,7 @@ class Encoder(nn.Layer):
 
     def forward(self, x: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
         """[B, L, hidden] -> [B, L, hidden]; `bias` [B, 1, 1, L] is added to the scores of the keys."""
-        shape = x.shape
+        shape = dims(x)
         rows = x.flatten(0, 1)
         for layer in self.layers:
             rows = layer(rows, shape[0], bias)
@@ -136,15 +139,12 @@ class _EncoderLayer(nn.Layer):
         self.ffn = FeedForward(hidden, 4, out_std)
 
     def forward(self, x: paddle.Tensor, batch: int, bias: paddle.Tensor | None) -> paddle.Tensor:
-        weights = self.query.weight, self.query.bias, self.key.weight, self.value.weight
-        projected = NormedProjections.apply(
-            x, self.norm.weight, self.norm.bias, self.norm.epsilon, *weights, self.query.columns
-        )
+        projected = normed_projections(x, self.norm, self.query, self.key, self.value)
         width = x.shape[1] // self.heads
         queries, keys, values = (t.reshape([batch, -1, self.heads, width]).transpose([0, 2, 1, 3]) for t in projected)
         seen = paddle.matmul(queries * width**-0.5, keys, transpose_y=True)
         mixed = paddle.matmul(F.softmax(seen if bias is None else seen + bias), values)
-        x = x + self._drop(self.out(mixed.transpose([0, 2, 1, 3]).reshape(x.shape)))
+        x = x + self._drop(self.out(mixed.transpose([0, 2, 1, 3]).reshape([-1, x.shape[1]])))
         return x + self._drop(self.ffn(x))
 
     def _drop(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -154,19 +154,22 @@ class _EncoderLayer(nn.Layer):
 class MatchingModel:
     """A trained `Matching` with its tokenizer: a `Scorer`."""
 
-    def __init__(self, config: Config, model: Matching, text: TextTokenizer):
+    def __init__(self, config: Config, model: Matching | ExportedMatching, text: TextTokenizer):
         self.config, self.model, self.text = config, model, text
-        model.eval()
 
     @classmethod
     def load(cls, folder: str | Path) -> "MatchingModel":
-        """Read the newest checkpoint of a run of task `match`; raises `UserError` for a folder that is none, or damaged."""
+        """Read the newest checkpoint of a run of task `match`, or an exported one; raises `UserError` for a folder that is
+        neither, or damaged."""
         folder = Path(folder)
+        if is_export(folder):
+            return cls(*load_matching(folder))
         weights = checkpoint.weights_file(folder)
         config = checkpoint.model_config(folder, "match")
         text = saved_text_tokenizer(folder, config.text)
         model = Matching(config)
         checkpoint.load_weights(model, weights)
+        model.eval()
         return cls(config, model, text)
 
     @paddle.no_grad()
@@ -218,7 +221,7 @@ class ErnieViL:
 
 
 def load_scorer(name: str) -> Scorer:
-    """The matching model of a run's folder, or an ErnieViL of PaddleNLP by name (ernie_vil-...) or local folder."""
+    """The matching model of a run or an export, or an ErnieViL of PaddleNLP by name (ernie_vil-...) or local folder."""
     folder = Path(name)
     if name.startswith("ernie_vil") or (folder / "preprocessor_config.json").is_file():
         return ErnieViL(name)

@@ -1,4 +1,4 @@
-"""The Python API: a trained run, ready to write pictures from texts and captions from pictures.
+"""The Python API: a trained run or an exported model, ready to write pictures from texts and captions from pictures.
 
 from ppvilg.pipeline import Pipeline
 model = Pipeline.load("runs/vilg_emoji")
@@ -16,6 +16,8 @@ from ppvilg import checkpoint
 from ppvilg.config import Config
 from ppvilg.data.pictures import decode_picture
 from ppvilg.errors import UserError
+from ppvilg.export.folder import is_export, load_parts
+from ppvilg.export.model import ExportedViLG, ExportedVQGAN
 from ppvilg.generate.decoding import Written, search_texts, write_images, write_texts
 from ppvilg.generate.painting import PictureDecoder, paint
 from ppvilg.generate.sampling import Sampling
@@ -35,27 +37,28 @@ Picture = np.ndarray | bytes
 class Pipeline:
     """A transformer with its image tokenizer and its text tokenizer."""
 
-    def __init__(self, config: Config, model: ViLG, vqgan: VQGAN, text: TextTokenizer):
+    def __init__(self, config: Config, model: ViLG | ExportedViLG, vqgan: VQGAN | ExportedVQGAN, text: TextTokenizer):
         self.config = config
         self.model = model
         self.vqgan = vqgan
         self.text = text
-        model.eval()
-        vqgan.eval()
 
     @classmethod
     def load(cls, folder: str | Path) -> "Pipeline":
-        """Read the newest checkpoint of a transformer run.
+        """Read the newest checkpoint of a transformer run, or an exported model.
 
         Raises `UserError` for a folder that is missing, incomplete, damaged, of another task, or does not fit its config.
         """
         folder = Path(folder)
+        if is_export(folder):
+            return cls(*load_parts(folder))
         weights = checkpoint.weights_file(folder)
         config = checkpoint.model_config(folder, "vilg")
         vqgan = load_vqgan(folder / "tokenizer")
         text = saved_text_tokenizer(folder, config.text)
         model = ViLG(config)
         checkpoint.load_weights(model, weights)
+        model.eval()
         return cls(config, model, vqgan, text)
 
     def generate(

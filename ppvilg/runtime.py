@@ -18,6 +18,10 @@ def prepare() -> None:
     """Set paddle's flags, the number of threads and the allocator, before `import paddle` (idempotent)."""
     if "paddle" in sys.modules and "FLAGS_use_stride_kernel" not in os.environ:
         warnings.warn("import ppvilg before paddle: paddle was imported first, so the CPU will be slower", stacklevel=3)
+    # Programs for inference: run operators one after another in the calling thread, and collect what is no longer needed in
+    # pieces of 64 MB; else most of the time of a small step is spent handing every single tensor to another thread.
+    os.environ.setdefault("FLAGS_enable_pir_in_executor_trace_run", "1")
+    os.environ.setdefault("FLAGS_eager_delete_tensor_gb", "0.0625")
     # Lazy strided views make the copies that follow them several times slower than an eager transpose.
     os.environ.setdefault("FLAGS_use_stride_kernel", "0")
     # Threads for MKL alone: it does nearly all the work, and paddle warns at every start where OMP_NUM_THREADS is above 1.
@@ -30,6 +34,11 @@ def prepare() -> None:
     _keep_freed_memory()
     for harmless in ("No ccache found", "Setuptools is replacing distutils"):
         warnings.filterwarnings("ignore", message=harmless)
+
+
+def threads() -> int:
+    """Threads of Paddle Inference: OMP_NUM_THREADS, else one for each core that the process may use."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
 def _mkl_path_for_amd() -> str | None:

@@ -1,7 +1,8 @@
-"""Text <-> token ids: PaddleNLP's ERNIE tokenizer, or a sentencepiece model."""
+"""Text <-> token ids: ERNIE's tokenizer, or a sentencepiece model."""
 
 import re
 import shutil
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -32,53 +33,97 @@ class TextTokenizer(Protocol):
 
 
 class ErnieText:
-    """PaddleNLP's ErnieTokenizer: WordPiece over single Chinese characters and words, lower-cased."""
+    """ERNIE's tokenizer: WordPiece over single Chinese characters and words, lower-cased.
+
+    Gives the ids of PaddleNLP's ErnieTokenizer, but needs neither its seconds nor its memory; a tokenizer that is downloaded by
+    its name is PaddleNLP's to find.
+    """
 
     def __init__(self, vocabulary: str):
-        from paddlenlp.transformers import ErnieTokenizer
-
         path = Path(vocabulary)
-        if path.is_file():
-            self._tokenizer = ErnieTokenizer(str(path))
-        elif path.is_dir() and (path / "vocab.txt").is_file():
-            self._tokenizer = ErnieTokenizer(str(path / "vocab.txt"))
+        file = path / "vocab.txt" if path.is_dir() else path
+        if file.is_file():
+            self._tokens = file.read_text("utf-8").removesuffix("\n").split("\n")
         elif path.is_dir() or path.suffix:
             raise UserError(f"text.vocabulary: no vocab.txt at {path}; give the file, its folder or an ERNIE model's name")
         else:
-            self._tokenizer = _download(vocabulary)
-        self.size = len(self._tokenizer)
-        self.pad = self._tokenizer.pad_token_id
-        self.begin = self._tokenizer.cls_token_id
-        self.end = self._tokenizer.sep_token_id
-        self._special = {self.pad, self.begin, self.end}
+            self._tokens = _download(vocabulary)
+        self._ids = {token: i for i, token in enumerate(self._tokens)}
+        if missing := [token for token in _SPECIAL if token not in self._ids]:
+            raise UserError(f"text.vocabulary: {vocabulary} has no {missing[0]}: give an ERNIE vocabulary")
+        self.size = len(self._tokens)
+        self.pad, self.begin, self.end, self._unknown = (self._ids[token] for token in _SPECIAL)
 
     def encode(self, text: str) -> list[int]:
         """[CLS] tokens [SEP]."""
-        tokens = self._tokenizer.tokenize(text)
-        return [self.begin, *self._tokenizer.convert_tokens_to_ids(tokens), self.end]
+        return [self.begin, *(i for word in _words(text) for i in self._pieces(word)), self.end]
+
+    def _pieces(self, word: str) -> list[int]:
+        """Always the longest piece that fits; unknown where none does."""
+        found, start = [], 0
+        while start < len(word) <= _LONGEST_WORD:
+            for end in range(len(word), start, -1):
+                piece = self._ids.get(("##" if start else "") + word[start:end])
+                if piece is not None:
+                    break
+            else:
+                return [self._unknown]
+            found.append(piece)
+            start = end
+        return found or [self._unknown]
 
     def decode(self, ids: list[int]) -> str:
         """Pieces joined to words; a space between two Latin words or numbers only."""
-        pieces = self._tokenizer.convert_ids_to_tokens([i for i in ids if i not in self._special])
+        pieces = [self._tokens[i] for i in ids if i not in (self.pad, self.begin, self.end)]
         text = " ".join(pieces).replace(" ##", "")
         return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", text)
 
     def save(self, folder: Path) -> str:
         """Writes vocab.txt."""
-        self._tokenizer.save_resources(str(folder))
+        (folder / "vocab.txt").write_text("\n".join(self._tokens) + "\n", "utf-8")
         return "vocab.txt"
 
 
-def _download(name: str):
+_SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+_LONGEST_WORD = 100
+_CHINESE = [  # CJK ideographs, first and last
+    *((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF)),
+    *((0xF900, 0xFAFF), (0x2F800, 0x2FA1F)),
+]
+_SYMBOLS = "\u00ad\u00b2\u00ba\u3007\u00b5\u00d8\u014b\u01b1"  # besides those that Unicode calls symbols or punctuation
+
+
+def _words(text: str) -> list[str]:
+    """Words, numbers, and single Chinese characters, punctuation marks and symbols, lower-cased and without accents."""
+    spaced = []
+    for character in "".join(c.lower() for c in text):
+        category = unicodedata.category(character)
+        if category == "Zs" or character in "\t\n\r":
+            spaced.append(" ")
+        elif character != "\ufffd" and not category.startswith("C"):
+            chinese = any(first <= ord(character) <= last for first, last in _CHINESE)
+            spaced.append(f" {character} " if chinese else character)
+    split = []
+    for character in unicodedata.normalize("NFD", "".join(spaced)):
+        category = unicodedata.category(character)
+        if category != "Mn":
+            alone = category[0] in "PS" or character in _SYMBOLS
+            split.append(f" {character} " if alone else character)
+    return "".join(split).split()
+
+
+def _download(name: str) -> list[str]:
+    """The tokens of an ERNIE model by its name."""
     from paddlenlp.transformers import ErnieTokenizer
 
     try:
-        return ErnieTokenizer.from_pretrained(name)
+        vocabulary = ErnieTokenizer.from_pretrained(name).vocab
     except Exception as error:  # the hub clients raise whatever their transport does
         raise UserError(
             f"text.vocabulary: {name!r} is no file or folder here, and no ERNIE model of that name could be downloaded "
             f"({type(error).__name__})"
         ) from None
+    return [vocabulary.to_tokens(i) for i in range(len(vocabulary))]
 
 
 class SentencePieceText:
@@ -147,6 +192,17 @@ def encode_prompt(tokenizer: TextTokenizer, text: str, max_length: int) -> list[
             f"most {max_length - 2}: shorten it"
         )
     return ids
+
+
+def styled(prompt: str, style: str, styles: dict[str, dict[str, str]]) -> str:
+    """The prompt in a style's words (`text.styles` of the config), in its own language: Chinese if it has Chinese characters,
+    else English, else whatever the style has. Raises `UserError` for an unknown style."""
+    if style not in styles:
+        known = f"this model knows {', '.join(styles)}" if styles else "this model knows none"
+        raise UserError(f"there is no style {style[:40]!r}: {known}")
+    templates = styles[style]
+    language = "zh" if re.search("[\u3400-\u9fff]", prompt) else "en"
+    return templates.get(language, next(iter(templates.values()), "{}")).replace("{}", prompt)
 
 
 def cut(ids: list[int], max_length: int) -> list[int]:

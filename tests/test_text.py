@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ppvilg.config import Config, TextConfig, TransformerConfig
 from ppvilg.errors import UserError
@@ -33,6 +35,32 @@ def test_ernie_round_trip(ernie, text):
     assert ernie.decode(ids).replace(" ", "") == text.replace(" ", "")
     assert ernie.decode(ernie.encode("red apple")) == "red apple"
     assert ernie.decode([*ids, ernie.pad, ernie.pad]) == ernie.decode(ids)
+
+
+@pytest.fixture(scope="module")
+def paddlenlps():
+    from paddlenlp.transformers import ErnieTokenizer
+
+    return ErnieTokenizer(EMOJI)
+
+
+words = st.sampled_from(
+    ["noto风格的红苹果", "Red APPLE", "tea2杯", "[SEP]", "[UNK]a", "ΑΣ", "é", "e\u0301", "\u00ad", "x" * 101, "\x1c"]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(words | st.text(max_size=8)).map("".join))
+def test_ernie_gives_the_ids_of_paddlenlps_tokenizer(ernie, paddlenlps, text):
+    expected = paddlenlps.convert_tokens_to_ids(paddlenlps.tokenize(text))
+    assert ernie.encode(text) == [paddlenlps.cls_token_id, *expected, paddlenlps.sep_token_id]
+    assert (ernie.size, ernie.pad) == (len(paddlenlps), paddlenlps.pad_token_id)
+
+
+def test_a_vocabulary_without_special_tokens_is_refused(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[CLS]\n苹\n", "utf-8")
+    with pytest.raises(UserError, match=r"has no \[SEP\]"):
+        ErnieText(str(tmp_path))
 
 
 def test_vocabulary_folder_and_saving(ernie, tmp_path):

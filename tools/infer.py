@@ -19,7 +19,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = "text to image, image to text, or completion of a picture's upper rows"
     parser.add_argument("--mode", required=True, choices=list(MODES), help=modes)
-    parser.add_argument("--model", default="runs/vilg_emoji", help="run folder of a transformer (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="runs/vilg_emoji", help="run folder of a transformer, or an exported one (default: %(default)s)"
+    )
     parser.add_argument("--text", action="append", default=[], help="a prompt (t2i, complete); repeatable")
     parser.add_argument("--text-file", help="a file with a prompt on each line, or - for standard input (t2i)")
     parser.add_argument("--image", action="append", default=[], help="a picture file (i2t, complete); repeatable")

@@ -19,16 +19,16 @@ def looks_like_picture(head: bytes) -> bool:
     return head.startswith(_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
-def decode_picture(data: bytes, size: int) -> np.ndarray:
+def decode_picture(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a picture file: uint8 [size, size, 3], RGB.
 
     Alpha is composited on white, grey, palette, CMYK and 16-bit pictures become RGB, cameras' orientation is applied.
     The square in the middle is cut out and scaled (by area to shrink, bicubic to enlarge). Raises `UserError` if the
-    data is not a picture, is truncated, or has more than MAX_PIXELS.
+    data is not a picture, is truncated, or has more than `max_pixels`.
     """
     import cv2
 
-    has_alpha = _check_header(data)
+    has_alpha = _check_header(data, max_pixels)
     flags = cv2.IMREAD_UNCHANGED if has_alpha else cv2.IMREAD_COLOR
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -45,7 +45,7 @@ def decode_picture(data: bytes, size: int) -> np.ndarray:
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
-def _check_header(data: bytes) -> bool:
+def _check_header(data: bytes, max_pixels: int) -> bool:
     """Whether the picture has alpha; raises `UserError` if it can't be decoded safely."""
     from PIL import Image
 
@@ -60,8 +60,8 @@ def _check_header(data: bytes) -> bool:
     except (OSError, ValueError, SyntaxError, struct.error) as error:
         raise UserError(f"not a picture that can be decoded ({error})") from None
     width, height = header.size
-    if width * height > MAX_PIXELS:
-        raise UserError(f"the picture has {width}x{height} pixels, more than the limit of {MAX_PIXELS}")
+    if width * height > max_pixels:
+        raise UserError(f"the picture has {width}x{height} pixels, more than the limit of {max_pixels}")
     return header.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in header.info
 
 

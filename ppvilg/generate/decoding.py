@@ -9,7 +9,8 @@ from paddle.nn import functional as F
 
 from ppvilg.generate.sampling import Noise, Sampling, guided, sample
 from ppvilg.text import TextTokenizer, pad_batch
-from ppvilg.transformer.model import ViLG, last_real
+from ppvilg.transformer.decoder import Decoder
+from ppvilg.transformer.model import last_real
 from ppvilg.transformer.pattern import Direction
 
 
@@ -24,7 +25,7 @@ class Written(NamedTuple):
 
 @paddle.no_grad()
 def write_images(
-    model: ViLG,
+    model: Decoder,
     texts: list[list[int]],
     tokenizer: TextTokenizer,
     seeds: list[int],
@@ -66,7 +67,7 @@ def write_images(
 
 @paddle.no_grad()
 def write_texts(
-    model: ViLG, image: paddle.Tensor, tokenizer: TextTokenizer, max_length: int, seeds: list[int], sampling: Sampling
+    model: Decoder, image: paddle.Tensor, tokenizer: TextTokenizer, max_length: int, seeds: list[int], sampling: Sampling
 ) -> list[list[int]]:
     """Captions of P pictures int64 [P, n], C = len(seeds) / P of each: token ids without the begin and end tokens."""
     batch = len(seeds)
@@ -88,7 +89,7 @@ def write_texts(
 
 @paddle.no_grad()
 def search_texts(
-    model: ViLG, image: paddle.Tensor, tokenizer: TextTokenizer, max_length: int, beams: int, length_penalty: float
+    model: Decoder, image: paddle.Tensor, tokenizer: TextTokenizer, max_length: int, beams: int, length_penalty: float
 ) -> list[list[int]]:
     """The best caption that beam search finds for each picture int64 [P, n]: token ids without the begin and end tokens.
 
@@ -124,7 +125,7 @@ def search_texts(
                 parents[i, j], drawn[i, j] = beam, token_id
         if all(_settled(ended[i], totals[i], beams, max_length - 1, length_penalty) for i in range(pictures)):
             break
-        state.select(paddle.to_tensor((parents + np.arange(pictures)[:, None] * beams).ravel()))
+        state.select((parents + np.arange(pictures)[:, None] * beams).ravel())
         token = paddle.to_tensor(drawn.ravel())
     else:  # captions that reached the longest length count as they are
         for i in range(pictures):
@@ -138,11 +139,11 @@ def _settled(ended: list, totals: np.ndarray, beams: int, longest: int, length_p
     return len(ended) == beams and ended[-1][0] >= totals.max() / longest**length_penalty
 
 
-def _start_texts(model: ViLG, image: paddle.Tensor, candidates: int, max_length: int):
+def _start_texts(model: Decoder, image: paddle.Tensor, candidates: int, max_length: int):
     valid = paddle.ones(image.shape, dtype="bool")
     return model.start(Direction.IMAGE_TO_TEXT, image, valid, candidates, max_length)[1]
 
 
-def _text_logits(model: ViLG, state, token: paddle.Tensor, k: int, tokenizer: TextTokenizer) -> paddle.Tensor:
+def _text_logits(model: Decoder, state, token: paddle.Tensor, k: int, tokenizer: TextTokenizer) -> paddle.Tensor:
     """Logits [B, tokens] after reading token k; the text table may have more rows than the tokenizer has tokens."""
     return model.text_logits(model.step(state, token, np.full(len(token), k)))[:, : tokenizer.size]

@@ -38,6 +38,13 @@ class Noise:
     def __init__(self, seeds: list[int]):
         self._generators = [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
 
+    @classmethod
+    def joined(cls, noises: list["Noise"]) -> "Noise":
+        """The samples of several batches one after another; drawing from it goes on with theirs."""
+        joined = cls([])
+        joined._generators = [generator for noise in noises for generator in noise._generators]
+        return joined
+
     def draw(self, width: int) -> np.ndarray:
         """The next float32 [B, width]."""
         # If E is exponential, -log E is Gumbel; numpy draws exponentials several times faster.

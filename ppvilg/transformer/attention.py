@@ -13,8 +13,8 @@ from paddle.autograd import PyLayer
 from paddle.nn import functional as F
 
 from ppvilg.parallel.topology import ALONE, Axis
-from ppvilg.transformer.cache import KeyValueCache, LatentCache, Source, Step
-from ppvilg.transformer.layers import LayerNorm, Linear, NormedProjections
+from ppvilg.transformer.cache import Cache, Source, Step
+from ppvilg.transformer.layers import LayerNorm, Linear, dims, normed_projections
 from ppvilg.transformer.pattern import HIDDEN, Blocks, Pattern
 
 
@@ -51,16 +51,30 @@ def view(pattern: Pattern, text_valid: paddle.Tensor, heads: int, dtype: paddle.
     tokens."""
     batch, m = text_valid.shape
     text, image = _blocks_of(pattern)
-    # A padded slot sees itself, so that its (unused) row has a softmax.
-    text_seen = (_shown(text, batch) & text_valid.unsqueeze([1, 2])) | paddle.to_tensor(np.eye(m, dtype=bool))
+    source = source_part(pattern, text_valid, heads, dtype)
     if pattern.to_image:
         groups, size = image.queries.shape
         source_seen = text_valid.unsqueeze([1, 2]).expand([batch, groups, size, m])
         target = _part(image, batch, heads, _bias([source_seen, _shown(image, batch)], heads, dtype))
-        return View(pattern, batch, _part(text, batch, heads, _bias([text_seen], heads, dtype)), target)
+        return View(pattern, batch, source, target)
     source_seen = paddle.ones([batch, 1, m, pattern.image_length], dtype="bool")
-    source = _part(image, batch, heads, None if image.mask.all() else _bias([_shown(image, batch)], heads, dtype))
+    text_seen = _text_seen(text, text_valid)
     return View(pattern, batch, source, _part(text, batch, heads, _bias([source_seen, text_seen], heads, dtype)))
+
+
+def source_part(pattern: Pattern, text_valid: paddle.Tensor, heads: int, dtype: paddle.dtype = paddle.float32) -> Part:
+    """The source of `view` alone."""
+    text, image = _blocks_of(pattern)
+    batch = text_valid.shape[0]
+    if pattern.to_image:
+        return _part(text, batch, heads, _bias([_text_seen(text, text_valid)], heads, dtype))
+    return _part(image, batch, heads, None if image.mask.all() else _bias([_shown(image, batch)], heads, dtype))
+
+
+def _text_seen(text: Blocks, text_valid: paddle.Tensor) -> paddle.Tensor:
+    # A padded slot sees itself, so that its (unused) row has a softmax.
+    batch, m = text_valid.shape
+    return (_shown(text, batch) & text_valid.unsqueeze([1, 2])) | paddle.to_tensor(np.eye(m, dtype=bool))
 
 
 @lru_cache(maxsize=64)  # a run has few patterns and needs them at every step
@@ -116,28 +130,38 @@ class SelfAttention(nn.Layer):
         """Rows [V·B·m + V·B·n, hidden], the texts of V views and then their images, -> the same shape."""
         return self.out(BlockAttention.apply(*self._projected(x), views, self.heads))
 
-    def source(self, x: paddle.Tensor, view: View) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
-        """The source part alone, rows [P·s, hidden] -> the same shape, and its keys and values [P, heads, s, width], in the
-        order of the pattern's groups."""
-        own = _grouped(view.source, self.heads, *(t.reshape([view.batch, -1, t.shape[1]]) for t in self._projected(x)))
-        context, _ = _attend(view.source, own)
+    def source(self, x: paddle.Tensor, part: Part, prompts: int) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        """The source part alone, rows [P·s, hidden] of P prompts -> the same shape, and its keys and values
+        [P, heads, s, width], in the order of the pattern's groups."""
+        own = _grouped(part, self.heads, *(t.reshape([prompts, -1, t.shape[1]]) for t in self._projected(x)))
+        context, _ = _attend(part, own)
         return self.out(context), own.keys.flatten(2, 3), own.values.flatten(2, 3)
 
-    def step(self, x: paddle.Tensor, source: Source, cache: KeyValueCache | LatentCache, step: Step) -> paddle.Tensor:
-        """The next target slot of each sequence: [B, hidden] -> [B, hidden]."""
+    def lay_out_heads(self) -> None:
+        """Have the matrices of keys and values ready as a `LatentCache` reads them: `key_by_head` [heads, width, hidden] and
+        `value_by_head` [heads, hidden, width], which are no part of the state_dict."""
+        hidden = self.key.weight.shape[0]
+        by_head = [hidden, self.heads, -1]
+        key = self.key.weight.detach().reshape(by_head).transpose([1, 2, 0])
+        value = self.value.weight.detach().reshape(by_head).transpose([1, 0, 2])
+        self.register_buffer("key_by_head", key, persistable=False)
+        self.register_buffer("value_by_head", value, persistable=False)
+
+    def step(self, x: paddle.Tensor, source: Source, cache: Cache, step: Step) -> paddle.Tensor:
+        """The next target slot of each sequence: [B, hidden] -> [B, hidden]; with a `LatentCache` after `lay_out_heads`."""
         x = self.norm(x)
-        queries = self.query(x).reshape([x.shape[0], self.heads, -1])
+        queries = self.query(x)
+        queries = queries.reshape([-1, self.heads, queries.shape[1] // self.heads])
         queries = queries * queries.shape[-1] ** -0.5
-        cache.write(x, step)
-        near = cache.read(step)
-        weights = F.softmax(paddle.concat([source.scores(queries), cache.scores(queries, near)], axis=-1) + step.bias)
-        context = source.context(weights[:, :, : source.length]) + cache.context(weights[:, :, source.length :], near)
+        near = cache.write(self, x, step)
+        near_scores = cache.scores(self, queries, near)
+        count = near_scores.shape[-1]
+        weights = F.softmax(paddle.concat([source.scores(queries), near_scores], axis=-1) + step.bias)
+        context = source.context(weights[:, :, :-count]) + cache.context(self, weights[:, :, -count:], near)
         return self.out(context.flatten(1))
 
     def _projected(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
-        norm, query = self.norm, self.query
-        weights = query.weight, query.bias, self.key.weight, self.value.weight
-        return NormedProjections.apply(x, norm.weight, norm.bias, norm.epsilon, *weights, query.columns)
+        return normed_projections(x, self.norm, self.query, self.key, self.value)
 
 
 class BlockAttention(PyLayer):
@@ -218,9 +242,8 @@ def _take(tensors: Iterator[paddle.Tensor]) -> _Grouped:
 
 def _grouped(part: Part, heads: int, queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor) -> _Grouped:
     """From queries, keys and values [B, L, hidden] of a part."""
-    split = _Grouped(*(_groups(part, heads, x) for x in (queries, keys, values)))
-    split.queries.scale_(split.queries.shape[-1] ** -0.5)
-    return split
+    queries, keys, values = (_groups(part, heads, x) for x in (queries, keys, values))
+    return _Grouped(queries.scale_(queries.shape[-1] ** -0.5), keys, values)
 
 
 def _attend(part: Part, own: _Grouped, source: _Grouped | None = None) -> tuple[paddle.Tensor, paddle.Tensor]:
@@ -280,9 +303,9 @@ def _gathered(
 
 def _groups(part: Part, heads: int, x: paddle.Tensor) -> paddle.Tensor:
     """[B, L, hidden] -> [B, heads, groups, size, width]."""
-    batch, length, hidden = x.shape
+    batch, length, hidden = dims(x)
     if part.order is not None:
-        x = paddle.gather(x.reshape([batch * length, hidden]), part.order)
+        x = paddle.gather(x.flatten(0, 1), part.order)
     shape = [batch, part.groups, length // part.groups, heads, hidden // heads]
     return x.reshape(shape).transpose([0, 3, 1, 2, 4])
 
@@ -290,8 +313,8 @@ def _groups(part: Part, heads: int, x: paddle.Tensor) -> paddle.Tensor:
 def _rows(part: Part, x: paddle.Tensor) -> paddle.Tensor:
     """[B, heads, groups, size, width] -> rows [B · L, hidden]: the inverse of `_groups` and, since that only moves, its
     gradient."""
-    batch, heads, groups, size, width = x.shape
-    rows = x.transpose([0, 2, 3, 1, 4]).reshape([batch * groups * size, heads * width])
+    heads, width = x.shape[1], x.shape[4]
+    rows = x.transpose([0, 2, 3, 1, 4]).reshape([-1, heads * width])
     return rows if part.inverse is None else paddle.gather(rows, part.inverse)
 
 
@@ -299,7 +322,7 @@ def _near(part: Part, x: paddle.Tensor) -> paddle.Tensor:
     """Grouped keys or values -> those that each group reads, [B, heads, groups, keys, width]."""
     if part.near is None:
         return x
-    batch, heads, groups, _, width = x.shape
+    batch, heads, groups, _, width = dims(x)
     return paddle.gather(x.reshape([-1, width]), part.near).reshape([batch, heads, groups, -1, width])
 
 

@@ -1,48 +1,73 @@
 """What decoding remembers: the source's keys and values, once for all candidates of a prompt, and of the target no more than
-its pattern can still show, in buffers that are allocated once."""
+its pattern can still show, in buffers that are allocated once. Arrays only: the weights come with each step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import paddle
-from paddle import nn
 
-from ppvilg.transformer.pattern import HIDDEN, Pattern
+from ppvilg.transformer.layers import dims
+from ppvilg.transformer.pattern import HIDDEN, Direction, Pattern
+
+Array = np.ndarray | paddle.Tensor
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where the sequences of a batch stand, as the caches of one layer kind need it."""
+    """Where the sequences of a batch stand, as the caches of one layer kind need it; numpy arrays as `State` works them out,
+    tensors as they are computed with."""
 
-    write: paddle.Tensor
+    write: Array
     """Int64 [rows]: the rows of the buffer that the new token goes to."""
-    read: paddle.Tensor | None
+    read: Array | None
     """Int64 [B · capacity]: the rows to read; None where they are all there are."""
-    bias: paddle.Tensor
+    bias: Array
     """Float32 [B, 1, s + capacity]: what is added to the scores of the source's keys and of those that are read."""
 
+    def tensors(self) -> "Step":
+        """The same as tensors."""
+        read = None if self.read is None else paddle.to_tensor(self.read)
+        return Step(paddle.to_tensor(self.write), read, paddle.to_tensor(self.bias))
 
+
+@dataclass(frozen=True)
 class Source:
-    """Keys and values [P, heads, s, width] of P prompts, each read by C consecutive sequences of the batch."""
+    """Keys and values of P prompts, each read by C consecutive sequences of the batch."""
 
-    def __init__(self, keys: paddle.Tensor, values: paddle.Tensor):
-        self.keys = keys
-        self.values = values
-        self.length = keys.shape[2]
+    keys: paddle.Tensor
+    """Float [P, heads, s, width]."""
+    values: paddle.Tensor
+    """Float [P, heads, s, width]."""
+    shape: list
+    """[P, heads, s, width], as `dims` gives it."""
+
+    @classmethod
+    def of(cls, keys: paddle.Tensor, values: paddle.Tensor) -> "Source":
+        """With the shape that they have."""
+        return cls(keys, values, dims(keys))
 
     def scores(self, queries: paddle.Tensor) -> paddle.Tensor:
         """[P·C, heads, width] -> [P·C, heads, s]."""
-        return _by_sequence(paddle.matmul(self._by_prompt(queries), self.keys, transpose_y=True))
+        return _by_sequence(paddle.matmul(self._by_prompt(queries, self.shape[3]), self.keys, transpose_y=True))
 
     def context(self, weights: paddle.Tensor) -> paddle.Tensor:
         """[P·C, heads, s] -> [P·C, heads, width]."""
-        return _by_sequence(paddle.matmul(self._by_prompt(weights), self.values))
+        return _by_sequence(paddle.matmul(self._by_prompt(weights, self.shape[2]), self.values))
 
-    def _by_prompt(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[P·C, heads, k] -> [P, heads, C, k]."""
-        batch, heads, last = x.shape
-        prompts = self.keys.shape[0]
-        return x.reshape([prompts, batch // prompts, heads, last]).transpose([0, 2, 1, 3])
+    def _by_prompt(self, x: paddle.Tensor, last: int) -> paddle.Tensor:
+        """[P·C, heads, last] -> [P, heads, C, last]."""
+        return x.reshape([self.shape[0], -1, self.shape[1], last]).transpose([0, 2, 1, 3])
+
+    def select(self, prompts: np.ndarray) -> "Source":
+        """Of each of the prompts int [N], which may repeat."""
+        chosen = paddle.to_tensor(prompts)
+        return self.of(paddle.gather(self.keys, chosen), paddle.gather(self.values, chosen))
+
+    @classmethod
+    def joined(cls, sources: list["Source"]) -> "Source":
+        """The prompts of several sources of one length, one after another."""
+        return cls.of(paddle.concat([s.keys for s in sources]), paddle.concat([s.values for s in sources]))
 
     @property
     def bytes(self) -> int:
@@ -52,43 +77,67 @@ class Source:
 
 def _by_sequence(x: paddle.Tensor) -> paddle.Tensor:
     """[P, heads, C, k] -> [P·C, heads, k]."""
-    prompts, heads, candidates, last = x.shape
-    return x.transpose([0, 2, 1, 3]).reshape([prompts * candidates, heads, last])
+    return x.transpose([0, 2, 1, 3]).flatten(0, 1)
 
 
+class Projections(Protocol):
+    """What a cache needs of its attention layer at each step."""
+
+    heads: int
+
+    def key(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[B, hidden] -> [B, heads · width]."""
+
+    def value(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[B, hidden] -> [B, heads · width]."""
+
+    key_by_head: paddle.Tensor
+    """[heads, width, hidden]: the key's matrix."""
+    value_by_head: paddle.Tensor
+    """[heads, hidden, width]: the value's matrix."""
+
+
+@dataclass(frozen=True)
 class KeyValueCache:
     """Keys and values of the target's slots, for layers that read most of them at every step."""
 
-    def __init__(self, attention: nn.Layer, batch: int, pattern: Pattern):
-        slots = pattern.cache_slots()
-        self._attention = attention
-        self._shape = [batch, attention.heads, slots.groups * slots.capacity, -1]
-        rows = batch * attention.heads * slots.groups * slots.capacity
-        width = attention.out.weight.shape[0] // attention.heads
-        self.keys, self.values = paddle.zeros([rows, width]), paddle.zeros([rows, width])
+    keys: paddle.Tensor
+    """Float [B · heads · slots, width]."""
+    values: paddle.Tensor
+    """Float [B · heads · slots, width]."""
+    heads: int
+    slots: int
 
-    def write(self, x: paddle.Tensor, step: Step) -> None:
-        """Add the tokens whose layer inputs are x [B, hidden]."""
+    def write(self, attention: Projections, x: paddle.Tensor, step: Step) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Add the tokens whose layer inputs are x [B, hidden]; returns the keys and values [B, heads, capacity, width] of the
+        tokens that the step's scores are about: all there are."""
         width = self.keys.shape[1]
-        paddle.scatter_(self.keys, step.write, self._attention.key(x).reshape([-1, width]))
-        paddle.scatter_(self.values, step.write, self._attention.value(x).reshape([-1, width]))
+        keys = _write(self.keys, step.write, attention.key(x).reshape([-1, width]))
+        values = _write(self.values, step.write, attention.value(x).reshape([-1, width]))
+        return keys.reshape(self._shape), values.reshape(self._shape)
 
-    def read(self, step: Step) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """The keys and values [B, heads, capacity, width] of the tokens that the step's scores are about: all there are."""
-        return self.keys.reshape(self._shape), self.values.reshape(self._shape)
+    def scores(self, attention: Projections, queries: paddle.Tensor, near: tuple) -> paddle.Tensor:
+        """[B, heads, width] -> [B, heads, capacity]; `near` is what `write` returned."""
+        return paddle.matmul(queries.unsqueeze(2), near[0], transpose_y=True).squeeze(2)
 
-    def scores(self, queries: paddle.Tensor, read: tuple[paddle.Tensor, paddle.Tensor]) -> paddle.Tensor:
-        """[B, heads, width] -> [B, heads, capacity]."""
-        return paddle.matmul(queries.unsqueeze(2), read[0], transpose_y=True).squeeze(2)
-
-    def context(self, weights: paddle.Tensor, read: tuple[paddle.Tensor, paddle.Tensor]) -> paddle.Tensor:
+    def context(self, attention: Projections, weights: paddle.Tensor, near: tuple) -> paddle.Tensor:
         """[B, heads, capacity] -> [B, heads, width]."""
-        return paddle.matmul(weights.unsqueeze(2), read[1]).squeeze(2)
+        return paddle.matmul(weights.unsqueeze(2), near[1]).squeeze(2)
 
-    def select(self, sequences: paddle.Tensor) -> None:
-        """Let sequence i go on from what sequence sequences[i] has written; int64 [B]."""
-        self.keys = paddle.gather(self.keys.reshape(self._shape), sequences).reshape(self.keys.shape)
-        self.values = paddle.gather(self.values.reshape(self._shape), sequences).reshape(self.values.shape)
+    def select(self, sequences: paddle.Tensor) -> "KeyValueCache":
+        """What sequences int64 [N] have written, which may repeat."""
+        keys, values = (_selected(x, self._shape, sequences) for x in (self.keys, self.values))
+        return replace(self, keys=keys, values=values)
+
+    @classmethod
+    def joined(cls, caches: list["KeyValueCache"]) -> "KeyValueCache":
+        """The sequences of several caches of one pattern, one after another."""
+        keys, values = paddle.concat([c.keys for c in caches]), paddle.concat([c.values for c in caches])
+        return replace(caches[0], keys=keys, values=values)
+
+    @property
+    def _shape(self) -> list[int]:
+        return [-1, self.heads, self.slots, self.keys.shape[1]]
 
     @property
     def bytes(self) -> int:
@@ -96,6 +145,7 @@ class KeyValueCache:
         return 4 * (self.keys.size + self.values.size)
 
 
+@dataclass(frozen=True)
 class LatentCache:
     """The layer's inputs at the target's slots: half the size of keys and values, for layers that read few slots a step.
 
@@ -103,43 +153,69 @@ class LatentCache:
     one product with each matrix per query, exactly as many as it takes to compute one key and one value.
     """
 
-    def __init__(self, attention: nn.Layer, batch: int, pattern: Pattern):
-        slots = pattern.cache_slots()
-        hidden = attention.out.weight.shape[0]
-        self._shape = [batch, slots.groups * slots.capacity, hidden]
-        self._read_shape = [batch, slots.capacity, hidden]
-        self.inputs = paddle.zeros([batch * slots.groups * slots.capacity, hidden])
-        by_head = [hidden, attention.heads, hidden // attention.heads]
-        self._key = attention.key.weight.reshape(by_head).transpose([1, 2, 0])  # [heads, width, hidden]
-        self._value = attention.value.weight.reshape(by_head).transpose([1, 0, 2])  # [heads, hidden, width]
+    inputs: paddle.Tensor
+    """Float [B · slots, hidden]."""
+    slots: int
+    capacity: int
+    """How many of them a token reads."""
 
-    def write(self, x: paddle.Tensor, step: Step) -> None:
-        """Add the tokens whose layer inputs are x [B, hidden]."""
-        paddle.scatter_(self.inputs, step.write, x)
+    def write(self, attention: Projections, x: paddle.Tensor, step: Step) -> paddle.Tensor:
+        """Add the tokens whose layer inputs are x [B, hidden]; returns the inputs [B, capacity, hidden] of the tokens that the
+        step's scores are about."""
+        inputs = _write(self.inputs, step.write, x)
+        rows = inputs if step.read is None else paddle.gather(inputs, step.read)
+        return rows.reshape([-1, self.capacity, self.inputs.shape[1]])
 
-    def read(self, step: Step) -> paddle.Tensor:
-        """The inputs [B, capacity, hidden] of the tokens that the step's scores are about."""
-        rows = self.inputs if step.read is None else paddle.gather(self.inputs, step.read)
-        return rows.reshape(self._read_shape)
+    def scores(self, attention: Projections, queries: paddle.Tensor, near: paddle.Tensor) -> paddle.Tensor:
+        """[B, heads, width] -> [B, heads, capacity]; `near` is what `write` returned."""
+        latent = paddle.matmul(queries.transpose([1, 0, 2]), attention.key_by_head).transpose([1, 0, 2])
+        return paddle.matmul(latent, near, transpose_y=True)
 
-    def scores(self, queries: paddle.Tensor, read: paddle.Tensor) -> paddle.Tensor:
-        """[B, heads, width] -> [B, heads, capacity]."""
-        latent = paddle.matmul(queries.transpose([1, 0, 2]), self._key).transpose([1, 0, 2])
-        return paddle.matmul(latent, read, transpose_y=True)
-
-    def context(self, weights: paddle.Tensor, read: paddle.Tensor) -> paddle.Tensor:
+    def context(self, attention: Projections, weights: paddle.Tensor, near: paddle.Tensor) -> paddle.Tensor:
         """[B, heads, capacity] -> [B, heads, width]."""
-        latent = paddle.matmul(weights, read).transpose([1, 0, 2])
-        return paddle.matmul(latent, self._value).transpose([1, 0, 2])
+        latent = paddle.matmul(weights, near).transpose([1, 0, 2])
+        return paddle.matmul(latent, attention.value_by_head).transpose([1, 0, 2])
 
-    def select(self, sequences: paddle.Tensor) -> None:
-        """Let sequence i go on from what sequence sequences[i] has written; int64 [B]."""
-        self.inputs = paddle.gather(self.inputs.reshape(self._shape), sequences).reshape(self.inputs.shape)
+    def select(self, sequences: paddle.Tensor) -> "LatentCache":
+        """What sequences int64 [N] have written, which may repeat."""
+        return replace(self, inputs=_selected(self.inputs, [-1, self.slots, self.inputs.shape[1]], sequences))
+
+    @classmethod
+    def joined(cls, caches: list["LatentCache"]) -> "LatentCache":
+        """The sequences of several caches of one pattern, one after another."""
+        return replace(caches[0], inputs=paddle.concat([c.inputs for c in caches]))
 
     @property
     def bytes(self) -> int:
         """Size in memory."""
         return 4 * self.inputs.size
+
+
+Cache = KeyValueCache | LatentCache
+
+
+def empty_cache(pattern: Pattern, batch: int, heads: int, width: int, dtype: paddle.dtype) -> Cache:
+    """The cache of a layer before the first of B sequences' tokens."""
+    slots = pattern.cache_slots()
+    total = slots.groups * slots.capacity
+    if keeps_latents(pattern):
+        return LatentCache(paddle.zeros([batch * total, heads * width], dtype), total, slots.capacity)
+    keys, values = (paddle.zeros([batch * heads * total, width], dtype) for _ in range(2))
+    return KeyValueCache(keys, values, heads, total)
+
+
+def keeps_latents(pattern: Pattern) -> bool:
+    """Whether layers of this pattern read so few slots a step that they keep a `LatentCache`."""
+    return pattern.kind != "dense" and pattern.to_image
+
+
+def _write(buffer: paddle.Tensor, rows: paddle.Tensor, values: paddle.Tensor) -> paddle.Tensor:
+    # Not paddle.scatter_, which in a program that is exported copies the whole buffer.
+    return paddle._C_ops.scatter_(buffer, rows, values, True)
+
+
+def _selected(buffer: paddle.Tensor, shape: list[int], sequences: paddle.Tensor) -> paddle.Tensor:
+    return paddle.gather(buffer.reshape(shape), sequences).reshape([-1, shape[-1]])
 
 
 class State:
@@ -153,50 +229,97 @@ class State:
         self,
         kinds: list[str],
         patterns: dict[str, Pattern],
-        attentions: list[nn.Layer],
         sources: list[Source],
         source_valid: np.ndarray,
+        caches: list[Cache],
         candidates: int,
     ):
-        self.sources = sources
-        self.direction = patterns[kinds[0]].direction
-        self._patterns = patterns
-        self._heads = attentions[0].heads
-        self._source_valid = np.repeat(source_valid, candidates, axis=0)
-        batch = len(self._source_valid)
-        self.caches = [
-            (KeyValueCache if _reads_most(patterns[kind]) else LatentCache)(attention, batch, patterns[kind])
-            for kind, attention in zip(kinds, attentions, strict=True)
-        ]
+        self.kinds, self.patterns = kinds, patterns
+        self.sources, self.source_valid = sources, source_valid
+        self.caches = caches
+        self.candidates = candidates
+        """C: how many consecutive sequences read the same source."""
+
+    @classmethod
+    def start(
+        cls, kinds: list[str], patterns: dict[str, Pattern], sources: list[Source], source_valid: np.ndarray, candidates: int
+    ) -> "State":
+        """Of `candidates` C sequences for each source, before their first token."""
+        _, heads, _, width = sources[0].keys.shape
+        batch, dtype = len(source_valid) * candidates, sources[0].keys.dtype
+        caches = [empty_cache(patterns[kind], batch, heads, width, dtype) for kind in kinds]
+        return cls(kinds, patterns, sources, source_valid, caches, candidates)
+
+    @classmethod
+    def joined(cls, states: list["State"]) -> "State":
+        """The sequences of several states of one model, direction and text length, one after another; each then has a source
+        of its own."""
+        alone = [state._alone() for state in states]
+        first = alone[0]
+        layers = range(len(first.kinds))
+        return cls(
+            first.kinds,
+            first.patterns,
+            [Source.joined([state.sources[i] for state in alone]) for i in layers],
+            np.concatenate([state.source_valid for state in alone]),
+            [type(first.caches[i]).joined([state.caches[i] for state in alone]) for i in layers],
+            candidates=1,
+        )
+
+    @property
+    def direction(self) -> Direction:
+        """What is written from what."""
+        return self.patterns[self.kinds[0]].direction
+
+    @property
+    def batch(self) -> int:
+        """B, the number of sequences."""
+        return len(self.source_valid) * self.candidates
 
     def steps(self, positions: np.ndarray) -> dict[str, Step]:
-        """For each layer kind, where sequences stand that are about to read their target tokens int [B]."""
-        return {kind: self._step(pattern, positions) for kind, pattern in self._patterns.items()}
+        """For each layer kind, where sequences stand that are about to read their target tokens int [B]; numpy arrays."""
+        return {kind: self._step(pattern, positions) for kind, pattern in self.patterns.items()}
 
     def _step(self, pattern: Pattern, positions: np.ndarray) -> Step:
         slots = pattern.cache_slots()
         total = slots.groups * slots.capacity
-        copies = self._heads if _reads_most(pattern) else 1
+        copies = 1 if keeps_latents(pattern) else self.sources[0].keys.shape[1]
         firsts = np.arange(len(positions) * copies) * total
         write = firsts + np.repeat(slots.write(positions), copies)
-        read = None
-        if slots.groups > 1:
-            read = paddle.to_tensor((firsts[:, None] + slots.ring(positions)).ravel())
+        read = (firsts[:, None] + slots.ring(positions)).ravel() if slots.groups > 1 else None
         held = slots.held(positions)
         seen = pattern.target_sees(positions[:, None], held) & (held >= 0)
-        bias = np.where(np.concatenate([self._source_valid, seen], axis=1), 0, HIDDEN).astype(np.float32)
-        return Step(paddle.to_tensor(write), read, paddle.to_tensor(bias[:, None]))
+        source_seen = np.repeat(self.source_valid, self.candidates, axis=0)
+        bias = np.where(np.concatenate([source_seen, seen], axis=1), 0, HIDDEN).astype(np.float32)
+        return Step(write, read, bias[:, None])
 
-    def select(self, sequences: paddle.Tensor) -> None:
-        """Let sequence i go on from what sequence sequences[i], of the same prompt, has written; int64 [B]."""
-        for cache in self.caches:
-            cache.select(sequences)
+    def select(self, sequences: np.ndarray) -> None:
+        """Go on with sequences int [N] of the batch, in this order: others are dropped, one may go on several times.
+
+        Sources stay as they are where each place's sequence still reads the same one, as in a beam search.
+        """
+        sequences = np.asarray(sequences)
+        prompts = sequences // self.candidates
+        firsts = prompts[:: self.candidates]
+        if np.array_equal(prompts, np.repeat(firsts, self.candidates)):
+            prompts = firsts
+        else:
+            self.candidates = 1
+        if not np.array_equal(prompts, np.arange(len(self.source_valid))):
+            self.sources = [source.select(prompts) for source in self.sources]
+            self.source_valid = self.source_valid[prompts]
+        chosen = paddle.to_tensor(sequences)
+        self.caches = [cache.select(chosen) for cache in self.caches]
+
+    def _alone(self) -> "State":
+        """The same sequences, each with a source of its own."""
+        if self.candidates == 1:
+            return self
+        prompts = np.repeat(np.arange(len(self.source_valid)), self.candidates)
+        sources = [source.select(prompts) for source in self.sources]
+        return State(self.kinds, self.patterns, sources, self.source_valid[prompts], self.caches, 1)
 
     @property
     def bytes(self) -> int:
         """Size of all layers' keys, values and inputs."""
         return sum(part.bytes for part in (*self.sources, *self.caches))
-
-
-def _reads_most(pattern: Pattern) -> bool:
-    return pattern.kind == "dense" or not pattern.to_image

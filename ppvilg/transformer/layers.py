@@ -42,6 +42,14 @@ def spread_row(x: paddle.Tensor, count: int) -> paddle.Tensor:
     return paddle.matmul(_ones(count, 1, x.dtype), x.unsqueeze(0))
 
 
+def dims(x: paddle.Tensor) -> list:
+    """The sizes of x: numbers, and tensors for what a program that is being exported leaves open."""
+    if paddle.in_dynamic_mode():
+        return x.shape
+    sizes = paddle.shape(x)
+    return [sizes[i] if size < 0 else size for i, size in enumerate(x.shape)]
+
+
 def at_least_float32(x: paddle.Tensor) -> paddle.Tensor:
     """x, in float32 if it has fewer bits."""
     return x.astype("float32") if x.dtype in (paddle.float16, paddle.bfloat16) else x
@@ -230,6 +238,17 @@ class NormedProjections(PyLayer):
         of_normed = ctx.columns.sum_(first.add_(second).add_(third))
         of_norm = _norm_backward(x, norm_weight, ctx.epsilon, of_normed)
         return *of_norm, of_weights[0], column_sums(gradients[0]), *of_weights[1:]
+
+
+def normed_projections(
+    x: paddle.Tensor, norm: LayerNorm, query: Linear, key: Linear, value: Linear
+) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+    """Queries, keys and values of the normalised rows [N, hidden]; keys and values have no bias."""
+    if not paddle.is_grad_enabled():
+        normed = norm(x)
+        return query(normed), key(normed), value(normed)
+    weights = query.weight, query.bias, key.weight, value.weight
+    return NormedProjections.apply(x, norm.weight, norm.bias, norm.epsilon, *weights, query.columns)
 
 
 class FeedForward(nn.Layer):

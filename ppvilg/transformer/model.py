@@ -17,20 +17,22 @@ from ppvilg.parallel.collectives import shared
 from ppvilg.parallel.pipeline import stages
 from ppvilg.parallel.recompute import recomputed
 from ppvilg.parallel.topology import ALONE, Axis, Topology
-from ppvilg.transformer.attention import SelfAttention, View, view
-from ppvilg.transformer.cache import KeyValueCache, LatentCache, Source, State, Step
+from ppvilg.transformer.attention import Part, SelfAttention, View, view
+from ppvilg.transformer.cache import Cache, Source, State, Step, keeps_latents
+from ppvilg.transformer.decoder import Decoder
 from ppvilg.transformer.layers import (
     FeedForward,
     LayerNorm,
     Linear,
     Table,
+    dims,
     parameter,
     residual_std,
     spread_row,
     token_hits,
     token_losses,
 )
-from ppvilg.transformer.pattern import Direction, Pattern
+from ppvilg.transformer.pattern import Direction
 from ppvilg.transformer.reconstructor import Reconstructor
 
 _TEXT_SOURCE, _TEXT_TARGET, _IMAGE_SOURCE, _IMAGE_TARGET = range(4)
@@ -88,12 +90,12 @@ class Block(nn.Layer):
         attended = recomputed(attend, x) if self.recompute_attention else attend(x)
         return self._feed_forward(x + self._drop(attended))
 
-    def source(self, x: paddle.Tensor, view: View) -> tuple[paddle.Tensor, Source]:
-        """The source part alone, rows [P·s, hidden] -> the same shape, and what its targets read of it."""
-        attended, keys, values = self.attention.source(x, view)
-        return self._feed_forward(x + self._drop(attended)), Source(keys, values)
+    def source(self, x: paddle.Tensor, part: Part, prompts: int) -> tuple[paddle.Tensor, Source]:
+        """The source part alone, rows [P·s, hidden] of P prompts -> the same shape, and what its targets read of it."""
+        attended, keys, values = self.attention.source(x, part, prompts)
+        return self._feed_forward(x + self._drop(attended)), Source.of(keys, values)
 
-    def step(self, x: paddle.Tensor, source: Source, cache: KeyValueCache | LatentCache, step: Step) -> paddle.Tensor:
+    def step(self, x: paddle.Tensor, source: Source, cache: Cache, step: Step) -> paddle.Tensor:
         """The next target slot of each sequence [B, hidden] -> [B, hidden]."""
         return self._feed_forward(x + self._drop(self.attention.step(x, source, cache, step)))
 
@@ -104,7 +106,7 @@ class Block(nn.Layer):
         return F.dropout(x, self.dropout, training=self.training) if self.dropout else x
 
 
-class ViLG(nn.Layer):
+class ViLG(nn.Layer, Decoder):
     """ERNIE-ViLG's generator (paper 3.1) and, where the config asks for it, its reconstructor (paper 3.1.3).
 
     In a pipeline each process has the blocks of its stage, the first also the embeddings, the last also the head; names and
@@ -205,23 +207,25 @@ class ViLG(nn.Layer):
             measures |= {"l1": F.l1_loss(drawn, pairs.pictures), "l2": F.mse_loss(drawn, pairs.pictures)}
         return measures
 
-    def embed_text(self, direction: Direction, ids: paddle.Tensor, slots: np.ndarray) -> paddle.Tensor:
-        """Ids int64 [..., L] that stand in text slots int [L] -> rows [... · L, hidden]."""
+    def embed_text(self, direction: Direction, ids: paddle.Tensor, slots: paddle.Tensor) -> paddle.Tensor:
+        """Ids int64 [..., L] that stand in text slots int64 [L] -> rows [... · L, hidden]."""
         vectors = self.text_embedding(ids.flatten())
         if self.text_projection is not None:
             vectors = self.text_projection(vectors)
         segment = _TEXT_SOURCE if direction is Direction.TEXT_TO_IMAGE else _TEXT_TARGET
-        return self._placed(vectors, self.text_position(paddle.to_tensor(slots)), segment)
+        return self._placed(vectors, self.text_position(slots), segment)
 
-    def embed_image(self, direction: Direction, ids: paddle.Tensor, slots: np.ndarray) -> paddle.Tensor:
-        """Ids int64 [..., L] that stand in image slots int [L] -> rows [... · L, hidden]."""
-        row, column = paddle.to_tensor(slots // self.columns), paddle.to_tensor(slots % self.columns)
+    def embed_image(self, direction: Direction, ids: paddle.Tensor, slots: paddle.Tensor) -> paddle.Tensor:
+        """Ids int64 [..., L] that stand in image slots int64 [L] -> rows [... · L, hidden]."""
+        positions = self.row_position(slots // self.columns) + self.column_position(slots % self.columns)
         segment = _IMAGE_TARGET if direction is Direction.TEXT_TO_IMAGE else _IMAGE_SOURCE
-        return self._placed(self.image_embedding(ids.flatten()), self.row_position(row) + self.column_position(column), segment)
+        return self._placed(self.image_embedding(ids.flatten()), positions, segment)
 
     def _placed(self, vectors: paddle.Tensor, positions: paddle.Tensor, segment: int) -> paddle.Tensor:
         """Rows [k · L, hidden] plus positions [L, hidden] and their segment's vector."""
         place = positions + self.segment.weight[segment]
+        if vectors.shape == place.shape:
+            return vectors + place
         return vectors + spread_row(place.flatten(), vectors.shape[0] // place.shape[0]).reshape(vectors.shape)
 
     def hidden(self, texts: Texts, image: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
@@ -235,8 +239,8 @@ class ViLG(nn.Layer):
 
     def _embedded(self, texts: Texts, image: paddle.Tensor) -> paddle.Tensor:
         m, n = next(iter(texts.values()))[0].shape[1], image.shape[1]
-        parts = [self.embed_text(direction, text, np.arange(m)) for direction, (text, _) in texts.items()]
-        parts += [self.embed_image(direction, image, np.arange(n)) for direction in texts]
+        parts = [self.embed_text(direction, text, paddle.arange(m)) for direction, (text, _) in texts.items()]
+        parts += [self.embed_image(direction, image, paddle.arange(n)) for direction in texts]
         return paddle.concat(parts)
 
     def _through(self, x: paddle.Tensor, texts: Texts) -> paddle.Tensor:
@@ -257,41 +261,45 @@ class ViLG(nn.Layer):
         text_rows, image_rows = self.norm(x).split([count * m, count * n])
         return text_rows.reshape([count, m, -1]), image_rows.reshape([count, n, -1])
 
-    def pattern(self, kind: str, direction: Direction, text_length: int) -> Pattern:
-        """The pattern of a layer kind."""
-        config = self.attention
-        return Pattern(text_length, self.rows, self.columns, direction, kind, config.kernel, config.strict_row)
-
-    @paddle.no_grad()
     def start(
         self, direction: Direction, source: paddle.Tensor, valid: paddle.Tensor, candidates: int, text_length: int
     ) -> tuple[paddle.Tensor, State]:
-        """Read P sources, each for `candidates` C sequences: what `step` needs to write their targets.
+        """As a `Decoder`."""
+        self.lay_out_heads(direction)
+        return super().start(direction, source, valid, candidates, text_length)
 
-        Source tokens int64 [P, s] with `valid` bool [P, s]; `text_length` is m, for captions the longest. Returns the last
-        hidden states float [P, s, hidden] of the source and the state of P·C sequences.
-        """
-        to_image = direction is Direction.TEXT_TO_IMAGE
-        patterns = {kind: self.pattern(kind, direction, text_length) for kind in self.kinds}
-        text_valid = valid if to_image else paddle.ones([len(valid), text_length], dtype="bool")
-        views = {kind: view(pattern, text_valid, self.heads) for kind, pattern in patterns.items()}
-        x = (self.embed_text if to_image else self.embed_image)(direction, source, np.arange(source.shape[1]))
-        sources = []
+    def lay_out_heads(self, direction: Direction) -> None:
+        """Have the weights ready for the caches of a direction."""
         for block, kind in zip(self.blocks, self.kinds, strict=True):
-            x, read = block.source(x, views[kind])
-            sources.append(read)
-        attentions = [block.attention for block in self.blocks]
-        states = self.norm(x).reshape([*source.shape, -1])
-        return states, State(self.kinds, patterns, attentions, sources, valid.numpy(), candidates)
+            if keeps_latents(self.pattern(kind, direction, 1)):
+                block.attention.lay_out_heads()
 
     @paddle.no_grad()
-    def step(self, state: State, ids: paddle.Tensor, positions: np.ndarray) -> paddle.Tensor:
-        """Read one target token of each sequence, int64 [B], that stands at its target slot int [B] -> its last hidden state
-        float [B, hidden], which decides the token after it."""
-        embed = self.embed_image if state.direction is Direction.TEXT_TO_IMAGE else self.embed_text
-        x = embed(state.direction, ids, positions)
-        steps = state.steps(positions)
-        for block, kind, source, cache in zip(self.blocks, self.kinds, state.sources, state.caches, strict=True):
+    def read_source(
+        self, direction: Direction, ids: paddle.Tensor, slots: paddle.Tensor, parts: dict[str, Part]
+    ) -> tuple[paddle.Tensor, list[Source]]:
+        """As a `Decoder`."""
+        x = (self.embed_text if direction is Direction.TEXT_TO_IMAGE else self.embed_image)(direction, ids, slots)
+        prompts = dims(ids)[0]
+        sources = []
+        for block, kind in zip(self.blocks, self.kinds, strict=True):
+            x, read = block.source(x, parts[kind], prompts)
+            sources.append(read)
+        return self.norm(x), sources
+
+    @paddle.no_grad()
+    def read_target(
+        self,
+        direction: Direction,
+        ids: paddle.Tensor,
+        slots: paddle.Tensor,
+        steps: dict[str, Step],
+        sources: list[Source],
+        caches: list[Cache],
+    ) -> paddle.Tensor:
+        """As a `Decoder`."""
+        x = (self.embed_image if direction is Direction.TEXT_TO_IMAGE else self.embed_text)(direction, ids, slots)
+        for block, kind, source, cache in zip(self.blocks, self.kinds, sources, caches, strict=True):
             x = block.step(x, source, cache, steps[kind])
         return self.norm(x)
 

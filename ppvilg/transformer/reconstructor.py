@@ -31,7 +31,7 @@ class Reconstructor(nn.Layer):
     def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """Float32 [B, n, hidden] -> pictures float32 [B, 3, H, W], about [-1, 1] but not clipped."""
         latents = self.map_out(F.gelu(self.map_in(hidden.flatten(0, 1)), approximate=True))
-        latents = latents.reshape([hidden.shape[0], *self.grid, -1]).transpose([0, 3, 1, 2])
+        latents = latents.reshape([-1, *self.grid, latents.shape[1]]).transpose([0, 3, 1, 2])
         return self.decoder(self.post_quant_conv(latents))
 
     def start_from(self, vqgan: VQGAN) -> None:

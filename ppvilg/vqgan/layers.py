@@ -59,10 +59,13 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def _spread(bias: paddle.Tensor, shape: list[int]) -> paddle.Tensor:
-    """Bias [C] repeated to [B, C, H, W].
+    """Bias [C] repeated to [B, C, H, W], or so that it adds to that.
 
-    By matrix products, because the gradient of a broadcast sum is a row sum, which paddle's CPU kernel does slowly.
+    By matrix products, because the gradient of a broadcast sum is a row sum, which paddle's CPU kernel does slowly; without
+    gradients it is left to be broadcast.
     """
+    if not paddle.is_grad_enabled():
+        return bias.reshape([1, -1, 1, 1])
     batch, channels, height, width = shape
     plane = paddle.matmul(bias.reshape([channels, 1]), paddle.ones([1, height * width], bias.dtype))
     return paddle.matmul(paddle.ones([batch, 1], bias.dtype), plane.reshape([1, -1])).reshape(shape)

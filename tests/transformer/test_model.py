@@ -5,8 +5,11 @@ from dataclasses import replace
 import numpy as np
 import paddle
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ppvilg.config import AttentionConfig, CodebookConfig, Config, DataConfig, TextConfig, TransformerConfig, VQGANConfig
+from ppvilg.transformer.cache import State
 from ppvilg.transformer.model import Pairs, ViLG, last_real
 from ppvilg.transformer.pattern import Direction
 
@@ -142,8 +145,8 @@ def test_padding_changes_nothing(extra):
         prompt_valid=paddle.concat([batch.prompt_valid, more], 1),
     )
     results = []
-    for given in (batch, longer):
-        losses = model.loss(given)
+    for read in (batch, longer):
+        losses = model.loss(read)
         losses["loss"].backward()
         results.append(([v.item() for v in losses.values()], model.blocks[0].attention.key.weight.grad.numpy()))
         model.clear_gradients()
@@ -197,9 +200,69 @@ def test_a_selected_sequence_goes_on_as_the_one_it_was_taken_from():
     for k in range(4):
         expected = model.step(state, written[:, k], np.full(3, k))
     expected = model.step(state, written[:, 4], np.full(3, 4))
-    state.select(paddle.to_tensor([2, 2, 0]))
+    state.select([2, 2, 0])
     again = model.step(state, paddle.gather(written[:, 4], paddle.to_tensor([2, 2, 0])), np.full(3, 4))
     np.testing.assert_allclose(again.numpy(), expected.numpy()[[2, 2, 0]], atol=1e-6)
+
+
+class Alone:
+    """A sequence decoded by itself, and where it stands."""
+
+    def __init__(self, model: ViLG, direction: Direction, source: paddle.Tensor, valid: paddle.Tensor, tokens: np.ndarray):
+        state = model.start(direction, source, valid, 1, M)[1]
+        self.tokens = tokens
+        self.hidden = [
+            model.step(state, paddle.to_tensor(tokens[k : k + 1]), np.array([k])).numpy()[0] for k in range(len(tokens))
+        ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_sequences_join_and_leave_as_if_each_were_alone(data):
+    """Random arrivals with one or more candidates, random departures, orders and duplicates, in both directions."""
+    paddle.seed(0)
+    direction = data.draw(st.sampled_from(list(Direction)))
+    to_image = direction is Direction.TEXT_TO_IMAGE
+    model, batch = build(with_plan(data.draw(st.sampled_from(list(PLANS))))), pairs()
+    source, valid = (batch.prompt, batch.prompt_valid) if to_image else (batch.image, paddle.ones([3, N], "bool"))
+    length = N if to_image else M
+    random = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    every = [  # two different targets for each source
+        [Alone(model, direction, source[i : i + 1], valid[i : i + 1], random.integers(0, 11, length)) for _ in range(2)]
+        for i in range(3)
+    ]
+    state, running = None, []  # what each sequence of the batch is, and its position
+    for _ in range(8):
+        i, candidates = random.integers(3), random.integers(1, 3)
+        arrived = model.start(direction, source[i : i + 1], valid[i : i + 1], int(candidates), M)[1]
+        state = arrived if state is None else State.joined([state, arrived])
+        running += [(every[i][c], 0) for c in range(candidates)]
+        for _ in range(random.integers(1, 4)):
+            tokens = np.array([alone.tokens[k] for alone, k in running])
+            hidden = model.step(state, paddle.to_tensor(tokens), np.array([k for _, k in running])).numpy()
+            for found, (alone, k) in zip(hidden, running, strict=True):
+                np.testing.assert_allclose(found, alone.hidden[k], atol=1e-5)
+            running = [(alone, k + 1) for alone, k in running]
+            going = [row for row, (_, k) in enumerate(running) if k < length]
+            if not going:
+                state, running = None, []
+                break
+            kept = random.choice(going, random.integers(1, len(going) + 1), replace=bool(random.integers(2)))
+            assert state.batch == len(state.source_valid) * state.candidates
+            state.select(kept)
+            running = [running[row] for row in kept]
+
+
+def test_selecting_within_prompts_leaves_the_sources_alone():
+    model, batch = build(), pairs()
+    state = model.start(Direction.TEXT_TO_IMAGE, batch.prompt, batch.prompt_valid, 2, M)[1]
+    sources = state.sources
+    state.select([1, 1, 3, 2, 4, 4])
+    assert state.sources is sources
+    state.select([4, 5, 0, 1])  # whole prompts
+    assert (state.candidates, state.sources[0].keys.shape[0]) == (2, 2)
+    state.select([0, 2])
+    assert (state.candidates, state.sources[0].keys.shape[0]) == (1, 2)
 
 
 def test_a_sparse_plan_remembers_less_and_shares_the_prompt():

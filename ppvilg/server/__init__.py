@@ -1,0 +1,1 @@
+"""Serving: one model that many clients share, over HTTP and gRPC."""

@@ -1,0 +1,289 @@
+"""The HTTP server: routes, errors, and what starts and stops with it."""
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException as HTTPError
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ppvilg import __version__
+from ppvilg.errors import UserError
+from ppvilg.matching import Scorer, scores
+from ppvilg.pipeline import Pipeline
+from ppvilg.server import hub, paddle_serving
+from ppvilg.server.engine import Busy, Engine, Late, Partial, PictureJob, Result
+from ppvilg.server.limits import Gate, Guard, error_answer
+from ppvilg.server.metrics import Measured, Metrics
+from ppvilg.server.requests import (
+    Caption,
+    CaptionForm,
+    CaptionsAnswer,
+    Forms,
+    ImagesAnswer,
+    ImagesRequest,
+    ModelAnswer,
+    Picture,
+    complaint,
+    png,
+    png_base64,
+)
+from ppvilg.server.settings import Settings
+
+WEB = Path(__file__).parent / "web"
+"""The page's files."""
+
+_log = logging.getLogger("ppvilg.server")
+_T = TypeVar("_T")
+
+
+class _Error(BaseModel):
+    code: str
+    message: str
+
+
+class _ErrorAnswer(BaseModel):
+    """What every error looks like."""
+
+    error: _Error
+
+
+_ERRORS = {
+    400: "not JSON",
+    401: "no API key, or an unknown one",
+    413: "too large",
+    415: "not declared as application/json",
+    422: "nothing that the model or the server can do",
+    429: "too many requests of this client",
+    503: "too many requests of all clients",
+    504: "not finished by the deadline",
+}
+_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type", 499: "client_gone"}
+
+
+def create_app(pipeline: Pipeline, settings: Settings = Settings(), scorer: Scorer | None = None) -> FastAPI:
+    """The server as an ASGI application; its engine is `app.state.engine`.
+
+    Raises `UserError` for a matching model that cannot read the pipeline's pictures.
+    """
+    if scorer is not None:
+        size = pipeline.config.data.image_size
+        scores(scorer, np.zeros((1, size, size, 3), np.uint8), [""])
+    metrics = Metrics()
+    engine, forms, gate = Engine(pipeline, scorer, metrics, settings), Forms(pipeline, scorer, settings), Gate(settings)
+    service = paddle_serving.Service(engine, forms)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        server = None
+        if settings.grpc_port is not None:
+            server, app.state.grpc_port = await paddle_serving.start_grpc(service, gate, settings)
+        yield
+        engine.drain()
+        if server is not None:
+            await server.stop(settings.deadline)
+        await asyncio.to_thread(engine.close)
+
+    answers = {status: {"model": _ErrorAnswer, "description": text} for status, text in _ERRORS.items()}
+    app = FastAPIOffline(
+        redoc_url=None,
+        title="ppvilg",
+        version=__version__,
+        description="Pictures from text, and text from pictures.",
+        lifespan=lifespan,
+        responses=answers,
+    )
+    app.state.engine = engine
+    _answer_errors(app)
+    _add_api(app, engine, forms)
+    _add_others(app, engine, forms, service)
+    _add_pages(app, engine, metrics)
+    app.add_middleware(Guard, gate=gate, max_body=settings.max_body)
+    app.add_middleware(Measured, metrics=metrics)
+    return app
+
+
+async def _json_only(request: Request) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(415, "send the request as application/json")
+
+
+def _add_api(app: FastAPI, engine: Engine, forms: Forms) -> None:
+    kinds = {"image/png": {}, "text/event-stream": {}}
+
+    @app.post(
+        "/v1/images", response_model=ImagesAnswer, responses={200: {"content": kinds}}, dependencies=[Depends(_json_only)]
+    )
+    async def images(form: ImagesRequest, request: Request) -> Any:
+        """Pictures of a text."""
+        if form.response_format == "png" and (form.n > 1 or form.stream):
+            raise UserError("response_format png is for one picture that is not streamed: give n = 1 and stream = false")
+        tokens = forms.model().image_tokens
+        every = form.partial_every or max(1, tokens // 8)
+        job = await forms.picture_job(form, every if form.stream else 0)
+        if form.stream:
+            engine.submit(job)
+            headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+            return StreamingResponse(_streamed(engine, job, tokens), media_type="text/event-stream", headers=headers)
+        result = await _unless_gone(request, engine.result(job))
+        if form.response_format == "png":
+            return Response(png(result.items[0]), media_type="image/png")
+        return _images_answer(job, result)
+
+    @app.post("/v1/captions", dependencies=[Depends(_json_only)])
+    async def captions(form: CaptionForm, request: Request) -> CaptionsAnswer:
+        """Texts for a picture."""
+        result = await _unless_gone(request, engine.result(await forms.caption_job(form)))
+        fits = result.scores or [None] * len(result.items)
+        return CaptionsAnswer(captions=[Caption(text=text, score=fit) for text, fit in zip(result.items, fits, strict=True)])
+
+    @app.get("/v1/model")
+    async def model() -> ModelAnswer:
+        """What the model is and what may be asked of it."""
+        return forms.model()
+
+
+def _add_others(app: FastAPI, engine: Engine, forms: Forms, service: paddle_serving.Service) -> None:
+    """Routes whose form others have fixed; their clients know it, so OpenAPI does not describe it."""
+
+    @app.post("/{name}/prediction", include_in_schema=False)
+    async def prediction(name: str, request: Request) -> JSONResponse:
+        return await _unless_gone(request, service.answer_http(name, await request.body()))
+
+    @app.post("/predict/{name}", include_in_schema=False)
+    async def predict(name: str, request: Request) -> JSONResponse:
+        return await _unless_gone(request, hub.answer(engine, forms, name, await request.body()))
+
+
+def _add_pages(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
+    @app.get("/healthz", responses={503: {"model": _ErrorAnswer}})
+    async def healthz() -> dict[str, str]:
+        """Whether new requests are accepted."""
+        if engine.draining:
+            raise Busy("the server is about to stop", 10)
+        return {"status": "ok"}
+
+    @app.get("/metrics", include_in_schema=False)
+    async def scrape() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    if WEB.is_dir():
+        app.mount("/static", StaticFiles(directory=WEB), name="static")
+
+        @app.get("/", include_in_schema=False)
+        async def page() -> FileResponse:
+            return FileResponse(WEB / "index.html")
+
+
+def _images_answer(job: PictureJob, result: Result) -> ImagesAnswer:
+    fits = result.scores or [None] * len(result.items)
+    data = [
+        Picture(b64_json=png_base64(picture), seed=seed, score=fit)
+        for picture, seed, fit in zip(result.items, result.seeds, fits, strict=True)
+    ]
+    return ImagesAnswer(created=int(time.time()), seed=job.seeds[0], prompt=job.prompt, data=data)
+
+
+async def _streamed(engine: Engine, job: PictureJob, tokens: int) -> AsyncIterator[str]:
+    """Server-sent events; the status is sent already, so that errors are events too."""
+    try:
+        async for event in engine.events(job):
+            if isinstance(event, Partial):
+                data = [{"b64_json": png_base64(picture)} for picture in event.pictures]
+                yield _event("partial", {"tokens": event.tokens, "of": tokens, "data": data})
+            else:
+                yield _event("done", _images_answer(job, event).model_dump())
+    except Exception as error:
+        yield _event("error", json.loads(_error_of(error).body))
+
+
+def _event(name: str, data: dict) -> str:
+    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """The work's result; if the client goes away the work is cancelled, which `ClientDisconnect` says."""
+    task, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _error_of(error: Exception) -> JSONResponse:
+    """The answer for whatever a handler raised; what is no known mistake is logged under an id that the answer names."""
+    match error:
+        case UserError():
+            return error_answer(422, "invalid_request", str(error))
+        case Busy():
+            return error_answer(503, "overloaded", str(error), error.retry_after)
+        case Late():
+            return error_answer(504, "deadline", str(error))
+        case ClientDisconnect():
+            return error_answer(499, _CODES[499], "the client went away")
+        case RequestValidationError():
+            if error.errors()[0]["type"] == "json_invalid":
+                return error_answer(400, _CODES[400], "the request is not valid JSON")
+            return error_answer(422, "invalid_request", complaint(error))
+        case HTTPError():
+            answer = error_answer(error.status_code, _CODES.get(error.status_code, "error"), error.detail)
+            answer.headers.update(error.headers or {})
+            return answer
+    name = secrets.token_hex(4)
+    _log.error("internal error %s", name, exc_info=error)
+    return error_answer(500, "internal", f"internal error {name}")
+
+
+def _answer_errors(app: FastAPI) -> None:
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        return _error_of(error)
+
+    for kind in (UserError, Busy, Late, ClientDisconnect, RequestValidationError, HTTPError):
+        app.add_exception_handler(kind, answer)
+    app.add_middleware(_Caught)
+
+
+class _Caught:
+    """ASGI middleware for bugs: Starlette's own handler would raise them again, and the connection would be lost."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if started:
+                raise
+            await _error_of(error)(scope, receive, send)

@@ -1,0 +1,109 @@
+"""A server on a free port, over the tiny model."""
+
+import copy
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+
+from ppvilg.pipeline import Pipeline
+from ppvilg.server.app import create_app
+from ppvilg.server.settings import Settings
+
+STYLES = {"plain": {"zh": "{}方块", "en": "{}"}, "only_zh": {"zh": "大{}"}}
+
+
+class Redness:
+    """A scorer that likes red pictures, whatever the text."""
+
+    def embed_pictures(self, pictures):
+        share = pictures[..., 0].mean((1, 2)) / 255
+        return np.stack([share, np.sqrt(1 - share**2)], 1).astype(np.float32)
+
+    def embed_texts(self, texts):
+        return np.tile(np.array([1, 0], np.float32), (len(texts), 1))
+
+
+class Slow:
+    """A model whose steps take a while, or wait for a gate to open."""
+
+    def __init__(self, model, seconds: float = 0.0):
+        self._model, self._seconds = model, seconds
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def step(self, *arguments):
+        time.sleep(self._seconds)
+        self.gate.wait()
+        return self._model.step(*arguments)
+
+
+@pytest.fixture(scope="session")
+def pipeline(tiny_runs) -> Pipeline:
+    """The tiny model; it knows two styles."""
+    loaded = Pipeline.load(tiny_runs / "vilg")
+    loaded.config = replace(loaded.config, text=replace(loaded.config.text, styles=STYLES))
+    return loaded
+
+
+def slow(pipeline: Pipeline, seconds: float = 0.0) -> Pipeline:
+    """The same with `Slow`."""
+    other = copy.copy(pipeline)
+    other.model = Slow(pipeline.model, seconds)
+    return other
+
+
+class Running:
+    """A server that runs: its application and a client of it."""
+
+    def __init__(self, app, client: httpx.Client, server: uvicorn.Server):
+        self.app, self.client, self.server = app, client, server
+
+    @property
+    def engine(self):
+        return self.app.state.engine
+
+    def metric(self, name: str) -> float:
+        lines = self.client.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name) and not line.startswith("#"))
+
+
+@contextmanager
+def serving(pipeline: Pipeline, scorer=None, **settings) -> Iterator[Running]:
+    """Start uvicorn in a thread and stop it at the end."""
+    app = create_app(pipeline, Settings(**settings), scorer)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        until(lambda: server.started)
+        with httpx.Client(base_url=f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=60) as client:
+            yield Running(app, client, server)
+        server.should_exit = True
+        thread.join()
+
+
+def until(true, seconds: float = 20.0) -> None:
+    """Wait until a condition holds."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def server(pipeline) -> Iterator[Running]:
+    """One with a scorer, for tests that leave nothing behind."""
+    with serving(pipeline, Redness(), grpc_port=0, max_candidates=16) as running:
+        yield running
