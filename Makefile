@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-distributed test-torch lint install clean
+.PHONY: demo test test-slow test-distributed test-torch test-web lint install clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py
@@ -21,6 +21,11 @@ test-distributed: .venv/installed-dev
 test-torch: .venv/installed-torch
 	$(BIN)/python -m pytest -q tests/vqgan tests/benchmark tests/evaluation
 
+# The web page in Debian's Chromium (apt install chromium chromium-driver), against a server of the tests' and the real one.
+test-web: .venv/installed-dev requirements-web-test.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-web-test.txt
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/web
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,7 +40,7 @@ clean:
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt requirements-eval.txt requirements-serving.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt requirements-eval.txt requirements-serving.txt requirements-serving.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
