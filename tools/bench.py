@@ -1,9 +1,10 @@
-"""Measure speed and memory, interleaving what is compared (random weights and data).
+"""Measure speed and memory, interleaving what is compared (random weights and data; a trained model to serve).
 
 python tools/bench.py attention
 python tools/bench.py train -c configs/vilg_emoji.yml --vs torch
 python tools/bench.py generate -c configs/vilg_small.yml --batch 16 --vs dense
 python tools/bench.py profile -c configs/vilg_emoji.yml
+python tools/bench.py serve --model runs/vilg_emoji
 """
 
 import argparse
@@ -32,9 +33,17 @@ def main() -> None:
     for command in (train, generate, profile):
         command.add_argument("-c", "--config", required=True)
         command.add_argument("-o", "--override", action="append", default=[], metavar="section.key=value")
+    serve = commands.add_parser("serve", help="load on a server over loopback")
+    serve.add_argument("--model", default="runs/vilg_emoji", help="folder of a run or an export (default: %(default)s)")
+    serve.add_argument("--text", default="Noto风格的红苹果", help="the prompt (default: %(default)s)")
+    serve.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64], help="at a time (default: 1 4 16 64)")
+    serve.add_argument("--requests", type=int, default=64, help="of each load (default: %(default)s)")
     for command in (attention, train, generate, profile):
         command.add_argument("--repetitions", type=int, default=10)
     arguments = parser.parse_args()
+    if arguments.command == "serve":
+        serve_table(arguments)
+        return
     if arguments.repetitions < 1:
         raise UserError(f"--repetitions is {arguments.repetitions}: give at least 1")
     tables = {"attention": attention_table, "train": train_table, "generate": generate_table, "profile": profile_table}
@@ -81,6 +90,16 @@ def generate_table(arguments: argparse.Namespace) -> None:
     for batch in arguments.batch:
         timings, lines = time_generation(config, batch, arguments.vs, arguments.repetitions)
         print(f"batch {batch}", table(timings), *lines, sep="\n")
+
+
+def serve_table(arguments: argparse.Namespace) -> None:
+    """Throughput and latency, then a full queue and clients that vanish."""
+    if min([*arguments.clients, arguments.requests]) < 1:
+        raise UserError("--clients and --requests: give at least 1")
+    from ppvilg.benchmark.serving import measure_serving
+
+    for line in measure_serving(arguments.model, arguments.text, arguments.clients, arguments.requests):
+        print(line, flush=True)
 
 
 def profile_table(arguments: argparse.Namespace) -> None:
