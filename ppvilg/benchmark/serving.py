@@ -54,8 +54,8 @@ HEADER = f"{'':<28}{'pictures/s':>10}{'p50 s':>9}{'p95 s':>9}{'p99 s':>9}{'RSS M
 class Server:
     """A server's process as its clients see it."""
 
-    def __init__(self, url: str):
-        self.url = url
+    def __init__(self, url: str, process: subprocess.Popen):
+        self.url, self.process = url, process
 
     def metric(self, name: str) -> float:
         """A number of /metrics, summed over its labels."""
@@ -116,7 +116,7 @@ def served(model: str, **settings: int) -> Iterator[Server]:
     options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, str(_SERVE), "--model", model, "--port", str(port), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    server = Server(f"http://127.0.0.1:{port}")
+    server = Server(f"http://127.0.0.1:{port}", process)
     try:
         end = time.monotonic() + _START_SECONDS
         while not _healthy(server.url):
