@@ -1,12 +1,16 @@
-"""Measure speed and memory, interleaving what is compared (random weights and data).
+"""Measure speed and memory, interleaving what is compared (random weights and data; a trained model to serve).
 
 python tools/bench.py attention
 python tools/bench.py train -c configs/vilg_emoji.yml --vs torch
 python tools/bench.py generate -c configs/vilg_small.yml --batch 16 --vs dense
+python tools/bench.py export -c configs/vilg_emoji.yml --start runs/vilg_emoji export/vilg_emoji
 python tools/bench.py profile -c configs/vilg_emoji.yml
+python tools/bench.py serve --model runs/vilg_emoji
 """
 
 import argparse
+import tempfile
+from pathlib import Path
 
 from ppvilg.cli import run
 from ppvilg.config import load_config
@@ -28,16 +32,34 @@ def main() -> None:
     generate = commands.add_parser("generate", help="image tokens for one prompt")
     generate.add_argument("--vs", nargs="+", choices=["dense", "artist"], default=[], help="what to compare with")
     generate.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="candidates at a time (default: 1 16)")
+    export = commands.add_parser("export", help="a transformer in memory against its export")
+    export.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16], help="candidates at a time (default: 1 4 16)")
+    export.add_argument("--start", nargs="+", default=[], metavar="FOLDER", help="runs and exports to start anew, too")
+    export.add_argument("--prompt", default="红苹果", help="what --start draws (default: %(default)s)")
     profile = commands.add_parser("profile", help="operators of a transformer's training step, by time")
-    for command in (train, generate, profile):
+    for command in (train, generate, export, profile):
         command.add_argument("-c", "--config", required=True)
         command.add_argument("-o", "--override", action="append", default=[], metavar="section.key=value")
-    for command in (attention, train, generate, profile):
+    serve = commands.add_parser("serve", help="load on a server over loopback")
+    serve.add_argument("--model", default="runs/vilg_emoji", help="folder of a run or an export (default: %(default)s)")
+    serve.add_argument("--text", default="Noto风格的红苹果", help="the prompt (default: %(default)s)")
+    serve.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64], help="at a time (default: 1 4 16 64)")
+    serve.add_argument("--requests", type=int, default=64, help="of each load (default: %(default)s)")
+    for command in (attention, train, generate, export, profile):
         command.add_argument("--repetitions", type=int, default=10)
     arguments = parser.parse_args()
+    if arguments.command == "serve":
+        serve_table(arguments)
+        return
     if arguments.repetitions < 1:
         raise UserError(f"--repetitions is {arguments.repetitions}: give at least 1")
-    tables = {"attention": attention_table, "train": train_table, "generate": generate_table, "profile": profile_table}
+    tables = {
+        "attention": attention_table,
+        "train": train_table,
+        "generate": generate_table,
+        "export": export_table,
+        "profile": profile_table,
+    }
     tables[arguments.command](arguments)
 
 
@@ -81,6 +103,31 @@ def generate_table(arguments: argparse.Namespace) -> None:
     for batch in arguments.batch:
         timings, lines = time_generation(config, batch, arguments.vs, arguments.repetitions)
         print(f"batch {batch}", table(timings), *lines, sep="\n")
+
+
+def serve_table(arguments: argparse.Namespace) -> None:
+    """Throughput and latency, then a full queue and clients that vanish."""
+    if min([*arguments.clients, arguments.requests]) < 1:
+        raise UserError("--clients and --requests: give at least 1")
+    from ppvilg.benchmark.serving import measure_serving
+
+    for line in measure_serving(arguments.model, arguments.text, arguments.clients, arguments.requests):
+        print(line, flush=True)
+
+
+def export_table(arguments: argparse.Namespace) -> None:
+    """Pictures and tokens, time per step, time and memory from a process's start to its first picture."""
+    config = load_config(arguments.config, arguments.override)
+    from ppvilg.benchmark.export import Both, start_line, time_export
+    from ppvilg.benchmark.timing import table
+
+    with tempfile.TemporaryDirectory() as folder:
+        both = Both.of(config, Path(folder))
+        for batch in arguments.batch:
+            timings, lines = time_export(both, batch, arguments.repetitions)
+            print(f"batch {batch}, {config.image_tokens} tokens each", table(timings), *lines, sep="\n", flush=True)
+    for folder in arguments.start:
+        print(start_line(folder, arguments.prompt))
 
 
 def profile_table(arguments: argparse.Namespace) -> None:

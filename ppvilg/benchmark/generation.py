@@ -5,16 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import paddle
 
 from ppvilg.benchmark.timing import Timing, interleaved, quartiles
 from ppvilg.benchmark.training import dense
 from ppvilg.config import Config
 from ppvilg.generate.decoding import write_images
 from ppvilg.generate.sampling import Sampling
+from ppvilg.transformer.decoder import Decoder
 from ppvilg.transformer.model import ViLG
+from ppvilg.transformer.pattern import Direction
 
 
-class _Text:
+class NoText:
     """Stands for a text tokenizer; what a prompt's tokens are does not change the speed."""
 
     pad = 0
@@ -24,7 +27,7 @@ class _Text:
 class Generation:
     """Writes pictures for one prompt and notes how long each token took."""
 
-    model: ViLG
+    model: Decoder
     prompt: list[int]
     batch: int
     steps: list[list[float]] = field(default_factory=list)
@@ -32,7 +35,7 @@ class Generation:
     def __call__(self) -> None:
         """All tokens of `batch` candidates."""
         times = [time.perf_counter()]
-        for _ in write_images(self.model, [self.prompt], _Text(), list(range(self.batch)), Sampling()):
+        for _ in write_images(self.model, [self.prompt], NoText(), list(range(self.batch)), Sampling()):
             times.append(time.perf_counter())
         self.steps.append(np.diff(times).tolist())
 
@@ -41,6 +44,18 @@ class Generation:
         first = [seconds for run in self.steps for seconds in run[1 : 1 + count]]
         last = [seconds for run in self.steps for seconds in run[-count:]]
         return quartiles(first)[1], quartiles(last)[1]
+
+    def steps_line(self, name: str) -> str:
+        """How long steps take, and how large the caches are."""
+        count = min(100, len(self.steps[0]) // 2)
+        first, last = self.flatness(count)
+        text = paddle.to_tensor([self.prompt])
+        valid = paddle.ones(text.shape, dtype="bool")
+        _, state = self.model.start(Direction.TEXT_TO_IMAGE, text, valid, self.batch, text.shape[1])
+        return (
+            f"{name}: a step takes {first * 1e3:.1f} ms at the first {count} tokens, {last * 1e3:.1f} ms at the last "
+            f"({last / first:.2f} times); caches {state.bytes / 2**20:.1f} MB"
+        )
 
 
 def time_generation(config: Config, batch: int, versus: list[str], repetitions: int) -> tuple[list[Timing], list[str]]:
@@ -59,27 +74,10 @@ def time_generation(config: Config, batch: int, versus: list[str], repetitions: 
             runs[peer] = artist_generation(*sizes, text.max_length, config.image_tokens, batch)
     runs["ours"] = Generation(_model(config), prompt, batch)
     timings = interleaved(runs, repetitions, batch * config.image_tokens, "tokens")
-    return timings, [_steps(name, run) for name, run in runs.items() if isinstance(run, Generation)]
+    return timings, [run.steps_line(name) for name, run in runs.items() if isinstance(run, Generation)]
 
 
 def _model(config: Config) -> ViLG:
     model = ViLG(config)
     model.eval()
     return model
-
-
-def _steps(name: str, generation: Generation) -> str:
-    import paddle
-
-    from ppvilg.transformer.pattern import Direction
-
-    count = min(100, len(generation.steps[0]) // 2)
-    first, last = generation.flatness(count)
-    text = paddle.to_tensor([generation.prompt])
-    length = text.shape[1]
-    valid = paddle.ones(text.shape, dtype="bool")
-    _, state = generation.model.start(Direction.TEXT_TO_IMAGE, text, valid, generation.batch, length)
-    return (
-        f"{name}: a step takes {first * 1e3:.1f} ms at the first {count} tokens, {last * 1e3:.1f} ms at the last "
-        f"({last / first:.2f} times); caches {state.bytes / 2**20:.1f} MB"
-    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import paddle
 
 from ppvilg.config import Config
@@ -36,22 +37,22 @@ class ExportedViLG(Decoder):
         self,
         direction: Direction,
         ids: paddle.Tensor,
-        slots: paddle.Tensor,
+        slots: np.ndarray,
         steps: dict[str, Step],
         sources: list[Source],
         caches: list[Cache],
     ) -> paddle.Tensor:
         """As a `Decoder`."""
         arguments = {"ids": ids, "slots": slots, "steps": steps, "sources": sources, "caches": caches}
-        return self._programs(f"{direction.value}_target", **arguments)[0]
+        return self._programs(f"{direction.value}_target", small=True, **arguments)[0]
 
     def image_logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """[B, hidden] -> [B, codebook size]."""
-        return self._programs("image_logits", hidden=hidden)[0]
+        return self._programs("image_logits", small=True, hidden=hidden)[0]
 
     def text_logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """[B, hidden] -> [B, text vocabulary]."""
-        return self._programs("text_logits", hidden=hidden)[0]
+        return self._programs("text_logits", small=True, hidden=hidden)[0]
 
 
 class ExportedVQGAN:

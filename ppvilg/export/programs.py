@@ -7,6 +7,7 @@ copy of them, on disk and in memory, and the caches are inputs that a program wr
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import inference
 
@@ -14,12 +15,17 @@ from ppvilg.export.structure import arrays
 from ppvilg.runtime import threads
 
 SUFFIX = ".json"  # what Paddle Inference expects of a program's name
+_GARBAGE = "FLAGS_eager_delete_tensor_gb"
 
 
 class Program:
-    """A saved program on Paddle Inference's native engine; not for several threads at once."""
+    """A saved program on Paddle Inference's native engine; not for several threads at once.
 
-    def __init__(self, path: Path, weights: dict[str, paddle.Tensor]):
+    One that is `small` keeps the memory of what it works out in between, instead of giving back and asking again hundreds of
+    times a run, which takes as long as the work itself.
+    """
+
+    def __init__(self, path: Path, weights: dict[str, paddle.Tensor], small: bool):
         config = inference.Config(str(path), "")
         config.disable_glog_info()
         config.disable_mkldnn()  # it plans anew for every shape, which costs several times what it gains
@@ -31,18 +37,30 @@ class Program:
         for name in self._inputs.keys() & weights.keys():
             self._inputs[name].share_external_data(weights[name])
         self._given: dict[str, Any] = {}
+        self._run = self._run_and_keep if small else self._predictor.run
 
     def __call__(self, **arguments: Any) -> list[paddle.Tensor]:
-        """The outputs for arguments as they were traced. An argument that is the very object it was last time is not looked
-        into again."""
+        """The outputs for arguments as they were traced; numpy arrays are copied, tensors are read, and written to, where they
+        are. An argument that is the very object it was last time is not looked into again."""
         for argument, structure in arguments.items():
             if self._given.get(argument) is not structure:
                 for name, array in arrays(structure, argument).items():
                     if name in self._inputs:  # a program has no inputs that it does not use
-                        self._inputs[name].share_external_data(array)
+                        given = self._inputs[name]
+                        (given.copy_from_cpu if isinstance(array, np.ndarray) else given.share_external_data)(array)
         self._given = arguments
-        self._predictor.run()
+        self._run()
         return [paddle.to_tensor(output.copy_to_cpu()) for output in self._outputs]
+
+    def _run_and_keep(self) -> None:
+        """The first run, which is when the engine reads how it is to collect garbage."""
+        flags = paddle.get_flags(_GARBAGE)
+        paddle.set_flags({_GARBAGE: -1.0})
+        try:
+            self._predictor.run()
+        finally:
+            paddle.set_flags(flags)
+        self._run = self._predictor.run
 
 
 class Programs:
@@ -52,8 +70,8 @@ class Programs:
         self._folder, self._weights = folder, weights
         self._loaded: dict[str, Program] = {}
 
-    def __call__(self, program: str, **arguments: Any) -> list[paddle.Tensor]:
+    def __call__(self, program: str, *, small: bool = False, **arguments: Any) -> list[paddle.Tensor]:
         """The outputs of a program by its name."""
         if program not in self._loaded:
-            self._loaded[program] = Program(self._folder / f"{program}{SUFFIX}", self._weights)
+            self._loaded[program] = Program(self._folder / f"{program}{SUFFIX}", self._weights, small)
         return self._loaded[program](**arguments)

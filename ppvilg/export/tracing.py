@@ -31,7 +31,7 @@ def save_program(
             inputs = {}
             for name, array in found.items():
                 sizes = [a if a == b else -1 for a, b in zip(array.shape, others[name].shape, strict=True)]
-                inputs[name] = paddle.static.data(name, sizes, array.dtype)
+                inputs[name] = paddle.static.data(name, sizes, str(array.dtype).removeprefix("paddle."))
             with _weights_as_inputs(layers) as weights, paddle.no_grad():
                 outputs = function(**{key: with_arrays(value, inputs, key) for key, value in example.items()})
             read = {name: value for name, value in weights.items() if not value.use_empty()}

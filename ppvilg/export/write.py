@@ -87,7 +87,7 @@ def save_transformer(model: ViLG, folder: Path) -> set[str]:
 
         def read_target(direction: Direction = direction, *, sources: list[Source], **arguments: Any) -> list:
             shape = dims(sources[0].keys)  # of every layer's
-            return [model.read_target(direction, sources=[replace(s, shape=shape) for s in sources], **arguments)]
+            return [model.target_states(direction, sources=[replace(s, shape=shape) for s in sources], **arguments)]
 
         used |= save_program(layers, read_source, calls.source, others.source, folder / f"{direction.value}_source")
         used |= save_program(layers, read_target, calls.target, others.target, folder / f"{direction.value}_target")
@@ -118,7 +118,7 @@ class _Calls(Decoder):
         self,
         direction: Direction,
         ids: paddle.Tensor,
-        slots: paddle.Tensor,
+        slots: np.ndarray,
         steps: dict[str, Step],
         sources: list[Source],
         caches: list[Cache],

@@ -47,6 +47,8 @@ from ppvilg.server.settings import Settings
 WEB = Path(__file__).parent / "web"
 """The page's files."""
 
+_MOST_PARTIAL = 32  # events of one request: painting them keeps the others waiting
+
 _log = logging.getLogger("ppvilg.server")
 _T = TypeVar("_T")
 
@@ -134,7 +136,7 @@ def _add_api(app: FastAPI, engine: Engine, forms: Forms) -> None:
         if form.response_format == "png" and (form.n > 1 or form.stream):
             raise UserError("response_format png is for one picture that is not streamed: give n = 1 and stream = false")
         tokens = forms.model().image_tokens
-        every = form.partial_every or max(1, tokens // 8)
+        every = max(1, form.partial_every or tokens // 8, tokens // _MOST_PARTIAL)
         job = await forms.picture_job(form, every if form.stream else 0)
         if form.stream:
             engine.submit(job)
@@ -187,7 +189,8 @@ def _add_pages(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
 
         @app.get("/", include_in_schema=False)
         async def page() -> FileResponse:
-            return FileResponse(WEB / "index.html")
+            # The page's own policy cannot say this one.
+            return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": "frame-ancestors 'none'"})
 
 
 def _images_answer(job: PictureJob, result: Result) -> ImagesAnswer:

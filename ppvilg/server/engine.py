@@ -25,6 +25,7 @@ from ppvilg.server.settings import Settings
 
 _log = logging.getLogger("ppvilg.server")
 _PAINTED = 16  # pictures that are painted at once
+_UNREAD = 16  # events that wait for a slow reader; it then misses partial pictures
 
 
 class Busy(Exception):
@@ -298,17 +299,17 @@ class Engine:
             written = np.concatenate([part.tokens for part in job.parts])
             if tokens == self._image_tokens:
                 told.append((job, tokens, written))
-            elif job.every and tokens and tokens % job.every == 0 and tokens > job.told:
+            elif job.every and tokens % job.every == 0 and tokens > job.told and job.events.qsize() < _UNREAD:
                 job.told = tokens
                 told.append((job, tokens, written[: job.keep]))
         if not told:
             return
-        done = {job for job, tokens, _ in told if tokens == self._image_tokens}
-        self._running = [job for job in self._running if job not in done]
         pictures = iter(self._painted(np.concatenate([written for *_, written in told])))
         for job, tokens, written in told:
             own = [next(pictures) for _ in written]
             job.tell(Partial(tokens, own) if tokens < self._image_tokens else self._chosen(job, own))
+        done = {job for job, tokens, _ in told if tokens == self._image_tokens}
+        self._running = [job for job in self._running if job not in done]
 
     def _painted(self, tokens: np.ndarray) -> list[np.ndarray]:
         parts = [Written(tokens[first : first + _PAINTED], []) for first in range(0, len(tokens), _PAINTED)]

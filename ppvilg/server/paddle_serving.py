@@ -94,7 +94,7 @@ def _pool() -> descriptor_pool.DescriptorPool:
     return pool
 
 
-def read_form(values: dict[str, str]) -> PictureForm | CaptionForm:
+def read_form(values: dict[str, Any]) -> PictureForm | CaptionForm:
     """What a request's values ask for; raises `UserError` for values that no form has."""
     kind = PictureForm if "prompt" in values or "image" not in values else CaptionForm
     try:
@@ -137,7 +137,7 @@ class Service:
         response = message_class("Response")
         return response(err_no=number, err_msg=message, key=list(answered), value=list(answered.values()))
 
-    async def answer_values(self, values: dict[str, str], log_id: int) -> tuple[int, str, dict[str, str]]:
+    async def answer_values(self, values: dict[str, Any], log_id: int) -> tuple[int, str, dict[str, str]]:
         """The number and the text of an error, 0 and "" for none, and the answer's values."""
         try:
             form = read_form(values)
@@ -173,14 +173,15 @@ class Service:
         return JSONResponse({field.name: tree[field.name] for field in response.DESCRIPTOR.fields})
 
 
-def _values(request: Message) -> dict[str, str]:
-    """Texts by key; raises `IndexError` for a key without a value and `ValueError` for a tensor of an unknown type."""
+def _values(request: Message) -> dict[str, Any]:
+    """Texts by key, and () for what is no text; raises `IndexError` for a key without a value and `ValueError` for a tensor of
+    an unknown type."""
     values = {key: request.value[i] for i, key in enumerate(request.key)}
     for tensor in request.tensors:
         if not 0 <= tensor.elem_type <= _LAST_TYPE:
             raise ValueError(f"elem_type:{tensor.elem_type} error")
-        # A tensor of numbers is no value that any form has; its name lets the form say so.
-        values[tensor.name] = "".join(tensor.str_data) if tensor.elem_type == _STRING else "a tensor of numbers"
+        # No form has a field of numbers in a tensor: anything but a text lets it say so.
+        values[tensor.name] = "".join(tensor.str_data) if tensor.elem_type == _STRING else ()
     return values
 
 

@@ -66,7 +66,7 @@ class ImagesRequest(PictureForm):
     stream: bool = False
     """Answer with server-sent events: `partial` pictures, then `done` with the full answer, or `error`."""
     partial_every: Count | None = None
-    """Tokens between two `partial` events; an eighth of the picture if null."""
+    """Tokens between two `partial` events; an eighth of the picture if null, and at least a 32nd."""
 
 
 class CaptionForm(BaseModel):

@@ -34,13 +34,13 @@ class Decoder(Protocol):
         self,
         direction: Direction,
         ids: paddle.Tensor,
-        slots: paddle.Tensor,
+        slots: np.ndarray,
         steps: dict[str, Step],
         sources: list[Source],
         caches: list[Cache],
     ) -> paddle.Tensor:
         """One target token of each sequence, int64 [B], in a slot int64 [B], whose keys, values or inputs are added to the
-        caches -> last hidden states [B, hidden]."""
+        caches -> last hidden states [B, hidden]. The steps' arrays are numpy's."""
 
     def image_logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """[..., hidden] -> [..., codebook size]."""
@@ -75,5 +75,4 @@ class Decoder(Protocol):
     def step(self, state: State, ids: paddle.Tensor, positions: np.ndarray) -> paddle.Tensor:
         """Read one target token of each sequence, int64 [B], that stands at its target slot int [B] -> its last hidden state
         float [B, hidden], which decides the token after it."""
-        steps = {kind: step.tensors() for kind, step in state.steps(positions).items()}
-        return self.read_target(state.direction, ids, paddle.to_tensor(positions), steps, state.sources, state.caches)
+        return self.read_target(state.direction, ids, positions, state.steps(positions), state.sources, state.caches)

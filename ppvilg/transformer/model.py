@@ -292,12 +292,25 @@ class ViLG(nn.Layer, Decoder):
         self,
         direction: Direction,
         ids: paddle.Tensor,
-        slots: paddle.Tensor,
+        slots: np.ndarray,
         steps: dict[str, Step],
         sources: list[Source],
         caches: list[Cache],
     ) -> paddle.Tensor:
         """As a `Decoder`."""
+        tensors = {kind: step.tensors() for kind, step in steps.items()}
+        return self.target_states(direction, ids, paddle.to_tensor(slots), tensors, sources, caches)
+
+    def target_states(
+        self,
+        direction: Direction,
+        ids: paddle.Tensor,
+        slots: paddle.Tensor,
+        steps: dict[str, Step],
+        sources: list[Source],
+        caches: list[Cache],
+    ) -> paddle.Tensor:
+        """What `read_target` computes, from tensors."""
         x = (self.embed_image if direction is Direction.TEXT_TO_IMAGE else self.embed_text)(direction, ids, slots)
         for block, kind, source, cache in zip(self.blocks, self.kinds, sources, caches, strict=True):
             x = block.step(x, source, cache, steps[kind])

@@ -144,3 +144,15 @@ def test_without_a_matching_model(pipeline):
         assert answer.status_code == 422
         assert "matching model" in answer.json()["error"]["message"]
         assert not running.client.get("/v1/model").json()["matching"]
+
+
+def test_the_page(pipeline, tmp_path, monkeypatch):
+    (tmp_path / "index.html").write_text("<title>a page</title>")
+    (tmp_path / "app.js").write_text("// a script")
+    monkeypatch.setattr("ppvilg.server.app.WEB", tmp_path)
+    with serving(pipeline) as running:
+        page = running.client.get("/")
+        assert (page.text, page.headers["content-type"][:9]) == ("<title>a page</title>", "text/html")
+        assert running.client.get("/static/app.js").text == "// a script"
+        assert running.client.get("/static/missing.js").json()["error"]["code"] == "not_found"
+        assert running.client.get("/static/%2e%2e/conftest.py").status_code == 404

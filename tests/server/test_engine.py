@@ -131,6 +131,16 @@ def test_a_bug_is_told_without_details_and_does_not_stop_the_server(pipeline, ca
         assert ask(running).status_code == 200
 
 
+def test_a_bug_at_the_very_end_is_told_too(pipeline):
+    scorer = Redness()
+    with serving(pipeline, scorer) as running:
+        scorer.embed_texts = lambda texts: 1 / 0
+        assert ask(running).status_code == 500
+        assert "event: error" in ask(running, stream=True).text
+        del scorer.embed_texts
+        assert ask(running).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("settings", "word"),
     [
