@@ -9,6 +9,7 @@ import numpy as np
 from ppvilg.data.pictures import decode_picture
 from ppvilg.errors import UserError
 from ppvilg.evaluation.extractor import Extractor
+from ppvilg.files import read_arrays
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
@@ -43,11 +44,7 @@ def read_features(path: Path, extractor: Extractor, size: int) -> np.ndarray:
     if path.is_dir():
         features, _ = extractor.network(_pictures(path, size))
         return features
-    try:
-        loaded = np.load(path)
-        arrays = list(loaded.values()) if hasattr(loaded, "files") else [loaded]
-    except (OSError, ValueError, EOFError):
-        raise UserError(f"{path} is neither a folder of pictures nor an .npz or .npy file of features") from None
+    arrays = list(read_arrays(path, "give a folder of pictures, or an .npz or .npy file of features").values())
     if len(arrays) != 1 or arrays[0].ndim != 2 or not np.issubdtype(arrays[0].dtype, np.floating):
         raise UserError(f"{path} should hold one array of floats [pictures, features]")
     return arrays[0]

@@ -10,7 +10,7 @@ import numpy as np
 
 from ppvilg.errors import UserError
 from ppvilg.evaluation.report import Report, read_report
-from ppvilg.files import write_whole
+from ppvilg.files import read_arrays, write_whole
 
 _TEMPLATE = Path(__file__).parents[1] / "assets" / "report.html"
 # Where a smaller value is the better one; of the others the larger one is, and precision and recall trade off.
@@ -167,7 +167,8 @@ def _columns(reports: list[Report], names: list[str]) -> list[tuple[str, int, st
 
 def _examples(reports: list[Report], folders: list[Path], names: list[str]) -> list[dict[str, Any]]:
     """For each example of the first report its caption, pictures and written captions; of the others where they have it."""
-    arrays = [_pictures(folder) for folder in folders]
+    remedy = "evaluate again with the same --output, finished parts are kept"
+    arrays = [read_arrays(folder / "examples.npz", remedy) for folder in folders]
     places = [{entry["key"] + entry["caption"]: i for i, entry in enumerate(report["examples"])} for report in reports]
     examples = []
     for entry in reports[0]["examples"]:
@@ -183,17 +184,6 @@ def _examples(reports: list[Report], folders: list[Path], names: list[str]) -> l
                 written.append((names[i], other["written"], other.get("score")))
         examples.append({"caption": entry["caption"], "pictures": cells, "written": written})
     return examples
-
-
-def _pictures(folder: Path) -> dict[str, np.ndarray]:
-    path = folder / "examples.npz"
-    try:
-        with np.load(path) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError):
-        raise UserError(
-            f"{path} is missing or damaged: evaluate again with the same --output, finished parts are kept"
-        ) from None
 
 
 def _data_uri(picture: np.ndarray) -> str:

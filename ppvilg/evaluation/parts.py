@@ -18,7 +18,7 @@ from ppvilg.evaluation.blur import blurred
 from ppvilg.evaluation.extractor import Extractor, load_extractor
 from ppvilg.evaluation.likelihood import likelihood
 from ppvilg.evaluation.pairs import Chosen, Pair, choose_pairs, nearest_by_caption, others_of_the_styles
-from ppvilg.files import write_whole
+from ppvilg.files import read_arrays, write_whole
 from ppvilg.generate.painting import paint
 from ppvilg.generate.sampling import Sampling
 from ppvilg.matching import Scorer, load_scorer
@@ -122,12 +122,8 @@ def joined_parts(files: list[Path]) -> Arrays:
     """The arrays of some part files, one after another; raises `UserError` for a damaged file."""
     found: dict[str, list[np.ndarray]] = {}
     for file in files:
-        try:
-            with np.load(file) as arrays:
-                for name in arrays.files:
-                    found.setdefault(name, []).append(arrays[name])
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{file} is damaged ({type(error).__name__}): remove it, and it is computed again") from None
+        for name, array in read_arrays(file, "remove it, and it is computed again").items():
+            found.setdefault(name, []).append(array)
     return {name: np.concatenate(arrays) for name, arrays in found.items()}
 
 

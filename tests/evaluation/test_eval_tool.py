@@ -146,7 +146,7 @@ def test_interrupted_evaluations_go_on(output, evaluate_here):
         assert (output / "report.json").read_bytes() == before
     whole = part.read_bytes()
     part.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"00000.npz is damaged .* remove it"):
+    with pytest.raises(UserError, match=r"00000.npz is damaged: remove it"):
         evaluate_here(output)
     part.write_bytes(whole)
 
@@ -237,6 +237,10 @@ def test_distance_of_folders_and_features(tiny_data, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.png").write_bytes(b"nothing")
     extractor = load_extractor("efficientnet-lite0")
-    for other, message in (("empty", "no pictures"), ("c.npz", "neither"), ("bad", "x.png: not a picture")):
+    for other, message in (
+        ("empty", "no pictures"),
+        ("c.npz", "c.npz is damaged: give a folder"),
+        ("bad", "x.png: not a picture"),
+    ):
         with pytest.raises(UserError, match=message):
             read_features(tmp_path / other, extractor, 16)
