@@ -49,6 +49,7 @@ WEB = Path(__file__).parent / "web"
 
 _MOST_PARTIAL = 32  # events of one request: painting them keeps the others waiting
 
+_FRESH = {"Cache-Control": "no-cache"}
 _log = logging.getLogger("ppvilg.server")
 _T = TypeVar("_T")
 
@@ -184,13 +185,21 @@ def _add_pages(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
     async def scrape() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    if WEB.is_dir():
-        app.mount("/static", StaticFiles(directory=WEB), name="static")
+    app.mount("/static", _Fresh(directory=WEB), name="static")
 
-        @app.get("/", include_in_schema=False)
-        async def page() -> FileResponse:
-            # The page's own policy cannot say this one.
-            return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": "frame-ancestors 'none'"})
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        # The page's own policy cannot say this one.
+        return FileResponse(WEB / "index.html", headers={**_FRESH, "Content-Security-Policy": "frame-ancestors 'none'"})
+
+
+class _Fresh(StaticFiles):
+    """Files that a browser asks after each time, so that it never mixes an upgraded page with its old modules."""
+
+    def file_response(self, *arguments: Any, **keywords: Any) -> Response:
+        answer = super().file_response(*arguments, **keywords)
+        answer.headers.update(_FRESH)
+        return answer
 
 
 def _images_answer(job: PictureJob, result: Result) -> ImagesAnswer:

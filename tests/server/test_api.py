@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 
 import cv2
 import numpy as np
@@ -146,13 +147,13 @@ def test_without_a_matching_model(pipeline):
         assert not running.client.get("/v1/model").json()["matching"]
 
 
-def test_the_page(pipeline, tmp_path, monkeypatch):
-    (tmp_path / "index.html").write_text("<title>a page</title>")
-    (tmp_path / "app.js").write_text("// a script")
-    monkeypatch.setattr("ppvilg.server.app.WEB", tmp_path)
-    with serving(pipeline) as running:
-        page = running.client.get("/")
-        assert (page.text, page.headers["content-type"][:9]) == ("<title>a page</title>", "text/html")
-        assert running.client.get("/static/app.js").text == "// a script"
-        assert running.client.get("/static/missing.js").json()["error"]["code"] == "not_found"
-        assert running.client.get("/static/%2e%2e/conftest.py").status_code == 404
+def test_the_page(server):
+    page = server.client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    files = re.findall(r'(?:src|href)="(static/[^"]+)"', page.text)
+    assert files
+    for name in files:
+        found = server.client.get(f"/{name}")
+        assert (found.status_code, found.headers["cache-control"]) == (200, "no-cache"), name
+    assert server.client.get("/static/missing.js").json()["error"]["code"] == "not_found"
+    assert server.client.get("/static/%2e%2e/app.py").status_code == 404
