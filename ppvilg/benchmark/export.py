@@ -66,7 +66,7 @@ class Engines:
 
 
 _START = """
-import json, resource, sys, time
+import json, sys, time
 began = time.perf_counter()
 from ppvilg.pipeline import Pipeline
 imported = time.perf_counter()
@@ -74,7 +74,8 @@ model = Pipeline.load(sys.argv[1])
 loaded = time.perf_counter()
 model.generate([sys.argv[2]])
 drawn = time.perf_counter()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# Not getrusage, whose peak begins with that of the process that started this one.
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
 print(json.dumps([imported - began, loaded - imported, drawn - loaded, peak]))
 """
 
