@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ppvilg.benchmark.generation import Generation, NoText
+from ppvilg.benchmark.onnx_engine import OnnxViLG
 from ppvilg.benchmark.timing import Timing, interleaved
 from ppvilg.config import Config
 from ppvilg.export.model import ExportedViLG
@@ -18,48 +19,54 @@ from ppvilg.export.tracing import weights_of
 from ppvilg.export.write import save_transformer
 from ppvilg.generate.decoding import write_images
 from ppvilg.generate.sampling import Sampling
+from ppvilg.transformer.decoder import Decoder
 from ppvilg.transformer.model import ViLG
+
+ENGINES = ["dygraph", "native", "onnx", "onnx-int8"]
 
 
 @dataclass
-class Both:
-    """A transformer with random weights and its export."""
+class Engines:
+    """A transformer with random weights and its export on several engines."""
 
-    model: ViLG
-    exported: ExportedViLG
+    models: dict[str, Decoder]
     prompt: list[int]
 
     @classmethod
-    def of(cls, config: Config, folder: Path) -> "Both":
+    def of(cls, config: Config, folder: Path, names: list[str]) -> "Engines":
         """Export to a folder; the prompt has the longest length."""
         model = ViLG(config)
         model.eval()
         save_transformer(model, folder)
-        exported = ExportedViLG(config, Programs(folder, weights_of({"model": model})))
+        weights = weights_of({"model": model})
+        made: dict[str, Callable[[], Decoder]] = {
+            "dygraph": lambda: model,
+            "native": lambda: ExportedViLG(config, Programs(folder, weights)),
+            "onnx": lambda: OnnxViLG(config, folder, weights),
+            "onnx-int8": lambda: OnnxViLG(config, folder, weights, int8=True),
+        }
         prompt = np.random.default_rng(0).integers(5, config.text.vocabulary_size, config.text.max_length).tolist()
-        return cls(model, exported, prompt)
+        return cls({name: made[name]() for name in names}, prompt)
 
+    def time(self, batch: int, repetitions: int) -> tuple[list[Timing], list[str]]:
+        """Image tokens of `batch` candidates of one prompt; what is counted is pictures. Returns the timings and lines about
+        steps and about greedy tokens, which are compared with the first engine's."""
+        runs: dict[str, Callable[[], object]] = {
+            name: Generation(model, self.prompt, batch) for name, model in self.models.items()
+        }
+        timings = interleaved(runs, repetitions, batch, "pictures")
+        tokens = {name: self._greedy(model, batch) for name, model in self.models.items()}
+        first = next(iter(tokens.values()))
+        same = ", ".join(f"{name} {(found == first).mean():.2%}" for name, found in tokens.items())
+        return timings, [*(run.steps_line(name) for name, run in runs.items()), f"greedy tokens that are equal: {same}"]
 
-def time_export(both: Both, batch: int, repetitions: int) -> tuple[list[Timing], list[str]]:
-    """Image tokens of `batch` candidates of one prompt; what is counted is pictures. Returns the timings and lines about
-    steps and about greedy tokens."""
-    runs: dict[str, Callable[[], object]] = {
-        name: Generation(model, both.prompt, batch) for name, model in (("dygraph", both.model), ("exported", both.exported))
-    }
-    timings = interleaved(runs, repetitions, batch, "pictures")
-    return timings, [*(run.steps_line(name) for name, run in runs.items()), _greedy_line(both, batch)]
-
-
-def _greedy_line(both: Both, batch: int) -> str:
-    tokens = []
-    for model in (both.model, both.exported):
-        *_, written = write_images(model, [both.prompt], NoText(), [0] * batch, Sampling(0))
-        tokens.append(written.tokens)
-    return f"greedy tokens: {(tokens[0] == tokens[1]).mean():.2%} equal"
+    def _greedy(self, model: Decoder, batch: int) -> np.ndarray:
+        *_, written = write_images(model, [self.prompt], NoText(), [0] * batch, Sampling(0))
+        return written.tokens
 
 
 _START = """
-import json, resource, sys, time
+import json, sys, time
 began = time.perf_counter()
 from ppvilg.pipeline import Pipeline
 imported = time.perf_counter()
@@ -67,7 +74,8 @@ model = Pipeline.load(sys.argv[1])
 loaded = time.perf_counter()
 model.generate([sys.argv[2]])
 drawn = time.perf_counter()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# Not getrusage, whose peak begins with that of the process that started this one.
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
 print(json.dumps([imported - began, loaded - imported, drawn - loaded, peak]))
 """
 

@@ -41,9 +41,9 @@ class Program:
 
     def __call__(self, **arguments: Any) -> list[paddle.Tensor]:
         """The outputs for arguments as they were traced; numpy arrays are copied, tensors are read, and written to, where they
-        are. An argument that is the very object it was last time is not looked into again."""
+        are. A list that is the very object it was last time, as a state's sources and caches, is not looked into again."""
         for argument, structure in arguments.items():
-            if self._given.get(argument) is not structure:
+            if not isinstance(structure, list) or self._given.get(argument) is not structure:
                 for name, array in arrays(structure, argument).items():
                     if name in self._inputs:  # a program has no inputs that it does not use
                         given = self._inputs[name]

@@ -2,6 +2,7 @@
 its pattern can still show, in buffers that are allocated once. Arrays only: the weights come with each step."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -218,6 +219,30 @@ def _selected(buffer: paddle.Tensor, shape: list[int], sequences: paddle.Tensor)
     return paddle.gather(buffer.reshape(shape), sequences).reshape([-1, shape[-1]])
 
 
+@dataclass(frozen=True)
+class _Places:
+    """What a `Step` needs, for every one of a pattern's t target tokens."""
+
+    slots: int
+    write: np.ndarray
+    """Int64 [t]: the slot of each token."""
+    ring: np.ndarray | None
+    """Int64 [t, capacity]: the slots that it reads; None where they are all there are."""
+    bias: np.ndarray
+    """Float32 [t, capacity]: what is added to their scores."""
+
+
+@lru_cache(maxsize=64)  # worked out at every step it takes as long as a small model's layers
+def _places(pattern: Pattern) -> _Places:
+    slots = pattern.cache_slots()
+    targets = np.arange(pattern.image_length if pattern.to_image else pattern.text_length)
+    held = slots.held(targets)
+    seen = pattern.target_sees(targets[:, None], held) & (held >= 0)
+    bias = np.where(seen, np.float32(0), np.float32(HIDDEN))
+    ring = slots.ring(targets) if slots.groups > 1 else None
+    return _Places(slots.groups * slots.capacity, slots.write(targets), ring, bias)
+
+
 class State:
     """The memory of all layers for a batch of B = P · C sequences; each may stand at a position of its own.
 
@@ -281,17 +306,13 @@ class State:
         return {kind: self._step(pattern, positions) for kind, pattern in self.patterns.items()}
 
     def _step(self, pattern: Pattern, positions: np.ndarray) -> Step:
-        slots = pattern.cache_slots()
-        total = slots.groups * slots.capacity
+        places = _places(pattern)
         copies = 1 if keeps_latents(pattern) else self.sources[0].keys.shape[1]
-        firsts = np.arange(len(positions) * copies) * total
-        write = firsts + np.repeat(slots.write(positions), copies)
-        read = (firsts[:, None] + slots.ring(positions)).ravel() if slots.groups > 1 else None
-        held = slots.held(positions)
-        seen = pattern.target_sees(positions[:, None], held) & (held >= 0)
-        source_seen = np.repeat(self.source_valid, self.candidates, axis=0)
-        bias = np.where(np.concatenate([source_seen, seen], axis=1), 0, HIDDEN).astype(np.float32)
-        return Step(write, read, bias[:, None])
+        firsts = np.arange(len(positions) * copies) * places.slots
+        write = firsts + np.repeat(places.write[positions], copies)
+        read = None if places.ring is None else (firsts[:, None] + places.ring[positions]).ravel()
+        source_bias = np.repeat(np.where(self.source_valid, np.float32(0), np.float32(HIDDEN)), self.candidates, axis=0)
+        return Step(write, read, np.concatenate([source_bias, places.bias[positions]], axis=1)[:, None])
 
     def select(self, sequences: np.ndarray) -> None:
         """Go on with sequences int [N] of the batch, in this order: others are dropped, one may go on several times.

@@ -123,3 +123,17 @@ def test_structures_and_their_arrays():
     np.testing.assert_array_equal(again["steps"]["row"].write, [1, 2])
     assert again["steps"]["row"].read is None
     assert (again["caches"][0].slots, again["caches"][0].inputs[0, 0]) == (2, 2)
+
+
+def test_arrays_may_be_changed_between_steps(both):
+    """As one does who counts positions up in place."""
+    text, valid = paddle.ones([1, M], "int64"), paddle.ones([1, M], "bool")
+    hidden = []
+    for model in both:
+        state = model.start(Direction.TEXT_TO_IMAGE, text, valid, 1, M)[1]
+        positions = np.zeros(1, dtype=np.int64)
+        for _ in range(4):
+            last = model.step(state, paddle.to_tensor([3]), positions)
+            positions += 1
+        hidden.append(last.numpy())
+    np.testing.assert_allclose(hidden[1], hidden[0], atol=1e-5)
