@@ -34,7 +34,9 @@ def main() -> None:
     generate.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="candidates at a time (default: 1 16)")
     export = commands.add_parser("export", help="a transformer in memory against its export")
     export.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16], help="candidates at a time (default: 1 4 16)")
-    export.add_argument("--onnx", action="store_true", help="also on ONNX Runtime, exactly and with int8 weights")
+    export.add_argument(
+        "--vs", nargs="+", choices=["onednn", "openvino", "onnx", "onnx-int8"], default=[], help="other engines"
+    )
     export.add_argument("--start", nargs="+", default=[], metavar="FOLDER", help="runs and exports to start anew, too")
     export.add_argument("--prompt", default="红苹果", help="what --start draws (default: %(default)s)")
     profile = commands.add_parser("profile", help="operators of a transformer's training step, by time")
@@ -119,11 +121,11 @@ def serve_table(arguments: argparse.Namespace) -> None:
 def export_table(arguments: argparse.Namespace) -> None:
     """Pictures and tokens, time per step, time and memory from a process's start to its first picture."""
     config = load_config(arguments.config, arguments.override)
-    from ppvilg.benchmark.export import ENGINES, Engines, start_line
+    from ppvilg.benchmark.export import Engines, start_line
     from ppvilg.benchmark.timing import table
 
     with tempfile.TemporaryDirectory() as folder:
-        engines = Engines.of(config, Path(folder), ENGINES if arguments.onnx else ENGINES[:2])
+        engines = Engines.of(config, Path(folder), ["dygraph", "native", *arguments.vs])
         for batch in arguments.batch:
             timings, lines = engines.time(batch, arguments.repetitions)
             print(f"batch {batch}, {config.image_tokens} tokens each", table(timings), *lines, sep="\n", flush=True)

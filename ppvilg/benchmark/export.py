@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from paddle.inference import Config as Engine
 
 from ppvilg.benchmark.generation import Generation, NoText
 from ppvilg.benchmark.onnx_engine import OnnxViLG
@@ -21,8 +22,6 @@ from ppvilg.generate.decoding import write_images
 from ppvilg.generate.sampling import Sampling
 from ppvilg.transformer.decoder import Decoder
 from ppvilg.transformer.model import ViLG
-
-ENGINES = ["dygraph", "native", "onnx", "onnx-int8"]
 
 
 @dataclass
@@ -42,6 +41,8 @@ class Engines:
         made: dict[str, Callable[[], Decoder]] = {
             "dygraph": lambda: model,
             "native": lambda: ExportedViLG(config, Programs(folder, weights)),
+            "onednn": lambda: ExportedViLG(config, Programs(folder, weights, Engine.enable_mkldnn)),
+            "openvino": lambda: ExportedViLG(config, Programs(folder, weights, _openvino)),
             "onnx": lambda: OnnxViLG(config, folder, weights),
             "onnx-int8": lambda: OnnxViLG(config, folder, weights, int8=True),
         }
@@ -63,6 +64,10 @@ class Engines:
     def _greedy(self, model: Decoder, batch: int) -> np.ndarray:
         *_, written = write_images(model, [self.prompt], NoText(), [0] * batch, Sampling(0))
         return written.tokens
+
+
+def _openvino(engine: Engine) -> None:
+    engine.enable_openvino_engine()
 
 
 _START = """

@@ -4,6 +4,7 @@ The weights are inputs as well. So the programs that read sources and those that
 copy of them, on disk and in memory, and the caches are inputs that a program writes to in place.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,26 @@ SUFFIX = ".json"  # what Paddle Inference expects of a program's name
 _GARBAGE = "FLAGS_eager_delete_tensor_gb"
 
 
+Engine = Callable[[inference.Config], None]
+"""Chooses what a program runs on."""
+
+
+def native(config: inference.Config) -> None:
+    """Paddle's own operators. The other engines plan anew for every shape, which costs several times what it gains."""
+    config.disable_mkldnn()
+
+
 class Program:
-    """A saved program on Paddle Inference's native engine; not for several threads at once.
+    """A saved program on Paddle Inference; not for several threads at once.
 
     One that is `small` keeps the memory of what it works out in between, instead of giving back and asking again hundreds of
     times a run, which takes as long as the work itself.
     """
 
-    def __init__(self, path: Path, weights: dict[str, paddle.Tensor], small: bool):
+    def __init__(self, path: Path, weights: dict[str, paddle.Tensor], small: bool, engine: Engine):
         config = inference.Config(str(path), "")
         config.disable_glog_info()
-        config.disable_mkldnn()  # it plans anew for every shape, which costs several times what it gains
+        engine(config)
         config.set_cpu_math_library_num_threads(threads())
         self._predictor = inference.create_predictor(config)
         self._inputs = {name: self._predictor.get_input_handle(name) for name in self._predictor.get_input_names()}
@@ -66,12 +76,12 @@ class Program:
 class Programs:
     """The programs in a folder, each loaded when it is first called."""
 
-    def __init__(self, folder: Path, weights: dict[str, paddle.Tensor]):
-        self._folder, self._weights = folder, weights
+    def __init__(self, folder: Path, weights: dict[str, paddle.Tensor], engine: Engine = native):
+        self._folder, self._weights, self._engine = folder, weights, engine
         self._loaded: dict[str, Program] = {}
 
     def __call__(self, program: str, *, small: bool = False, **arguments: Any) -> list[paddle.Tensor]:
         """The outputs of a program by its name."""
         if program not in self._loaded:
-            self._loaded[program] = Program(self._folder / f"{program}{SUFFIX}", self._weights, small)
+            self._loaded[program] = Program(self._folder / f"{program}{SUFFIX}", self._weights, small, self._engine)
         return self._loaded[program](**arguments)
