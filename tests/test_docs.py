@@ -2,14 +2,19 @@
 
 import re
 import shlex
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).parents[1]
 FEWER = ["steps=2", "warmup_steps=1", "batch_size=2", "validation_samples=2", "preview_samples=2"]
+LESS = ["samples=3", "best_of=[1,2]", "blur=[0.0]"]
 
 
 def commands(document: str) -> list[list[str]]:
@@ -20,25 +25,80 @@ def commands(document: str) -> list[list[str]]:
     return [words[1:] for words in split if words and words[0].endswith("python")]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/your-own-data.md"])
-def test_commands_run(document, tiny_data, tmp_path):
-    for name in ("configs", "tools", "data"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "my_pictures").mkdir()
+def run(words: list[str], folder: Path) -> None:
+    """Run one command in a folder, with less to do; a server is asked whether it is well, and stopped."""
+    if words[0] == "tools/train.py":
+        words = [*words, *(word for value in FEWER for word in ("-o", f"train.{value}"))]
+        if "data.path=my_pictures" in words:
+            words += ["-o", "data.validation_fraction=0.25"]  # of 24 pictures
+    if words[0] == "tools/eval.py" and "--split" in words:
+        words = [*words, *(word for value in LESS for word in ("-o", f"eval.{value}"))]
+    if words[0] == "deploy/serve.py":
+        serve(words, folder)
+        return
+    done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (words, done.stderr[-2000:])
+
+
+def serve(words: list[str], folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with subprocess.Popen(
+        [sys.executable, *words, "--port", str(port)], cwd=folder, stderr=subprocess.PIPE, text=True
+    ) as server:
+        for line in server.stderr:
+            if "startup complete" in line:
+                break
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz").json() == {"status": "ok"}
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def workspace(tiny_data, tmp_path_factory) -> Path:
+    """A copy of the project in which the README's commands have run, those that train first."""
+    folder = tmp_path_factory.mktemp("workspace")
+    for name in ("configs", "tools", "deploy", "data"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "my_pictures").mkdir()
     for path in tiny_data.iterdir():
         if path.name != "vocab.txt":
-            (tmp_path / "my_pictures" / path.name).write_bytes(path.read_bytes())
-    found = commands(document)
-    # The README shows how to use a model before it shows how to train one.
-    found.sort(key=lambda words: words[0] == "tools/infer.py")
-    assert {words[0] for words in found} >= {"tools/train.py", "tools/infer.py"}
+            (folder / "my_pictures" / path.name).write_bytes(path.read_bytes())
+    found = sorted(commands("README.md"), key=lambda words: words[0] != "tools/train.py")
+    tools = {"tools/train.py", "tools/infer.py", "tools/eval.py", "deploy/export.py", "deploy/serve.py"}
+    assert {words[0] for words in found} == tools
     for words in found:
-        if words[0] == "tools/train.py":
-            words = [*words, *(word for value in FEWER for word in ("-o", f"train.{value}"))]
-        if words[0] == "tools/train.py" and "data.path=my_pictures" in words:
-            words += ["-o", "data.validation_fraction=0.25"]  # of 24 pictures
-        done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (words, done.stderr[-2000:])
+        run(words, folder)
+    return folder
+
+
+def test_commands_of_the_readme_leave_what_it_says(workspace):
+    assert (workspace / "output" / "grid.png").is_file()
+    assert (workspace / "runs" / "vilg_emoji" / "eval" / "unseen_style" / "report.html").is_file()
+    assert (workspace / "export" / "vilg_emoji" / "manifest.json").is_file()
+    assert (ROOT / "README_zh.md").read_text("utf-8").count("\n.venv/bin/python") == len(commands("README.md"))
+
+
+@pytest.mark.parametrize("document", ["docs/your-own-data.md", "docs/evaluation.md", "docs/deploy.md"])
+def test_commands_of_documents_run(document, workspace):
+    found = commands(document)
+    assert found
+    if document == "docs/evaluation.md":
+        for name in ("predictions", "answers"):
+            (workspace / f"{name}.jsonl").write_text('{"id": 1, "text": "红苹果"}\n')
+        for name in ("references", "human_answers"):
+            (workspace / f"{name}.jsonl").write_text('{"id": 1, "texts": ["青苹果"]}\n')
+        for name in ("real_pictures", "drawn_pictures"):
+            shutil.copytree(workspace / "my_pictures", workspace / name)
+        other = workspace / "runs" / "vilg_emoji_e2e" / "eval" / "unseen_style"
+        shutil.copytree(workspace / "runs" / "vilg_emoji" / "eval" / "unseen_style", other)
+        shutil.rmtree(workspace / "runs" / "match_emoji")
+        shutil.rmtree(workspace / "runs" / "vilg_emoji" / "eval")
+    if document == "docs/deploy.md":
+        shutil.rmtree(workspace / "export")
+    for words in found:
+        run(words, workspace)
 
 
 def test_commands_for_several_processes_run(tmp_path):
@@ -75,6 +135,6 @@ def test_links_lead_somewhere(document):
 
 
 def test_configs_of_the_documents_exist():
-    for document in ("README.md", "README_zh.md", "docs/how-it-works.md", "docs/your-own-data.md"):
+    for document in ("README.md", "README_zh.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))):
         for name in re.findall(r"configs/\w+\.yml", (ROOT / document).read_text("utf-8")):
             assert (ROOT / name).is_file(), name
