@@ -467,7 +467,7 @@ def _kept_bytes(config: Config, stage: Stage) -> float:
     """What a stage keeps of each micro-batch until its backward."""
     rows, row = _rows_bytes(config), config.micro_batch * _width(config)
     kept = sum(count * _kept_of_layer(config, kind) for kind, count in stage.kinds.items())
-    if stage.first:  # the places of both directions, which are spread over the pairs
+    if stage.first and config.micro_batch > 1:  # the places of both directions, which are spread over the pairs
         kept += _pair_rows(config) * config.transformer.hidden * _width(config)
     if stage.first and config.parallel.mp > 1:  # found rows, of which some are another process's
         kept += _embedded_bytes(config)

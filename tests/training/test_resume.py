@@ -53,12 +53,13 @@ def test_metrics_outlive_a_kill_while_later_steps_are_forgotten(tmp_path, monkey
     lines = "".join(f'{{"step": {step}, "group": "train", "loss": 1.0}}\n' for step in range(1, 5))
     metrics.write_text(lines, "utf-8")
 
-    def killed(path: Path, text: str, *_):
-        path.write_bytes(text.encode()[: len(text) // 2])
+    def killed(path: Path, content: bytes):
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", killed)
+        patch.setattr(Path, "write_bytes", killed)
         with pytest.raises(KeyboardInterrupt):
             Logs(tmp_path, 3, 6)
     assert metrics.read_text("utf-8") == lines
