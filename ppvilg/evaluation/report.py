@@ -217,5 +217,7 @@ def _warnings(evaluation: Evaluation, samples: int, dimensions: int) -> list[str
     if evaluation.config.eval.training_split is None:
         found.append("without eval.training_split there is no noise floor, no nearest caption and no nearest style")
     if evaluation.config.eval.training_split == evaluation.split:
-        found.append("on the split that was trained on, other real pictures and nearest captions can be the pictures themselves")
+        found.append(
+            "on the split that was trained on, other real pictures and nearest captions can be the pictures themselves"
+        )
     return found
