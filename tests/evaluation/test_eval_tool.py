@@ -125,6 +125,13 @@ def test_page_is_whole_by_itself(output):
     assert "<svg" in page
 
 
+@pytest.fixture
+def no_java(monkeypatch):
+    """Without it METEOR, which takes seconds to start, is left out."""
+    monkeypatch.setenv("PATH", "")
+
+
+@pytest.mark.usefixtures("no_java")
 def test_the_tool_prints_and_refuses(output, config, tmp_path):
     words = ("-c", config, "--split", "validation", "-o", "eval.best_of=[1]", "-o", "eval.blur=[0.0]")
     done = run_tool("eval", *words, "--output", tmp_path)
@@ -183,6 +190,7 @@ def lines(path, *entries):
     return path
 
 
+@pytest.mark.usefixtures("no_java")
 def test_files_of_captions_and_answers(tmp_path):
     predictions = lines(tmp_path / "p.jsonl", {"id": 1, "text": "红苹果"}, {"id": "b", "text": "两只猫"})
     references = lines(tmp_path / "r.jsonl", {"id": "b", "texts": ["两只猫", "猫"]}, {"id": "1", "texts": ["青苹果"]})
