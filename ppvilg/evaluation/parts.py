@@ -113,11 +113,6 @@ def compute(evaluation: Evaluation, part: Path) -> None:
     write_whole(part, buffer.getvalue())
 
 
-def read_parts(evaluation: Evaluation) -> Arrays:
-    """The arrays of all parts, one after another."""
-    return joined_parts(evaluation.parts)
-
-
 def joined_parts(files: list[Path]) -> Arrays:
     """The arrays of some part files, one after another; raises `UserError` for a damaged file."""
     found: dict[str, list[np.ndarray]] = {}
@@ -138,6 +133,7 @@ def _claim(evaluation: Evaluation) -> None:
     weights = weights_file(evaluation.config.train.output)
     settings = {
         "eval": asdict(evaluation.config.eval),
+        "data": asdict(evaluation.config.data),
         "split": evaluation.split,
         "weights": checksum(weights),
         "extractor": evaluation.extractor.weights,

@@ -15,7 +15,7 @@ from ppvilg.errors import UserError
 from ppvilg.evaluation.captions import caption_scores
 from ppvilg.evaluation.frechet import frechet_distance, has_singular_covariance
 from ppvilg.evaluation.inception_score import inception_score
-from ppvilg.evaluation.parts import Arrays, Evaluation, compute, open_evaluation, read_parts
+from ppvilg.evaluation.parts import Arrays, Evaluation, compute, joined_parts, open_evaluation
 from ppvilg.evaluation.precision_recall import precision_recall
 from ppvilg.evaluation.retrieval import pooled_recall, style_accuracy
 from ppvilg.files import write_whole
@@ -50,7 +50,7 @@ def evaluate(config: Config, split: str, output: Path, rank: int = 0, processes:
             compute(evaluation, part)
     if not all(part.is_file() for part in evaluation.parts):
         return False
-    arrays = read_parts(evaluation)
+    arrays = joined_parts(evaluation.parts)
     report = summarise(evaluation, arrays)
     examples = io.BytesIO()
     np.savez_compressed(examples, **{name: array for name, array in arrays.items() if name.startswith("pictures/")})
