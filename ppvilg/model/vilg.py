@@ -54,14 +54,10 @@ class Embedding(nn.Layer):
 
     def forward(self, batch: Batch) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Both directions of B pairs -> x [2B, m+n, hidden] and the key mask bool [2B, m+n], False for padding."""
-        image = self.embed_image(batch.image_input, Direction.TEXT_TO_IMAGE)
-        x = paddle.concat(
-            [
-                paddle.concat([self.embed_text(batch.prompt, Direction.TEXT_TO_IMAGE), image], axis=1),
-                self.sequence(batch.text, batch.image_input, Direction.IMAGE_TO_TEXT),
-            ]
-        )
-        return x, key_mask(paddle.concat([batch.prompt_mask, batch.text_mask]), image.shape[1])
+        to_image = self.sequence(batch.prompt, batch.image_input, Direction.TEXT_TO_IMAGE)
+        to_text = self.sequence(batch.text, batch.image_input, Direction.IMAGE_TO_TEXT)
+        text_mask = paddle.concat([batch.prompt_mask, batch.text_mask])
+        return paddle.concat([to_image, to_text]), key_mask(text_mask, batch.image.shape[1])
 
     def sequence(self, text: paddle.Tensor, image: paddle.Tensor, direction: Direction) -> paddle.Tensor:
         """One direction of texts int64 [B, m] with images int64 [B, n] -> [B, m+n, hidden]."""
