@@ -8,15 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppvilg.config import AttentionConfig, CodebookConfig, Config, DataConfig, TextConfig, TransformerConfig, VQGANConfig
+from ppvilg.config import (
+    AttentionConfig,
+    CodebookConfig,
+    DataConfig,
+    TextConfig,
+    TransformerConfig,
+    ViLGExperiment,
+    VQGANConfig,
+)
 from ppvilg.transformer.cache import State
 from ppvilg.transformer.model import Pairs, ViLG, last_real
 from ppvilg.transformer.pattern import Direction
 
 M, SIDE = 7, 4
 N = SIDE**2
-CONFIG = Config(
-    task="vilg",
+CONFIG = ViLGExperiment(
     data=DataConfig(image_size=16),
     vqgan=VQGANConfig(channel_multipliers=[1, 1, 1], attention_resolutions=[], codebook=CodebookConfig(size=11, dim=4)),
     text=TextConfig(vocabulary_size=23, max_length=9),
@@ -30,7 +37,7 @@ PLANS = {
 }
 
 
-def build(config: Config = CONFIG) -> ViLG:
+def build(config: ViLGExperiment = CONFIG) -> ViLG:
     model = ViLG(config)
     for parameter in model.parameters():  # biases and norms too, so that a forgotten one shows
         parameter.set_value(paddle.randn(parameter.shape) * 0.3)
@@ -38,7 +45,7 @@ def build(config: Config = CONFIG) -> ViLG:
     return model
 
 
-def with_plan(plan: str) -> Config:
+def with_plan(plan: str) -> ViLGExperiment:
     return replace(CONFIG, transformer=replace(CONFIG.transformer, attention=PLANS[plan]))
 
 
