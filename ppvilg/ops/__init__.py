@@ -1,0 +1,8 @@
+"""The model's functions: plain paddle for any device and dtype, and C++ kernels with equal results for a CPU.
+
+Which of the two runs is decided at each call (`extension.has_kernels`); nothing outside of this package knows of it.
+"""
+
+from ppvilg.ops.functions import cross_entropy, gelu, layer_norm, linear
+
+__all__ = ["cross_entropy", "gelu", "layer_norm", "linear"]
