@@ -3,6 +3,7 @@
 Which of the two runs is decided at each call (`extension.has_kernels`); nothing outside of this package knows of it.
 """
 
+from ppvilg.ops.attention import prefix_attention, sparse_attention
 from ppvilg.ops.functions import cross_entropy, gelu, layer_norm, linear
 
-__all__ = ["cross_entropy", "gelu", "layer_norm", "linear"]
+__all__ = ["cross_entropy", "gelu", "layer_norm", "linear", "prefix_attention", "sparse_attention"]
