@@ -5,5 +5,17 @@ Which of the two runs is decided at each call (`extension.has_kernels`); nothing
 
 from ppvilg.ops.attention import prefix_attention, sparse_attention
 from ppvilg.ops.functions import cross_entropy, gelu, layer_norm, linear
+from ppvilg.ops.optimizer import AdamW, ClipGradByGlobalNorm, lerp_, squared_sum
 
-__all__ = ["cross_entropy", "gelu", "layer_norm", "linear", "prefix_attention", "sparse_attention"]
+__all__ = [
+    "AdamW",
+    "ClipGradByGlobalNorm",
+    "cross_entropy",
+    "gelu",
+    "layer_norm",
+    "lerp_",
+    "linear",
+    "prefix_attention",
+    "sparse_attention",
+    "squared_sum",
+]
