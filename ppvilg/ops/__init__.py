@@ -5,5 +5,16 @@ Which of the two runs is decided at each call (`extension.has_kernels`); nothing
 
 from ppvilg.ops.attention import sparse_attention
 from ppvilg.ops.functions import cross_entropy, gelu, layer_norm, linear
+from ppvilg.ops.optimizer import AdamW, ClipGradByGlobalNorm, lerp_, squared_sum
 
-__all__ = ["cross_entropy", "gelu", "layer_norm", "linear", "sparse_attention"]
+__all__ = [
+    "AdamW",
+    "ClipGradByGlobalNorm",
+    "cross_entropy",
+    "gelu",
+    "layer_norm",
+    "lerp_",
+    "linear",
+    "sparse_attention",
+    "squared_sum",
+]

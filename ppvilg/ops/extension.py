@@ -17,7 +17,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import paddle
-from paddle.utils.cpp_extension import load_op_meta_info_and_register_op
 
 _NAME = "ppvilg_cpu"
 _SOURCES = Path(__file__).parent / "cpu"
@@ -51,8 +50,10 @@ def available() -> bool:
     if os.environ.get("PPVILG_CPU_KERNELS") == "0":
         return False
     try:
+        from paddle.utils.cpp_extension import load_op_meta_info_and_register_op  # slow, and needs setuptools
+
         load_op_meta_info_and_register_op(str(_built()))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+    except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         warnings.warn(
             f"the C++ kernels for the CPU cannot be used ({_reason(error)}); paddle's slower functions are used instead",
             stacklevel=2,

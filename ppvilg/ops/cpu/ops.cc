@@ -2,6 +2,7 @@
 #include "paddle/extension.h"
 
 #include "attention.h"
+#include "optimizer.h"
 #include "rows.h"
 
 using paddle::Grad;
@@ -158,3 +159,76 @@ PD_BUILD_GRAD_OP(ppvilg_attention)
     .Inputs({"Q", "K", "V", "KeyMask", "Tiles", "Ranges", "Keys", "Mask", "Out", "LogSums", Grad("Out")})
     .Outputs({Grad("Q"), Grad("K"), Grad("V")})
     .SetKernelFn(PD_KERNEL(AttentionGrad));
+
+// The operators below write to tensors without declaring it, which paddle forbids for weights. They are only run where autograd
+// is off.
+
+// One step for one parameter: rate [1], and beta1^t and beta2^t [1], which become those of the next step.
+std::vector<Tensor> AdamW(const Tensor& weight, const Tensor& gradient, Tensor& first, Tensor& second, Tensor& beta1_power,
+                          Tensor& beta2_power, const Tensor& rate, float beta1, float beta2, float epsilon, float decay) {
+  float *power1 = beta1_power.data<float>(), *power2 = beta2_power.data<float>();
+  ppvilg::adamw(const_cast<float*>(weight.data<float>()), gradient.data<float>(), first.data<float>(),
+                second.data<float>(), weight.numel(),
+                {rate.data<float>()[0], beta1, beta2, epsilon, decay, *power1, *power2});
+  *power1 *= beta1;
+  *power2 *= beta2;
+  return {};
+}
+
+PD_BUILD_OP(ppvilg_adamw)
+    .Inputs({"Weight", "Gradient", "First", "Second", "Beta1Power", "Beta2Power", "Rate"})
+    .Outputs({"FirstOut", "SecondOut", "Beta1PowerOut", "Beta2PowerOut"})
+    .Attrs({"beta1: float", "beta2: float", "epsilon: float", "decay: float"})
+    .SetInplaceMap({{"First", "FirstOut"},
+                    {"Second", "SecondOut"},
+                    {"Beta1Power", "Beta1PowerOut"},
+                    {"Beta2Power", "Beta2PowerOut"}})
+    .SetKernelFn(PD_KERNEL(AdamW));
+
+namespace {
+
+std::vector<ppvilg::Piece> pieces_of(const std::vector<Tensor>& x, const std::vector<Tensor>* y = nullptr) {
+  std::vector<ppvilg::Piece> pieces;
+  for (size_t i = 0; i < x.size(); i++)
+    ppvilg::cut(const_cast<float*>(x[i].data<float>()), y ? (*y)[i].data<float>() : nullptr, x[i].numel(), &pieces);
+  return pieces;
+}
+
+Tensor scalar(float value, const Tensor& beside) {
+  return paddle::full({}, value, paddle::DataType::FLOAT32, beside.place());
+}
+
+}  // namespace
+
+// Each x += share * (its y - x) -> the share [].
+std::vector<Tensor> Lerp(const std::vector<Tensor>& x, const std::vector<Tensor>& y, float share) {
+  ppvilg::lerp(pieces_of(x, &y), share);
+  return {scalar(share, x[0])};
+}
+
+PD_BUILD_OP(ppvilg_lerp)
+    .Inputs({paddle::Vec("X"), paddle::Vec("Y")})
+    .Outputs({"Share"})
+    .Attrs({"share: float"})
+    .SetKernelFn(PD_KERNEL(Lerp));
+
+// -> the sum [] of all squares of all x.
+std::vector<Tensor> SquaredSum(const std::vector<Tensor>& x) {
+  return {scalar(ppvilg::squared_sum(pieces_of(x)), x[0])};
+}
+
+PD_BUILD_OP(ppvilg_squared_sum).Inputs({paddle::Vec("X")}).Outputs({"Sum"}).SetKernelFn(PD_KERNEL(SquaredSum));
+
+// Scales all x so that the norm of all of them together is at most `largest` -> what it was [].
+std::vector<Tensor> ClipNorm(const std::vector<Tensor>& x, float largest) {
+  const std::vector<ppvilg::Piece> pieces = pieces_of(x);
+  const float norm = std::sqrt(ppvilg::squared_sum(pieces));
+  if (!(norm <= largest)) ppvilg::scale(pieces, largest / norm);
+  return {scalar(norm, x[0])};
+}
+
+PD_BUILD_OP(ppvilg_clip_norm)
+    .Inputs({paddle::Vec("X")})
+    .Outputs({"Norm"})
+    .Attrs({"largest: float"})
+    .SetKernelFn(PD_KERNEL(ClipNorm));
