@@ -61,7 +61,7 @@ def read_manifest(folder: Path) -> dict:
     return manifest
 
 
-def load_parts(folder: Path) -> tuple[ViLGExperiment, ExportedViLG, ExportedVQGAN, TextTokenizer]:
+def load_export(folder: Path) -> tuple[ViLGExperiment, ExportedViLG, ExportedVQGAN, TextTokenizer]:
     """What a `Pipeline` is made of; raises `UserError` as `read_manifest` does."""
     read_manifest(folder)
     config = checkpoint.model_config(folder, "vilg")
@@ -69,7 +69,7 @@ def load_parts(folder: Path) -> tuple[ViLGExperiment, ExportedViLG, ExportedVQGA
     return config, ExportedViLG(config, programs), ExportedVQGAN(programs), saved_text_tokenizer(folder, config.text)
 
 
-def load_matching(folder: Path) -> tuple[DualEncoderExperiment, ExportedMatching, TextTokenizer]:
+def load_dual_encoder_export(folder: Path) -> tuple[DualEncoderExperiment, ExportedMatching, TextTokenizer]:
     """What a `MatchingModel` is made of; raises `UserError` as `read_manifest` does, and where the export has none."""
     read_manifest(folder)
     if not (folder / "matching").is_dir():
