@@ -39,7 +39,7 @@ Images = ImageInput | Sequence[ImageInput]
 
 
 @dataclass(frozen=True)
-class ImageOutput:
+class PipelineOutput:
     """What `ViLGPipeline` returns."""
 
     images: list[Image.Image] | list[np.ndarray]
@@ -109,7 +109,7 @@ class ViLGPipeline:
         num_candidates: int | None = None,
         callback: Callable[[int, list], Any] | None = None,
         callback_steps: int = 1,
-    ) -> ImageOutput:
+    ) -> PipelineOutput:
         """Draw images of one or more prompts; for the options see `ImageOptions`.
 
         `callback` is called with the number of tokens and the images so far (of all candidates) after every `callback_steps`
@@ -132,7 +132,7 @@ class ViLGPipeline:
         for step, images in self._generate(prompt, options, 0 if callback is None else callback_steps):
             if callback is not None:
                 callback(step, images)
-        return ImageOutput(images)
+        return PipelineOutput(images)
 
     def stream(self, prompt: str | Sequence[str], every: int = 1, **options: Any) -> Iterator[tuple[int, list]]:
         """Yield the number of tokens and the images so far after every `every` tokens; the last images are the result.
@@ -142,7 +142,7 @@ class ViLGPipeline:
         check_count("every", every, 1)
         return self._generate(prompt, ImageOptions(**options), every)
 
-    def complete(self, image: ImageInput, keep_rows: int, prompt: str | Sequence[str], **options: Any) -> ImageOutput:
+    def complete(self, image: ImageInput, keep_rows: int, prompt: str | Sequence[str], **options: Any) -> PipelineOutput:
         """Draw images that start with the upper `keep_rows` rows of tokens of an image; `options`: as of a call."""
         rows, columns = self.config.transformer.rows, self.config.transformer.columns
         check_count("keep_rows", keep_rows, 1)
@@ -151,7 +151,7 @@ class ViLGPipeline:
         options = ImageOptions(**options)
         tokens = self.encode_images([image])[0, : keep_rows * columns]
         *_, (_, images) = self._generate(prompt, options, 0, tokens)
-        return ImageOutput(images)
+        return PipelineOutput(images)
 
     def caption(
         self,
