@@ -3,7 +3,7 @@
 import paddle
 
 
-def init_weights(parameters, layers, seed):
+def init_weights(parameters, seed, layers):
     paddle.seed(seed)
     with paddle.no_grad():
         for k, p in parameters.items():

@@ -26,11 +26,9 @@ def train(config: TrainingExperiment, resume: bool = False) -> bool:
     from ppvilg.train.fleet import init_distributed
     from ppvilg.train.trainer import Trainer
 
-    context = init_distributed(config.parallel)
-    trainer = Trainer(config, build_task(config, context), context)
-    if resume:
-        trainer.resume()
-    return trainer.fit()
+    context = init_distributed(config.parallel, config.train.gradient_accumulation_steps)
+    make_trainer = Trainer.resume if resume else Trainer
+    return make_trainer(config, build_task(config, context), context).fit()
 
 
 def finish(config: TrainingExperiment) -> bool:

@@ -15,6 +15,7 @@ from ppvilg.pictures import to_model
 from ppvilg.text import cut, load_text_tokenizer, pad_batch
 from ppvilg.train.fleet import ParallelContext
 from ppvilg.train.run_folder import check_vocabulary, save_vocabulary
+from ppvilg.train.shards import named_parameters
 from ppvilg.train.task import Losses, Task
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -31,7 +32,11 @@ class DualEncoderTask(Task):
         self.text_tokenizer = load_text_tokenizer(config.text)
         super().__init__(config)
         self.model = DualEncoder(dual_encoder_sizes(config))
-        init_weights(self.model, config.train.seed)
+        parameters = named_parameters(self.model)
+        text = {name: p for name, p in parameters.items() if name.startswith("text_encoder.")}
+        image = {name: p for name, p in parameters.items() if name not in text}
+        init_weights(image, config.train.seed, config.dual_encoder.image_layers)
+        init_weights(text, config.train.seed, config.dual_encoder.text_layers)
         self.modules = {"model": self.model}
 
     def check_frozen(self, run: Path) -> None:

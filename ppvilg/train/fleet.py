@@ -29,9 +29,13 @@ class ParallelContext:
         """Any."""
         return flag
 
-    def mean(self, values):
+    def mean(self, x):
         """Mean."""
-        return dict(zip(values, paddle.stack(list(values.values())).tolist(), strict=True))
+        return x
+
+    def all_gather(self, x):
+        """Gather."""
+        return x
 
 
 def init_distributed(parallel, steps=1):
@@ -52,8 +56,10 @@ class DistributedModel:
     def backward(self, loss):
         loss.backward()
 
-    def step(self, rate):
-        self.optimizer.set_lr(rate)
+    def evaluate(self, batches, measure):
+        return [measure(self.module(batch), batch) for batch in batches]
+
+    def step(self):
         self.optimizer.step()
         self.optimizer.clear_grad(set_to_zero=False)
 
@@ -69,9 +75,9 @@ class DistributedModel:
                 state[f"{names[key[:cut]]}/{key[cut + 1 :]}"] = ShardedTensor.whole(tensor.numpy())
         return state
 
-    def load_optimizer(self, reader, weights):
+    def load(self, model, optimizer):
         tensors = {}
-        for key, array in reader.all().items():
+        for key, array in optimizer.all().items():
             name, _, moment = key.rpartition("/")
             tensors[f"{self.parameters[name].name}_{moment}"] = paddle.to_tensor(array)
         self.optimizer.set_state_dict(tensors)

@@ -11,14 +11,15 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from ppvilg import checkpoint
+from ppvilg.checkpoint import CheckpointReader, checkpoint_state, checkpoints, save_checkpoint
 from ppvilg.config import PreviewTrainConfig, TrainingExperiment, save_config
 from ppvilg.data.loader import own_positions, prefetch
 from ppvilg.train.ema import EMA
 from ppvilg.train.fleet import ParallelContext, distribute
 from ppvilg.train.logs import Logs, Preview
-from ppvilg.train.optimizer import build_optimizer, build_schedule, load_optimizer_state, optimizer_state
+from ppvilg.train.optimizer import build_optimizer, build_schedule
 from ppvilg.train.run_folder import check_config
+from ppvilg.train.shards import load_model
 from ppvilg.train.task import Losses, Task
 
 _SEEDS_APART = 1_000_003  # so that the steps of one data rank do not draw what those of another do
@@ -27,21 +28,39 @@ _SEEDS_APART = 1_000_003  # so that the steps of one data rank do not draw what 
 class Trainer:
     """Trains a task until `train.steps`; all processes of a layout make one and call the same methods."""
 
-    def __init__(self, config: TrainingExperiment, task: Task, context: ParallelContext | None = None):
+    def __init__(
+        self, config: TrainingExperiment, task: Task, context: ParallelContext | None = None, checkpoint: Path | None = None
+    ):
+        """`checkpoint`: the folder of the one to go on from."""
         self.config, self.task, self.context = config, task, context or ParallelContext()
         self.run = Path(config.train.output)
         self.step = 0
         """Optimizer steps done."""
-        self._first_position = 0  # of the stream of samples, at step 0 as if all steps had had this batch size
         self.schedule = build_schedule(config.train)
-        self.modules, self.optimizers = {}, {}
+        self.modules = {}
         for name, module in task.modules.items():
+            if checkpoint:
+                load_model(module, CheckpointReader(checkpoint, name))
             optimizer = build_optimizer(module, config.train, self.schedule)
-            self.modules[name], self.optimizers[name] = distribute(module, optimizer, config.parallel, self.context)
-        self.ema = None
-        if config.train.ema_decay:
-            trained = {name: p for name, p in task.modules["model"].named_parameters() if not p.stop_gradient}
-            self.ema = EMA(trained, config.train.ema_decay)
+            self.modules[name] = distribute(module, optimizer, config.parallel, self.context)
+        self.ema = EMA(self.modules["model"], config.train.ema_decay) if config.train.ema_decay else None
+        self._first_position = 0  # in the stream of samples, at step 0 as if every step had had this batch size
+        if checkpoint:
+            self._load(checkpoint)
+
+    @classmethod
+    def resume(cls, config: TrainingExperiment, task: Task, context: ParallelContext | None = None) -> "Trainer":
+        """A trainer that goes on from its run's newest checkpoint, or begins where there is none; writes nothing.
+
+        Raises `ValueError` where the run was trained with another model, vocabulary or image tokenizer.
+        """
+        run = Path(config.train.output)
+        found = checkpoints(run)
+        if not found:
+            return cls(config, task, context)
+        check_config(run, config)
+        task.check_frozen(run)
+        return cls(config, task, context, found[-1])
 
     def fit(self) -> bool:
         """Train to the last step; False if it was interrupted (and saved) before.
@@ -87,17 +106,23 @@ class Trainer:
         # tensor parallel processes the same for the same samples.
         paddle.seed(self.config.train.seed + self.step + _SEEDS_APART * self.context.data_rank)
         self.schedule.step(self.step)
-        losses = []
-        for batch in micro_batches:
-            losses.append(self.task.loss(self.modules["model"], batch, self.step))
-            (losses[-1]["loss"] / len(micro_batches)).backward()
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-            optimizer.clear_grad(set_to_zero=False)
+        losses = self._forward_backward(micro_batches)
+        for module in self.modules.values():
+            module.step()
         if self.ema is not None:
             self.ema.update(self.step)
         self.step += 1
-        return _means(losses)
+        return losses
+
+    def _forward_backward(self, micro_batches: list[Any]) -> Losses:
+        model = self.modules["model"]
+        if self.config.parallel.pp_degree > 1:  # the stages work on several micro-batches at once
+            return model.forward_backward([batch.to_tensors() for batch in micro_batches], self.task.criterion)
+        losses = []
+        for batch in micro_batches:
+            losses.append(self.task.loss(model, batch, self.step))
+            model.backward(losses[-1]["loss"] / len(micro_batches))
+        return {name: sum(values[name].detach() for values in losses) / len(losses) for name in losses[0]}
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the averaged weights on the validation split."""
@@ -114,46 +139,28 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint, whole or not at all."""
         files = {}
-        for name, module in self.task.modules.items():
-            files[name] = module.state_dict()
-            files[f"optimizer-{name}"] = optimizer_state(self.optimizers[name], module)
+        for name, module in self.modules.items():
+            files[name] = module.model_shards()
+            files[f"optimizer-{name}"] = module.optimizer_shards()
         if self.ema is not None:
-            untrained = self.task.modules["model"].state_dict()
-            files["average"] = untrained | self.ema.values
+            files["average"] = self.ema.shards()
         state = {"step": self.step, "samples": self._position(self.step)}
-        arrays = {
-            name: {key: checkpoint.Piece.whole(tensor.numpy()) for key, tensor in tensors.items()}
-            for name, tensors in files.items()
-        }
-        checkpoint.save_checkpoint(self.run, state, arrays, self.config.train.keep_checkpoints)
+        save_checkpoint(self.run, state, files, self.config.train.keep_checkpoints, self.context)
 
-    def resume(self) -> None:
-        """Go on from the run's newest checkpoint, if it has one; writes nothing.
-
-        Raises `ValueError` where the run was trained with another model, vocabulary or image tokenizer.
-        """
-        found = checkpoint.checkpoints(self.run)
-        if not found:
-            return
-        check_config(self.run, self.config)
-        self.task.check_frozen(self.run)
-        for name, module in self.task.modules.items():
-            checkpoint.fill(module, checkpoint.Stored(found[-1], name).all(), str(found[-1] / name))
-            state = checkpoint.Stored(found[-1], f"optimizer-{name}").all()
-            load_optimizer_state(self.optimizers[name], module, state)
+    def _load(self, checkpoint: Path) -> None:
+        """Everything but the modules' weights, which they have before they are distributed."""
+        for name, module in self.modules.items():
+            module.load(CheckpointReader(checkpoint, name), CheckpointReader(checkpoint, f"optimizer-{name}"))
         if self.ema is not None:
-            # A run that had no average so far starts one from its weights.
-            averaged = any(found[-1].glob("average*.safetensors"))
-            stored = checkpoint.Stored(found[-1], "average" if averaged else "model")
-            for name, value in self.ema.values.items():
-                value.set_value(stored.read(name))
-        state = checkpoint.checkpoint_state(found[-1])
+            averaged = any(checkpoint.glob("average*.safetensors"))  # else the average starts from the weights as they are
+            self.ema.load(CheckpointReader(checkpoint, "average" if averaged else "model"))
+        state = checkpoint_state(checkpoint)
         self.step = state["step"]
         self._first_position = state["samples"] - self.step * self.config.train.batch_size
 
     def _open_folder(self) -> None:
         """Write into the run's folder what comes before the first step."""
-        if self.step == 0 and checkpoint.checkpoints(self.run):
+        if self.step == 0 and checkpoints(self.run):
             raise ValueError(f"{self.run} holds a run already: continue it with --resume, or give another train.output")
         self.context.barrier()  # all have looked before one writes
         self.task.prepare()
@@ -173,6 +180,8 @@ class Trainer:
 
     def _fetch(self, losses: Losses) -> dict[str, float]:
         """The losses' means over the data ranks as numbers; the only place of a step that waits for the device."""
+        if not losses:  # only the last pipeline stage has some
+            return {}
         means = self.context.mean(paddle.stack([value.astype("float32") for value in losses.values()])).tolist()
         for name, value in zip(losses, means, strict=True):
             if not np.isfinite(value):
@@ -185,17 +194,12 @@ class Trainer:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Evaluation mode, averaged weights, no gradients."""
-        for module in self.modules.values():
+        for module in self.task.modules.values():
             module.eval()
-        with paddle.no_grad(), self.ema.apply() if self.ema is not None else nullcontext():
+        with paddle.no_grad(), self.ema.applied() if self.ema is not None else nullcontext():
             yield
-        for module in self.modules.values():
+        for module in self.task.modules.values():
             module.train()
-
-
-def _means(losses: list[Losses]) -> Losses:
-    """Of each scalar over the micro-batches."""
-    return {name: sum(values[name].detach() for values in losses) / len(losses) for name in losses[0]}
 
 
 @contextmanager

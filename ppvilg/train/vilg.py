@@ -8,10 +8,11 @@ import numpy as np
 import paddle
 
 from ppvilg import checkpoint
-from ppvilg.config import ViLGExperiment, save_config
+from ppvilg.config import ViLGExperiment
 from ppvilg.data.loader import canonical_caption, draw_caption, sample_indices
 from ppvilg.data.sources import Source
 from ppvilg.data.splits import evenly_spaced, load_images
+from ppvilg.folder import ImageTokenizerConfig, read_config, write_config
 from ppvilg.generate.engine import generate_images, generate_texts
 from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
@@ -19,13 +20,14 @@ from ppvilg.model.batch import Batch
 from ppvilg.model.config import vilg_config
 from ppvilg.model.init import init_weights
 from ppvilg.model.loss import ReconstructionWeights, vilg_accuracy, vilg_loss
-from ppvilg.model.vilg import ViLG
+from ppvilg.model.vilg import Outputs, ViLG
 from ppvilg.pictures import labelled_grid, to_model
 from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer, pad_batch
-from ppvilg.train.fleet import ParallelContext
+from ppvilg.train.fleet import DistributedModel, ParallelContext
 from ppvilg.train.image_tokens import image_tokens
 from ppvilg.train.logs import Preview
 from ppvilg.train.run_folder import check_vocabulary, save_vocabulary
+from ppvilg.train.shards import named_parameters, set_weights
 from ppvilg.train.task import Losses, Task
 from ppvilg.vqgan.folder import load_vqgan
 
@@ -47,15 +49,12 @@ class ViLGTask(Task):
         self.text_tokenizer = load_text_tokenizer(config.text)
         super().__init__(config)
         self.model = ViLG(vilg_config(config), context.mp_group)
-        init_weights(self.model, config.train.seed)
+        self.modules = {"model": self.model}
+        self._init_weights()
         self.reconstruction = None
-        if self.model.reconstructor is not None:
-            self.model.reconstructor.start_from(self.vqgan)
+        if config.transformer.reconstructor:
             weight, loss = config.train.reconstruction_weight, config.vqgan.loss
             self.reconstruction = ReconstructionWeights(weight * loss.l1, weight * loss.l2)
-        if config.text.embeddings:
-            start_from(self.model, ernie_embeddings(config.text.embeddings), config)
-        self.modules = {"model": self.model}
 
     def check_frozen(self, run: Path) -> None:
         """The image tokenizer and the vocabulary."""
@@ -67,10 +66,8 @@ class ViLGTask(Task):
     def save_frozen(self, run: Path) -> None:
         """The image tokenizer and the vocabulary."""
         (run / "tokenizer").mkdir(exist_ok=True)
-        save_config(checkpoint.model_config(self.folder, "vqgan"), run / "tokenizer" / "config.yml")
-        temporary = run / "tokenizer" / "model.safetensors.tmp"
-        shutil.copyfile(checkpoint.weights_file(self.folder), temporary)
-        temporary.replace(run / "tokenizer" / "model.safetensors")
+        shutil.copyfile(checkpoint.weights_file(self.folder), run / "tokenizer" / "model.safetensors")
+        write_config(read_config(self.folder, ImageTokenizerConfig), run / "tokenizer")
         save_vocabulary(run, self.text_tokenizer)
 
     def prepare(self) -> None:
@@ -103,24 +100,26 @@ class ViLGTask(Task):
     def loss(self, model: ViLG, batch: Batch, step: int) -> Losses:
         """Both directions of each pair."""
         batch = batch.to_tensors()
-        return vilg_loss(model(batch), batch, self.reconstruction, self.context.mp_group)
+        return self.criterion(model(batch), batch)
 
-    def validate(self, model: ViLG, step: int) -> dict[str, float]:
+    def criterion(self, outputs: Outputs, batch: Batch) -> Losses:
+        """The losses of the model's outputs for a batch of tensors."""
+        return vilg_loss(outputs, batch, self.reconstruction, self.context.mp_group)
+
+    def validate(self, model: DistributedModel, step: int) -> dict[str, float]:
         """Losses and accuracies over validation pairs, and those of a unigram model of the training split."""
         batches = self._validation_batches()
-        pairs = sum(len(batch.text) for batch in batches)
-        text_tokens = sum(batch.text_mask[:, 1:].sum() for batch in batches)
-        means: dict[str, float] = {}
-        for batch in batches:
-            tensors = batch.to_tensors()
-            outputs = model(tensors)
-            metrics = vilg_loss(outputs, tensors, self.reconstruction, self.context.mp_group)
-            metrics |= vilg_accuracy(outputs, tensors, self.context.mp_group)
-            for name, value in metrics.items():
-                # The text's metrics are means over text tokens, the others over pairs or image tokens.
-                share = batch.text_mask[:, 1:].sum() / text_tokens if name.startswith("img2txt") else len(batch.text) / pairs
-                means[name] = means.get(name, 0.0) + value.item() * share
+        results = model.evaluate([batch.to_tensors() for batch in batches], self._metrics)
+        # The text's metrics are means over text tokens, the others over pairs or image tokens.
+        text_tokens, pairs = [batch.text_mask[:, 1:].sum() for batch in batches], [len(batch.text) for batch in batches]
+        means = {}
+        for name in results[0] if results else ():
+            weights = text_tokens if name.startswith("img2txt") else pairs
+            means[name] = float(np.average([metrics[name].item() for metrics in results], weights=weights))
         return means | self._unigram(batches)
+
+    def _metrics(self, outputs: Outputs, batch: Batch) -> Losses:
+        return self.criterion(outputs, batch) | vilg_accuracy(outputs, batch, self.context.mp_group)
 
     def preview(self) -> Preview:
         """Fixed prompts, each with its real image and generated ones (end to end: by the codebook, then the same by the
@@ -135,6 +134,20 @@ class ViLGTask(Task):
             images[f"{name}_images"] = self._generated(source, chosen)
             texts[f"{name}_captions"] = self._captioned(source, chosen, tokens)
         return Preview(images, texts)
+
+    def _init_weights(self) -> None:
+        """Drawn from the seed; the reconstructor starts from the image tokenizer's decoder, the text table from ERNIE's."""
+        config, parameters = self.config, named_parameters(self.model)
+        init_weights(parameters, config.train.seed, config.transformer.layers)
+        given = {}
+        if config.transformer.reconstructor:
+            decoder = self.vqgan.state_dict()
+            names = [name for name in decoder if name.startswith(("decoder.", "post_quant_conv."))]
+            given |= {f"head.reconstructor.{name}": decoder[name].numpy() for name in names}
+        if config.text.embeddings:
+            name = "embedding.text.weight"
+            given[name] = text_table(ernie_embeddings(config.text.embeddings), config)
+        set_weights(parameters, given)
 
     def _generated(self, source: Source, chosen: list[int]) -> np.ndarray:
         prompts = [self._canonical(source, i) for i in chosen]
@@ -224,7 +237,7 @@ def tokenizer_folder(config: ViLGExperiment) -> Path:
     folder = config.train.tokenizer
     if folder is None:
         raise ValueError("train.tokenizer is not set: give the run folder of a trained image tokenizer")
-    own = checkpoint.model_config(folder, "vqgan")
+    own = read_config(folder, ImageTokenizerConfig)
     if own.vqgan.codebook.size != config.vqgan.codebook.size or own.grid != config.grid:
         raise ValueError(
             f"the tokenizer in {folder} has {own.vqgan.codebook.size} codes on a grid of {own.grid[0]}x{own.grid[1]}, but the "
@@ -233,10 +246,9 @@ def tokenizer_folder(config: ViLGExperiment) -> Path:
     return Path(folder)
 
 
-def start_from(model: ViLG, embeddings: np.ndarray, config: ViLGExperiment) -> None:
-    """Copy ERNIE's token embeddings float32 [V, width] into the first rows of the text table."""
-    table = model.embedding.text.weight
-    rows, width = table.shape
+def text_table(embeddings: np.ndarray, config: ViLGExperiment) -> np.ndarray:
+    """The first text table float32 [rows, width] with ERNIE's token embeddings float32 [V, width] as its first rows."""
+    rows, width = config.text.vocabulary_size, config.text.embedding_width or config.transformer.hidden
     if embeddings.shape[1] != width:
         raise ValueError(
             f"text.embeddings: those of {config.text.embeddings} are {embeddings.shape[1]} wide, the text table {width}: set "
@@ -247,5 +259,6 @@ def start_from(model: ViLG, embeddings: np.ndarray, config: ViLGExperiment) -> N
             f"text.embeddings: {config.text.embeddings} has {len(embeddings)} tokens, the text table {rows} rows: set "
             f"text.vocabulary_size={len(embeddings)}"
         )
-    with paddle.no_grad():
-        table[: len(embeddings)] = paddle.to_tensor(embeddings)
+    table = np.random.default_rng(config.train.seed).normal(0, 0.02, [rows, width]).astype(np.float32)
+    table[: len(embeddings)] = embeddings
+    return table
