@@ -1,7 +1,5 @@
 """Training the dual encoder: images and captions that belong together, against all others of the batch."""
 
-from pathlib import Path
-
 import numpy as np
 import paddle
 
@@ -14,7 +12,6 @@ from ppvilg.model.init import init_weights
 from ppvilg.pictures import to_model
 from ppvilg.text import cut, load_text_tokenizer, pad_batch
 from ppvilg.train.fleet import ParallelContext
-from ppvilg.train.run_folder import check_vocabulary, save_vocabulary
 from ppvilg.train.shards import named_parameters
 from ppvilg.train.task import Losses, Task
 
@@ -38,14 +35,6 @@ class DualEncoderTask(Task):
         init_weights(image, config.train.seed, config.dual_encoder.image_layers)
         init_weights(text, config.train.seed, config.dual_encoder.text_layers)
         self.modules = {"model": self.model}
-
-    def check_frozen(self, run: Path) -> None:
-        """The vocabulary."""
-        check_vocabulary(run, self.text_tokenizer)
-
-    def save_frozen(self, run: Path) -> None:
-        """The vocabulary."""
-        save_vocabulary(run, self.text_tokenizer)
 
     def batch(self, positions: range) -> Batch:
         """Each image with one of its captions drawn."""

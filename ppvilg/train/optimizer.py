@@ -24,7 +24,7 @@ def build_schedule(config: TrainConfig) -> LRScheduler:
 
 
 def build_optimizer(module: nn.Layer, config: TrainConfig, schedule: LRScheduler) -> ops.AdamW:
-    """AdamW over a module's trainable parameters, with gradients clipped by their global norm; biases and norms do not decay."""
+    """AdamW over a module's trainable parameters, which clips gradients by their global norm; biases and norms do not decay."""
     parameters = [p for p in module.parameters() if not p.stop_gradient]
     decayed = {p.name for p in parameters if p.ndim > 1}
     return ops.AdamW(

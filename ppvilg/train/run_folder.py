@@ -5,12 +5,15 @@ from its checkpoints with anything else would make another model of it, so that 
 """
 
 import dataclasses
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from ppvilg.checkpoint import checksum, weights_file
 from ppvilg.config import TrainingExperiment, load_config
-from ppvilg.text import TextTokenizer
+from ppvilg.folder import ImageTokenizerConfig, read_config, write_config
+from ppvilg.train.task import Task
 
 _MODEL_SECTIONS = ("task", "data.image_size", "text", "vqgan", "transformer", "dual_encoder")
 _FREE = (  # of those sections, what may change from one part of a run to the next
@@ -41,19 +44,30 @@ def check_config(run: Path, config: TrainingExperiment) -> None:
             )
 
 
-def save_vocabulary(run: Path, tokenizer: TextTokenizer) -> None:
-    """Keep a copy of the vocabulary beside the checkpoints."""
-    (run / "text").mkdir(exist_ok=True)
-    tokenizer.save(run / "text")
+def check_frozen(run: Path, task: Task) -> None:
+    """Raise `ValueError` if the copies that a run keeps are not what a task trains with."""
+    if task.text_tokenizer is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            name = task.text_tokenizer.save(Path(folder))
+            _check_equal(Path(folder) / name, run / "text" / name, "text.vocabulary")
+    if task.image_tokenizer is not None:
+        _check_equal(weights_file(task.image_tokenizer), run / "tokenizer" / "model.safetensors", "train.tokenizer")
 
 
-def check_vocabulary(run: Path, tokenizer: TextTokenizer) -> None:
-    """Raise `ValueError` if a run was trained with another vocabulary."""
-    with tempfile.TemporaryDirectory() as folder:
-        name = tokenizer.save(Path(folder))
-        new, own = Path(folder) / name, run / "text" / name
-        if not own.is_file() or own.read_bytes() != new.read_bytes():
-            raise ValueError(f"{own} differs from text.vocabulary: resume {run} with the vocabulary that it was trained with")
+def save_frozen(run: Path, task: Task) -> None:
+    """Copy into a new run's folder what its model needs besides its weights."""
+    if task.text_tokenizer is not None:
+        (run / "text").mkdir(exist_ok=True)
+        task.text_tokenizer.save(run / "text")
+    if task.image_tokenizer is not None:
+        (run / "tokenizer").mkdir(exist_ok=True)
+        shutil.copyfile(weights_file(task.image_tokenizer), run / "tokenizer" / "model.safetensors")
+        write_config(read_config(task.image_tokenizer, ImageTokenizerConfig), run / "tokenizer")
+
+
+def _check_equal(new: Path, own: Path, key: str) -> None:
+    if not own.is_file() or checksum(own) != checksum(new):
+        raise ValueError(f"{own} is not what {key} gives: resume the run with what it was trained with")
 
 
 def _model_keys(config: TrainingExperiment) -> list[tuple[str, Any]]:

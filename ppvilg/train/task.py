@@ -9,6 +9,7 @@ from paddle import nn
 
 from ppvilg.config import TrainingExperiment
 from ppvilg.data.splits import open_splits
+from ppvilg.text import TextTokenizer
 from ppvilg.train.logs import Preview
 
 Losses = dict[str, paddle.Tensor]
@@ -21,6 +22,9 @@ class Task(ABC):
     """What the speed is counted in, e.g. tokens."""
     modules: dict[str, nn.Layer]
     """What is trained, each by an optimizer of its own; the one called `model` is averaged and exported."""
+    text_tokenizer: TextTokenizer | None = None
+    image_tokenizer: Path | None = None
+    """The folder of a frozen image tokenizer."""
 
     def __init__(self, config: TrainingExperiment):
         self.config = config
@@ -47,11 +51,5 @@ class Task(ABC):
         """Fixed samples, to look at."""
         return Preview()
 
-    def check_frozen(self, run: Path) -> None:
-        """Raise `ValueError` where the copies that a run keeps are not what this task trains with."""
-
-    def save_frozen(self, run: Path) -> None:
-        """Copy into a new run's folder what the model needs besides its weights."""
-
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027, nothing by default
         """Compute what training needs besides the data, once everything has been checked."""

@@ -18,7 +18,7 @@ from ppvilg.train.ema import EMA
 from ppvilg.train.fleet import ParallelContext, distribute
 from ppvilg.train.logs import Logs, Preview
 from ppvilg.train.optimizer import build_optimizer, build_schedule
-from ppvilg.train.run_folder import check_config
+from ppvilg.train.run_folder import check_config, check_frozen, save_frozen
 from ppvilg.train.shards import load_model
 from ppvilg.train.task import Losses, Task
 
@@ -59,7 +59,7 @@ class Trainer:
         if not found:
             return cls(config, task, context)
         check_config(run, config)
-        task.check_frozen(run)
+        check_frozen(run, task)
         return cls(config, task, context, found[-1])
 
     def fit(self) -> bool:
@@ -101,7 +101,7 @@ class Trainer:
         ]
 
     def train_step(self, micro_batches: list[Any]) -> Losses:
-        """One step of every optimizer; returns the means of the losses over the micro-batches, which are still on the device."""
+        """One step of every optimizer; returns the losses' means over the micro-batches, which are still on the device."""
         # What a step draws depends on the seed, the step and the data rank alone, so that a resumed run draws the same, and
         # tensor parallel processes the same for the same samples.
         paddle.seed(self.config.train.seed + self.step + _SEEDS_APART * self.context.data_rank)
@@ -170,7 +170,7 @@ class Trainer:
             (self.run / "data_report.txt").write_text(report + "\n", "utf-8")
             tqdm.write(report)
             if self.step == 0:
-                self.task.save_frozen(self.run)
+                save_frozen(self.run, self.task)
             save_config(self.config, self.run / "config.yml")
         self.context.barrier()
 

@@ -1,18 +1,16 @@
 """Training the transformer over a frozen image tokenizer."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import paddle
 
-from ppvilg import checkpoint
+from ppvilg.checkpoint import checksum, weights_file
 from ppvilg.config import ViLGExperiment
 from ppvilg.data.loader import canonical_caption, draw_caption, sample_indices
 from ppvilg.data.sources import Source
 from ppvilg.data.splits import evenly_spaced, load_images
-from ppvilg.folder import ImageTokenizerConfig, read_config, write_config
+from ppvilg.folder import ImageTokenizerConfig, read_config
 from ppvilg.generate.engine import generate_images, generate_texts
 from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
@@ -26,7 +24,6 @@ from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer, pad_batch
 from ppvilg.train.fleet import DistributedModel, ParallelContext
 from ppvilg.train.image_tokens import image_tokens
 from ppvilg.train.logs import Preview
-from ppvilg.train.run_folder import check_vocabulary, save_vocabulary
 from ppvilg.train.shards import named_parameters, set_weights
 from ppvilg.train.task import Losses, Task
 from ppvilg.vqgan.folder import load_vqgan
@@ -43,9 +40,8 @@ class ViLGTask(Task):
 
     def __init__(self, config: ViLGExperiment, context: ParallelContext):
         self.context = context
-        self.folder = tokenizer_folder(config)
-        self.vqgan = load_vqgan(self.folder)
-        self.tokenizer_checksum = checkpoint.checksum(checkpoint.weights_file(self.folder))
+        self.image_tokenizer = tokenizer_folder(config)
+        self.vqgan = load_vqgan(self.image_tokenizer)
         self.text_tokenizer = load_text_tokenizer(config.text)
         super().__init__(config)
         self.model = ViLG(vilg_config(config), context.mp_group)
@@ -56,25 +52,12 @@ class ViLGTask(Task):
             weight, loss = config.train.reconstruction_weight, config.vqgan.loss
             self.reconstruction = ReconstructionWeights(weight * loss.l1, weight * loss.l2)
 
-    def check_frozen(self, run: Path) -> None:
-        """The image tokenizer and the vocabulary."""
-        own = run / "tokenizer" / "model.safetensors"
-        if not own.is_file() or checkpoint.checksum(own) != self.tokenizer_checksum:
-            raise ValueError(f"{own} differs from train.tokenizer: resume {run} with the tokenizer that it was trained with")
-        check_vocabulary(run, self.text_tokenizer)
-
-    def save_frozen(self, run: Path) -> None:
-        """The image tokenizer and the vocabulary."""
-        (run / "tokenizer").mkdir(exist_ok=True)
-        shutil.copyfile(checkpoint.weights_file(self.folder), run / "tokenizer" / "model.safetensors")
-        write_config(read_config(self.folder, ImageTokenizerConfig), run / "tokenizer")
-        save_vocabulary(run, self.text_tokenizer)
-
     def prepare(self) -> None:
         """The image tokens of both splits."""
-        size, cache = self.config.data.image_size, Path(self.folder) / "tokens"
+        size, cache = self.config.data.image_size, self.image_tokenizer / "tokens"
+        version = checksum(weights_file(self.image_tokenizer))
         self.tokens, self.validation_tokens = (
-            image_tokens(source, self.vqgan, self.tokenizer_checksum, size, cache, self.context)
+            image_tokens(source, self.vqgan, version, size, cache, self.context)
             for source in (self.training, self.validation)
         )
 

@@ -40,7 +40,7 @@ class VQGANTask(Task):
         return len(batch)
 
     def loss(self, model: VQGAN, batch: np.ndarray, step: int) -> Losses:
-        """The tokenizer's loss plus, once it has started, the discriminator's: neither has a gradient in the other's weights."""
+        """The tokenizer's loss plus, once it has started, the discriminator's; neither has gradients in the other's weights."""
         images = paddle.to_tensor(to_model(batch))
         reconstruction, quantized = model(images)
         loss, losses = self.objective.generator(images, reconstruction, quantized, self.model.last_layer, step)
