@@ -51,6 +51,7 @@ def main() -> None:
     settings = Settings(**chosen, api_keys=read_api_keys(arguments.api_keys))
 
     from ppvilg.matching import load_scorer
+
     from ppvilg.pipeline import Pipeline
     from ppvilg.server.app import create_app
     from ppvilg.server.run import serve

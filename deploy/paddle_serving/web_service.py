@@ -33,8 +33,8 @@ def main() -> None:
 def serve(model: str, matching: str | None, config: str) -> None:
     """Load the model and run the service."""
     from paddle_serving_server.web_service import Op, WebService
-
     from ppvilg.matching import load_scorer
+
     from ppvilg.pipeline import Pipeline
     from ppvilg.server.engine import Engine
     from ppvilg.server.metrics import Metrics
