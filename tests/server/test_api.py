@@ -116,7 +116,7 @@ def test_what_a_page_needs(server, pipeline):
     assert model["styles"] == STYLES
     assert (model["image_size"], model["rows"] * model["columns"]) == (16, model["image_tokens"])
     assert model["max_text"] == pipeline.config.text.max_length - 2
-    assert model["matching"]
+    assert model["dual_encoder"]
     assert model["guidance"]
     assert model["limits"]["candidates"] == 16
 
@@ -137,14 +137,14 @@ def test_health_metrics_and_documentation(server):
     assert "http" not in page.replace("http-equiv", ""), "the page loads nothing from elsewhere"
 
 
-def test_without_a_matching_model(pipeline):
+def test_without_a_dual_encoder(pipeline):
     with serving(pipeline) as running:
         answer = running.client.post("/v1/images", json={"prompt": "红"})
         assert answer.json()["data"][0]["score"] is None
         answer = running.client.post("/v1/images", json={"prompt": "红", "candidates": 3})
         assert answer.status_code == 422
-        assert "matching model" in answer.json()["error"]["message"]
-        assert not running.client.get("/v1/model").json()["matching"]
+        assert "dual encoder" in answer.json()["error"]["message"]
+        assert not running.client.get("/v1/model").json()["dual_encoder"]
 
 
 def test_the_page(server):
