@@ -27,7 +27,6 @@ from safetensors.numpy import load_file, save_file
 
 from ppvilg.config import TrainingExperiment, load_config, save_config
 from ppvilg.errors import UserError
-from ppvilg.parallel.topology import Axis, Topology
 
 Arrays = dict[str, np.ndarray]
 
@@ -50,7 +49,7 @@ def load_arrays(path: Path) -> Arrays:
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShardedTensor:
     """What one process holds of an array: from `offset` on, of one of shape `shape`."""
 
     array: np.ndarray
@@ -58,21 +57,12 @@ class Piece:
     shape: tuple[int, ...]
 
     @classmethod
-    def whole(cls, array: np.ndarray) -> "Piece":
+    def whole(cls, array: np.ndarray) -> "ShardedTensor":
         """An array that is held as a whole."""
         return cls(array, (0,) * array.ndim, array.shape)
 
-    @classmethod
-    def cut(cls, array: np.ndarray, dim: int | None, axis: Axis) -> "Piece":
-        """The axis's part of an array that is cut along `dim`, if it is."""
-        if dim is None:
-            return cls.whole(array)
-        offset, shape = [0] * array.ndim, list(array.shape)
-        offset[dim], shape[dim] = axis.rank * array.shape[dim], axis.size * array.shape[dim]
-        return cls(array, tuple(offset), tuple(shape))
 
-
-class Stored:
+class CheckpointReader:
     """The arrays of one name in a checkpoint's folder, whatever number of processes wrote them; read piece by piece.
 
     Raises `UserError` where a file is missing or damaged.
@@ -115,7 +105,7 @@ class Stored:
             raise UserError(f"{self.title}: a part of {key} is missing: use another checkpoint")
         return found
 
-    def like(self, piece: Piece, key: str) -> np.ndarray:
+    def like(self, piece: ShardedTensor, key: str) -> np.ndarray:
         """What a process reads that holds such a piece; raises `UserError` where the whole has another shape."""
         if key in self.shapes and self.shapes[key] != piece.shape:
             expected, found = list(piece.shape), list(self.shapes[key])
@@ -151,7 +141,7 @@ def _open(path: Path):
         raise UserError(f"{path} is damaged or not a safetensors file ({error}): use another checkpoint") from None
 
 
-def save_pieces(pieces: dict[str, Piece], folder: Path, name: str, rank: int, processes: int) -> None:
+def save_pieces(pieces: dict[str, ShardedTensor], folder: Path, name: str, rank: int, processes: int) -> None:
     """Write what one of several processes holds."""
     path = folder / (f"{name}.safetensors" if processes == 1 else f"{name}-{rank:05d}-of-{processes:05d}.safetensors")
     cuts = {key: (piece.offset, piece.shape) for key, piece in pieces.items() if piece.array.shape != piece.shape}
@@ -160,33 +150,31 @@ def save_pieces(pieces: dict[str, Piece], folder: Path, name: str, rank: int, pr
 
 
 def save_checkpoint(
-    run: Path, state: dict[str, int], files: dict[str, dict[str, Piece]], keep: int, topology: Topology | None = None
+    run: Path, state: dict[str, int], files: dict[str, dict[str, ShardedTensor]], keep: int, context
 ) -> Path:
     """Write `{name}.safetensors` for each of `files`, all processes what they hold, and `state`, which has the `step`; then
     remove all but the newest `keep`.
 
     The folder gets its name when everything is on disk, so that a process killed at any moment leaves the last one whole.
     """
-    topology = topology or Topology()
-    writers = topology.processes // topology.dp.size
     final = run / "checkpoints" / f"step-{state['step']:08d}"
     temporary = final.with_name(f".{final.name}.tmp")
-    if topology.leads:
+    if context.is_main_process:
         for left in final.parent.glob(".step-*.tmp"):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir(parents=True)
-    topology.wait()
-    for name, pieces in files.items() if topology.dp.rank == 0 else ():  # the others hold the same
-        save_pieces(pieces, temporary, name, topology.rank % writers, writers)
-    topology.wait()
-    if topology.leads:
+    context.barrier()
+    for name, pieces in files.items():
+        save_pieces(pieces, temporary, name, 0, 1)
+    context.barrier()
+    if context.is_main_process:
         (temporary / "state.json").write_text(json.dumps(state))
         if final.exists():  # a resumed run that comes past the same step
             _remove(final)
         os.replace(temporary, final)
         for old in checkpoints(run)[:-keep]:
             _remove(old)
-    topology.wait()
+    context.barrier()
     return final
 
 
@@ -238,7 +226,7 @@ def merge(run: str | Path, output: str | Path) -> Path:
     if output.exists():
         raise UserError(f"{output} exists already: give a new folder")
     averaged = any(found[-1].glob("average*.safetensors"))
-    arrays = Stored(found[-1], "average" if averaged else "model").all()
+    arrays = CheckpointReader(found[-1], "average" if averaged else "model").all()
     temporary = output.with_name(output.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
