@@ -141,7 +141,7 @@ def _open(path: Path):
         raise UserError(f"{path} is damaged or not a safetensors file ({error}): use another checkpoint") from None
 
 
-def save_pieces(pieces: dict[str, ShardedTensor], folder: Path, name: str, rank: int, processes: int) -> None:
+def save_shards(pieces: dict[str, ShardedTensor], folder: Path, name: str, rank: int, processes: int) -> None:
     """Write what one of several processes holds."""
     path = folder / (f"{name}.safetensors" if processes == 1 else f"{name}-{rank:05d}-of-{processes:05d}.safetensors")
     cuts = {key: (piece.offset, piece.shape) for key, piece in pieces.items() if piece.array.shape != piece.shape}
@@ -165,7 +165,7 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
     context.barrier()
     for name, pieces in files.items():
-        save_pieces(pieces, temporary, name, 0, 1)
+        save_shards(pieces, temporary, name, 0, 1)
     context.barrier()
     if context.is_main_process:
         (temporary / "state.json").write_text(json.dumps(state))

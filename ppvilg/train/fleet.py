@@ -1,41 +1,11 @@
 """Temporary: one process."""
 
-from dataclasses import dataclass
-
 import paddle
 
 from ppvilg.checkpoint import ShardedTensor
 
 
-@dataclass(frozen=True)
-class ParallelContext:
-    """The defaults are those of a process that works alone."""
-
-    world_size: int = 1
-    rank: int = 0
-    data_rank: int = 0
-    data_world_size: int = 1
-    is_main_process: bool = True
-    is_first_stage: bool = True
-    is_last_stage: bool = True
-    mp_group: object = None
-    sharding_group: object = None
-    dp_group: object = None
-
-    def barrier(self):
-        """Wait."""
-
-    def any(self, flag):
-        """Any."""
-        return flag
-
-    def mean(self, x):
-        """Mean."""
-        return x
-
-    def all_gather(self, x):
-        """Gather."""
-        return x
+from ppvilg.train.context import ParallelContext
 
 
 def init_distributed(parallel, steps=1):
@@ -57,7 +27,9 @@ class DistributedModel:
         loss.backward()
 
     def evaluate(self, batches, measure):
-        return [measure(self.module(batch), batch) for batch in batches]
+        self.module.eval()
+        with paddle.no_grad():
+            return [measure(self.module(batch), batch) for batch in batches]
 
     def step(self):
         self.optimizer.step()

@@ -15,7 +15,8 @@ from ppvilg.checkpoint import CheckpointReader, checkpoint_state, checkpoints, s
 from ppvilg.config import PreviewTrainConfig, TrainingExperiment, save_config
 from ppvilg.data.loader import own_positions, prefetch
 from ppvilg.train.ema import EMA
-from ppvilg.train.fleet import ParallelContext, distribute
+from ppvilg.train.context import ParallelContext
+from ppvilg.train.fleet import distribute
 from ppvilg.train.logs import Logs, Preview
 from ppvilg.train.optimizer import build_optimizer, build_schedule
 from ppvilg.train.run_folder import check_config, check_frozen, save_frozen

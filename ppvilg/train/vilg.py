@@ -21,7 +21,8 @@ from ppvilg.model.loss import ReconstructionWeights, vilg_accuracy, vilg_loss
 from ppvilg.model.vilg import Outputs, ViLG
 from ppvilg.pictures import labelled_grid, to_model
 from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer, pad_batch
-from ppvilg.train.fleet import DistributedModel, ParallelContext
+from ppvilg.train.context import ParallelContext
+from ppvilg.train.fleet import DistributedModel
 from ppvilg.train.image_tokens import image_tokens
 from ppvilg.train.logs import Preview
 from ppvilg.train.shards import named_parameters, set_weights
@@ -57,8 +58,7 @@ class ViLGTask(Task):
         size, cache = self.config.data.image_size, self.image_tokenizer / "tokens"
         version = checksum(weights_file(self.image_tokenizer))
         self.tokens, self.validation_tokens = (
-            image_tokens(source, self.vqgan, version, size, cache, self.context)
-            for source in (self.training, self.validation)
+            image_tokens(source, self.vqgan, version, size, cache, self.context) for source in (self.training, self.validation)
         )
 
     def batch(self, positions: range) -> Batch:
