@@ -12,6 +12,7 @@ import numpy as np
 from ppvilg.checkpoint import checksum, weights_file
 from ppvilg.config import EvalExperiment, ViLGExperiment, load_config
 from ppvilg.data.sources import Source
+from ppvilg.data.splits import evenly_spaced, load_images
 from ppvilg.dual_encoder import Scorer
 from ppvilg.evaluation.blur import blurred
 from ppvilg.evaluation.extractor import Extractor, load_extractor
