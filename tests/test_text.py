@@ -1,5 +1,7 @@
 """Text tokenizers: round trips, prompts, padding, ERNIE's embeddings."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import sentencepiece
@@ -8,6 +10,9 @@ from hypothesis import strategies as st
 
 from ppvilg.config import TextConfig, TransformerConfig, ViLGExperiment
 from ppvilg.errors import UserError
+from ppvilg.model.config import vilg_config
+from ppvilg.model.init import init_weights
+from ppvilg.model.vilg import ViLG
 from ppvilg.text import (
     ErnieText,
     SentencePieceText,
@@ -18,7 +23,6 @@ from ppvilg.text import (
     pad_batch,
 )
 from ppvilg.train.vilg import text_table
-from ppvilg.transformer.model import ViLG
 
 EMOJI = "data/emoji/vocab.txt"
 
