@@ -11,6 +11,7 @@ Which part of Fleet does what:
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import paddle
@@ -143,7 +144,7 @@ class DistributedModel:
         return found
 
     def _autocast(self):
-        return paddle.amp.auto_cast(self._dtype != "float32", level="O2", dtype=self._dtype)
+        return nullcontext() if self._dtype == "float32" else paddle.amp.auto_cast(level="O2", dtype=self._dtype)
 
 
 def distribute(model: nn.Layer, optimizer: paddle.optimizer.AdamW, parallel: ParallelConfig, context: ParallelContext):
