@@ -18,7 +18,6 @@ from ppvilg.evaluation.blur import blurred
 from ppvilg.evaluation.extractor import Extractor, load_extractor
 from ppvilg.evaluation.likelihood import likelihood
 from ppvilg.evaluation.pairs import Chosen, Pair, choose_pairs, nearest_by_caption, others_of_the_styles
-from ppvilg.data.splits import evenly_spaced, load_images
 from ppvilg.files import read_arrays, write_whole
 from ppvilg.generate.engine import ImageOutput, generate_images
 from ppvilg.generate.images import decode_images

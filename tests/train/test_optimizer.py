@@ -79,22 +79,21 @@ def test_state_continues_exactly(tmp_path):
     paddle.seed(1)
     straight = distributed(nn.Linear(3, 2), CONSTANT)
     train(straight, 3)
-    weights, state = {k: v.numpy() for k, v in straight.module.state_dict().items()}, straight.optimizer_shards()
+    weights, state = {k: v.numpy() for k, v in straight.module.state_dict().items()}, straight.state.optimizer_shards()
     assert {name.rpartition("/")[0] for name in state} == {"weight", "bias"}
-    for name, shards in (("model", straight.model_shards()), ("optimizer", state)):
-        save_shards(shards, tmp_path, name, 0, 1)
+    save_shards(state, tmp_path, "optimizer")
     train(straight, 2)
     module = nn.Linear(3, 2)
     module.set_state_dict(weights)
     resumed = distributed(module, CONSTANT)
-    resumed.load(CheckpointReader(tmp_path, "model"), CheckpointReader(tmp_path, "optimizer"))
+    resumed.state.load_optimizer(CheckpointReader(tmp_path, "optimizer"))
     train(resumed, 2)
     np.testing.assert_array_equal(module.weight.numpy(), straight.module.weight.numpy())
 
 
 def test_average_against_numpy_and_applying_it():
     module = nn.Linear(2, 2)
-    average = EMA(distributed(module, CONSTANT), 0.5)
+    average = EMA(distributed(module, CONSTANT).state, 0.5)
     expected = module.weight.numpy()
     for step in range(4):
         module.weight.set_value(paddle.full([2, 2], float(step)))
