@@ -20,10 +20,15 @@ def init_weights(parameters: Mapping[str, paddle.Tensor], seed: int, layers: int
     """
     for name, parameter in parameters.items():
         if parameter.ndim > 1:
-            generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
-            std = STD / math.sqrt(2 * layers) if name.endswith(_ENDS_OF_RESIDUAL_BRANCHES) else STD
-            whole = generator.standard_normal(whole_shape(parameter, mp_group), np.float32)
-            parameter.set_value(own_part(parameter, whole * np.float32(std), mp_group))
+            whole = draw_weight(name, whole_shape(parameter, mp_group), seed, layers)
+            parameter.set_value(own_part(parameter, whole, mp_group))
+
+
+def draw_weight(name: str, shape: list[int], seed: int, layers: int) -> np.ndarray:
+    """The whole matrix float32 that `init_weights` gives to the parameter of a name."""
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    std = STD / math.sqrt(2 * layers) if name.endswith(_ENDS_OF_RESIDUAL_BRANCHES) else STD
+    return generator.standard_normal(shape, np.float32) * np.float32(std)
 
 
 @paddle.no_grad()
