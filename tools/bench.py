@@ -1,4 +1,4 @@
-"""Measure speed and memory, interleaving what is compared (random weights and data; a trained model to serve).
+"""Measure speed and memory; what is compared runs in processes of its own, in turns (random weights and data).
 
 python tools/bench.py attention
 python tools/bench.py train -c configs/vilg_emoji.yml --vs torch
@@ -28,7 +28,13 @@ def main() -> None:
     attention.add_argument("--side", type=int, default=32, help="rows and columns of the grid of image tokens")
     attention.add_argument("--batch", type=int, default=1, help="sequences of each direction")
     train = commands.add_parser("train", help="whole training steps; an image tokenizer's on its own data")
-    train.add_argument("--vs", nargs="+", choices=["dense", "torch"], default=[], help="what to compare a transformer with")
+    train.add_argument(
+        "--vs",
+        nargs="+",
+        choices=["dense", "no-kernels", "torch"],
+        default=[],
+        help="what to compare with; no-kernels: the step without the C++ kernels",
+    )
     generate = commands.add_parser("generate", help="image tokens for one prompt")
     generate.add_argument("--vs", nargs="+", choices=["dense", "artist"], default=[], help="what to compare with")
     generate.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="candidates at a time (default: 1 16)")
@@ -68,33 +74,26 @@ def main() -> None:
 
 def attention_table(arguments: argparse.Namespace) -> None:
     """Both directions together."""
-    from ppvilg.benchmark.attention import time_attention
-    from ppvilg.benchmark.timing import table
+    from ppvilg.benchmark.attention import LayerSizes, compare_attention
+    from ppvilg.benchmark.runner import table
 
-    sizes = (arguments.hidden, arguments.heads, arguments.text_length, arguments.side, arguments.batch)
-    for title, projections in (("without the projections", False), ("the whole layer", True)):
-        print(title, table(time_attention(*sizes, arguments.repetitions, projections)), sep="\n")
+    sizes = LayerSizes(arguments.hidden, arguments.heads, arguments.text_length, arguments.side, arguments.batch)
+    for title, projections in (("without norm and projections", False), ("the whole layer", True)):
+        print(title, table(compare_attention(sizes, arguments.repetitions, projections)), sep="\n", flush=True)
 
 
 def train_table(arguments: argparse.Namespace) -> None:
-    """Steps of the config's task."""
-    config = load_config(arguments.config, arguments.override, ImageTokensExperiment)
-    from ppvilg.benchmark import training
-    from ppvilg.benchmark.timing import interleaved, table
-    from ppvilg.training import build_task
+    """Steps of the config's task, and what a forward pass of a transformer keeps."""
+    config = load_config(arguments.config, arguments.override, VQGANExperiment | ViLGExperiment)
+    from ppvilg.benchmark.runner import run_alone, table
+    from ppvilg.benchmark.training import compare_training, dense, forward_bytes
 
-    if config.task == "vqgan":
-        if arguments.vs:
-            raise UserError("--vs compares transformers: leave it out for an image tokenizer")
-        task = build_task(config)
-        batches = [task.batch(0, part) for part in range(config.train.gradient_accumulation_steps)]
-        runs = {config.task: training.step_of(task, config, batches)}
-        print(table(interleaved(runs, arguments.repetitions, config.train.batch_size, "pictures")))
+    print(table(compare_training(config, arguments.vs, arguments.repetitions)), flush=True)
+    if isinstance(config, VQGANExperiment):
         return
-    print(table(training.time_transformer(config, arguments.vs, arguments.repetitions)))
-    plans = {"ours": config} | ({"dense": training.dense(config)} if "dense" in arguments.vs else {})
+    plans = {"ours": config} | ({"dense": dense(config)} if "dense" in arguments.vs else {})
     for name, plan in plans.items():
-        print(f"{name}: a forward pass keeps {training.activation_bytes(plan) / 2**20:.0f} MB for its backward")
+        print(f"{name}: a forward pass keeps {run_alone(forward_bytes, plan) / 2**20:.1f} MB for its backward pass")
 
 
 def generate_table(arguments: argparse.Namespace) -> None:
