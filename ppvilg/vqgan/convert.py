@@ -33,7 +33,7 @@ def convert_taming(checkpoint: str | Path, model_yaml: str | Path, folder: str |
             weights[name.replace("quantize.embed.", "quantize.embedding.")] = array
     model = VQGAN(config.vqgan, config.data.image_size)
     fill(model, weights, str(checkpoint))
-    save_vqgan(model, config, folder)
+    save_vqgan(model, folder)
     return config
 
 
