@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from ppvilg.cli import run
-from ppvilg.config import ImageTokensExperiment, ViLGExperiment, load_config
+from ppvilg.config import ViLGExperiment, VQGANExperiment, load_config
 from ppvilg.errors import UserError
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from ppvilg.runtime import threads
+from ppvilg.runtime import environment, threads
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,9 @@ def _process(competitor: Competitor) -> Iterator[Callable[[], Repetition]]:
     connection, other_end = context.Pipe()
     process = context.Process(target=_serve, args=(other_end, competitor.build, competitor.arguments))
     before = dict(os.environ)
-    os.environ.update(competitor.environment)  # a new process has this one's
+    _set_environment(environment() | dict(competitor.environment))
     process.start()
-    os.environ.clear()
-    os.environ.update(before)
+    _set_environment(before)
     other_end.close()
 
     def run() -> Repetition:
@@ -97,7 +96,7 @@ def _process(competitor: Competitor) -> Iterator[Callable[[], Repetition]]:
         connection.send(None)
         try:
             answer = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             raise ValueError(f"the process of {competitor.name} ended: see its message above") from None
         os.kill(process.pid, signal.SIGSTOP)
         if isinstance(answer, ValueError):
@@ -110,6 +109,11 @@ def _process(competitor: Competitor) -> Iterator[Callable[[], Repetition]]:
     finally:
         process.kill()
         process.join()
+
+
+def _set_environment(variables: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
 
 
 def _serve(connection: Connection, build: Callable[..., Callable[[], object]], arguments: tuple) -> None:

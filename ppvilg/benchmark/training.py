@@ -111,20 +111,18 @@ def forward_bytes(config: ViLGExperiment) -> Callable[[], int]:
 
 
 def compare_training(config: ViLGExperiment | VQGANExperiment, versus: list[str], repetitions: int) -> list[Timing]:
-    """Training steps; `versus` may name dense, torch and no-kernels for a transformer, and no-kernels for an image tokenizer.
-    They come first, in this order."""
-    if isinstance(config, VQGANExperiment):
-        competitors, build, unit = {}, vqgan_step, "images"
-    else:
-        competitors, build, unit = {"dense": Competitor("dense", vilg_step, (dense(config),))}, vilg_step, "pairs"
-    competitors["no-kernels"] = Competitor("no-kernels", build, (config,), {"PPVILG_CPU_KERNELS": "0"})
-    if "torch" in versus:
-        competitors["torch"] = _torch(config)
+    """Training steps; `versus` may name no-kernels, and for a transformer dense and torch. They come first, in this order."""
+    build, unit = (vqgan_step, "images") if isinstance(config, VQGANExperiment) else (vilg_step, "pairs")
+    competitors = []
     for name in versus:
-        if name not in competitors:
+        if name == "no-kernels":
+            competitors.append(Competitor(name, build, (config,), {"PPVILG_CPU_KERNELS": "0"}))
+        elif isinstance(config, VQGANExperiment):
             raise ValueError(f"--vs {name} compares transformers: leave it out for an image tokenizer")
-    chosen = [competitors[name] for name in versus] + [Competitor("ours", build, (config,))]
-    return compare(chosen, repetitions, config.train.batch_size, unit)
+        else:
+            competitors.append(_torch(config) if name == "torch" else Competitor(name, vilg_step, (dense(config),)))
+    competitors.append(Competitor("ours", build, (config,)))
+    return compare(competitors, repetitions, config.train.batch_size, unit)
 
 
 def _torch(config: ViLGExperiment) -> Competitor:
