@@ -212,8 +212,8 @@ def _rows(logits: paddle.Tensor, rows: np.ndarray) -> paddle.Tensor:
     return logits if len(rows) == len(logits) else paddle.gather(logits, paddle.to_tensor(rows))
 
 
-class ImageOutput(NamedTuple):
-    """The first k image tokens of B images."""
+class ImageTokens(NamedTuple):
+    """The first k tokens of B images."""
 
     tokens: np.ndarray
     """Int64 [B, k], in raster order."""
@@ -229,7 +229,7 @@ def generate_images(
     sampling: Sampling,
     prefix_tokens: np.ndarray | None = None,
     return_states: bool = False,
-) -> Iterator[ImageOutput]:
+) -> Iterator[ImageTokens]:
     """Image tokens of P texts (token ids), C = len(seeds) / P candidates of each, candidates of one text one after another.
 
     Yields after each token that is generated. `prefix_tokens` int64 [k] or [B, k] are first tokens that are given;
@@ -249,7 +249,7 @@ def generate_images(
             states.append(paddle.concat([request.states[-1] for request in requests]))
         length = requests[0].length
         if length > requests[0].prefix_length:
-            yield ImageOutput(np.concatenate([request.tokens[:, :length] for request in requests]), states)
+            yield ImageTokens(np.concatenate([request.tokens[:, :length] for request in requests]), states)
 
 
 def generate_texts(

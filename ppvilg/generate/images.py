@@ -5,7 +5,7 @@ from typing import Literal, Protocol
 import numpy as np
 import paddle
 
-from ppvilg.generate.engine import GenerativeModel, ImageOutput
+from ppvilg.generate.engine import GenerativeModel, ImageTokens
 from ppvilg.pictures import from_model
 
 ImageDecoder = Literal["codebook", "hidden"]
@@ -20,7 +20,7 @@ class ImageTokenizer(Protocol):
 
 @paddle.no_grad()
 def decode_images(
-    model: GenerativeModel, vqgan: ImageTokenizer, output: ImageOutput, decoder: ImageDecoder = "codebook"
+    model: GenerativeModel, vqgan: ImageTokenizer, output: ImageTokens, decoder: ImageDecoder = "codebook"
 ) -> list[np.ndarray]:
     """Images uint8 [H, W, 3] of the tokens generated so far; missing ones are code 0, or a hidden state of zeros.
 

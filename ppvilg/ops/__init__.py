@@ -25,7 +25,7 @@ def sparse_attention(q, k, v, masks, key_mask):
     s = paddle.matmul(q * q.shape[-1] ** -0.5, k, transpose_y=True)
     seen = key_mask.unsqueeze([1, 2])
     if masks is not None:
-        n = q.shape[0] // len(masks)
+        n = q.shape[0] // len(masks) if len(masks) > 1 else 1
         seen = seen & paddle.to_tensor(np.stack([m.mask() for m in masks for _ in range(n)])).unsqueeze(1)
     w = F.softmax(paddle.where(seen, s, paddle.full([], -1e9, s.dtype)))
     return paddle.matmul(w, v).transpose([0, 2, 1, 3])
