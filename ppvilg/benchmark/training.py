@@ -12,7 +12,7 @@ from ppvilg.benchmark.random_pairs import random_pairs
 from ppvilg.benchmark.runner import Allocated, Competitor, Timing, compare
 from ppvilg.config import AttentionConfig, TrainConfig, ViLGExperiment, VQGANExperiment
 from ppvilg.model.batch import Batch
-from ppvilg.model.experiment import vilg_config
+from ppvilg.model.config import vilg_config
 from ppvilg.model.loss import ReconstructionWeights, vilg_loss
 from ppvilg.model.vilg import ViLG
 from ppvilg.vqgan.loss import VQGANLoss

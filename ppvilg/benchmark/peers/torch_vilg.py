@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from ppvilg.benchmark.random_pairs import random_pairs
 from ppvilg.config import TrainConfig, ViLGExperiment
-from ppvilg.model.config import ViLGConfig
-from ppvilg.model.experiment import vilg_config
+from ppvilg.model.config import ViLGConfig, vilg_config
 from ppvilg.model.mask import Direction
 from ppvilg.runtime import threads
 
