@@ -110,14 +110,17 @@ def read_config(folder: str | Path, kind: type[Config]) -> Config:
         raise ValueError(f"{folder} has no {CONFIG} and no config.yml: give the folder of a model or of a training run")
     try:
         tree = json.loads(path.read_text("utf-8"))
-        _check_type(folder, tree.pop("model_type", None), kind)
+    except ValueError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} is damaged: save the model again")
+    _check_type(folder, tree.pop("model_type", None), kind)
+    try:
         return TypeAdapter(kind).validate_json(json.dumps(tree))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise ValueError(f"{path}: {key}: {first['msg']}: save the model again with this version") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-        raise ValueError(f"{path} is damaged: save the model again") from None
 
 
 def _check_type(folder: Path, found: str | None, kind: type) -> None:

@@ -6,7 +6,6 @@ images = pipe("Noto风格的红苹果", num_images_per_prompt=4, guidance_scale=
 captions = pipe.caption(images)                                                         # for each image a list of strings
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from ppvilg.generate.engine import GenerativeModel, generate_images, generate_te
 from ppvilg.generate.images import ImageDecoder, decode_images
 from ppvilg.generate.sampling import Sampling
 from ppvilg.model.vilg import ViLG
+from ppvilg.options import CaptionOptions, ImageOptions, check_count
 from ppvilg.pictures import to_model
 from ppvilg.text import TextTokenizer, encode_prompt, saved_text_tokenizer
 from ppvilg.vqgan.folder import load_vqgan, save_vqgan
@@ -39,41 +39,11 @@ Images = ImageInput | Sequence[ImageInput]
 
 
 @dataclass(frozen=True)
-class ImageOutput:
+class PipelineOutput:
     """What `ViLGPipeline` returns."""
 
     images: list[Image.Image] | list[np.ndarray]
     """Prompt by prompt, `num_images_per_prompt` of each; as arrays uint8 [H, W, 3]."""
-
-
-@dataclass(frozen=True)
-class _ImageOptions:
-    """The options of `ViLGPipeline.__call__`, checked."""
-
-    num_images_per_prompt: int = 1
-    guidance_scale: float = 1.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    generator: np.random.Generator | None = None
-    output_type: Literal["pil", "np"] = "pil"
-    decoder: ImageDecoder = "codebook"
-    num_candidates: int | None = None
-
-    def __post_init__(self):
-        _check_count("num_images_per_prompt", self.num_images_per_prompt, 1)
-        _check_number("guidance_scale", self.guidance_scale, 0)
-        _check_sampling(self.temperature, self.top_k, self.top_p, self.seed, self.generator)
-        _check_choice("output_type", self.output_type, ("pil", "np"))
-        _check_choice("decoder", self.decoder, ("codebook", "hidden"))
-        if self.num_candidates is not None:
-            _check_count("num_candidates", self.num_candidates, self.num_images_per_prompt)
-
-    @property
-    def sampling(self) -> Sampling:
-        """How tokens are drawn."""
-        return Sampling(self.temperature, self.top_k, self.top_p, self.guidance_scale)
 
 
 class ViLGPipeline:
@@ -139,57 +109,49 @@ class ViLGPipeline:
         num_candidates: int | None = None,
         callback: Callable[[int, list], Any] | None = None,
         callback_steps: int = 1,
-    ) -> ImageOutput:
-        """Draw images of one or more prompts.
+    ) -> PipelineOutput:
+        """Draw images of one or more prompts; for the options see `ImageOptions`.
 
-        guidance_scale: of classifier-free guidance; 1: none (and half the work).
-        temperature: 0 always takes the likeliest token. top_k: draw from the k likeliest tokens; 0: from all. top_p: draw from
-            the likeliest tokens that add up to p.
-        seed: image i of any prompt is drawn with seed + i, whatever else is in the call; `generator` draws the seed instead.
-        decoder: `codebook` decodes the tokens with the image tokenizer, `hidden` the hidden states with the reconstructor of a
-            model that was trained end to end.
-        num_candidates: draw so many images of each prompt and keep those that fit it best, the best first; needs a dual
-            encoder (the paper takes the best of 60).
-        callback: called with the number of tokens and the images so far (of all candidates) after every `callback_steps`
-            tokens, and with the result. What is not generated yet is decoded as code 0.
+        `callback` is called with the number of tokens and the images so far (of all candidates) after every `callback_steps`
+        tokens, and with the result. What is not generated yet is decoded as code 0.
         """
         if callback is not None:
-            _check_count("callback_steps", callback_steps, 1)
-        options = _ImageOptions(
-            num_images_per_prompt,
-            guidance_scale,
-            temperature,
-            top_k,
-            top_p,
-            seed,
-            generator,
-            output_type,
-            decoder,
-            num_candidates,
+            check_count("callback_steps", callback_steps, 1)
+        options = ImageOptions(
+            num_images_per_prompt=num_images_per_prompt,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            generator=generator,
+            output_type=output_type,
+            decoder=decoder,
+            num_candidates=num_candidates,
         )
         for step, images in self._generate(prompt, options, 0 if callback is None else callback_steps):
             if callback is not None:
                 callback(step, images)
-        return ImageOutput(images)
+        return PipelineOutput(images)
 
     def stream(self, prompt: str | Sequence[str], every: int = 1, **options: Any) -> Iterator[tuple[int, list]]:
         """Yield the number of tokens and the images so far after every `every` tokens; the last images are the result.
 
         `options`: as of a call.
         """
-        _check_count("every", every, 1)
-        return self._generate(prompt, _ImageOptions(**options), every)
+        check_count("every", every, 1)
+        return self._generate(prompt, ImageOptions(**options), every)
 
-    def complete(self, image: ImageInput, keep_rows: int, prompt: str | Sequence[str], **options: Any) -> ImageOutput:
+    def complete(self, image: ImageInput, keep_rows: int, prompt: str | Sequence[str], **options: Any) -> PipelineOutput:
         """Draw images that start with the upper `keep_rows` rows of tokens of an image; `options`: as of a call."""
         rows, columns = self.config.transformer.rows, self.config.transformer.columns
-        _check_count("keep_rows", keep_rows, 1)
+        check_count("keep_rows", keep_rows, 1)
         if keep_rows >= rows:
             raise ValueError(f"keep_rows is {keep_rows}: the image has {rows} rows of tokens, keep 1 to {rows - 1}")
-        options = _ImageOptions(**options)
+        options = ImageOptions(**options)
         tokens = self.encode_images([image])[0, : keep_rows * columns]
         *_, (_, images) = self._generate(prompt, options, 0, tokens)
-        return ImageOutput(images)
+        return PipelineOutput(images)
 
     def caption(
         self,
@@ -203,20 +165,19 @@ class ViLGPipeline:
         seed: int = 0,
         generator: np.random.Generator | None = None,
     ) -> list[list[str]]:
-        """For each image `num_captions` captions: greedy, or drawn with a temperature and the seeds of a call.
-
-        With `num_beams` above 1 the best caption of a beam search, which divides log p by the caption's length to the power of
-        `length_penalty`.
-        """
-        _check_count("num_captions", num_captions, 1)
-        _check_count("num_beams", num_beams, 1)
-        _check_number("length_penalty", length_penalty, -math.inf)
-        _check_sampling(temperature, top_k, top_p, seed, generator)
-        if num_beams > 1 and (num_captions > 1 or temperature):
-            how = "give 1 for several captions or a temperature"
-            raise ValueError(f"num_beams is {num_beams}, but a beam search finds one caption and draws nothing: {how}")
+        """For each image `num_captions` captions; for the options see `CaptionOptions`."""
+        options = CaptionOptions(
+            num_captions=num_captions,
+            num_beams=num_beams,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            length_penalty=length_penalty,
+            seed=seed,
+            generator=generator,
+        )
         tokens, tokenizer, longest = self.encode_images(images), self.text_tokenizer, self.config.transformer.max_text_length
-        seeds, sampling = _seeds(seed, generator, num_captions), Sampling(temperature, top_k, top_p)
+        seeds, sampling = options.seeds(num_captions), Sampling(temperature, top_k, top_p)
         batch_size = max(1, _BATCH // max(num_captions, num_beams))
         captions: list[str] = []
         for first in range(0, len(tokens), batch_size):
@@ -257,7 +218,7 @@ class ViLGPipeline:
             raise ValueError(f"guidance_scale is {guidance_scale}, but {why}: use 1")
 
     def _generate(
-        self, prompt: str | Sequence[str], options: _ImageOptions, every: int, prefix_tokens: np.ndarray | None = None
+        self, prompt: str | Sequence[str], options: ImageOptions, every: int, prefix_tokens: np.ndarray | None = None
     ) -> Iterator[tuple[int, list]]:
         """The number of tokens and the images so far, after each `every` tokens (0: never) and at the end."""
         self.check_supported(options.guidance_scale, options.decoder)
@@ -265,13 +226,12 @@ class ViLGPipeline:
         prompts = _texts("prompt", prompt)
         texts, n = self.encode_prompts(prompts), self.config.transformer.image_length
         count = options.num_candidates or options.num_images_per_prompt
-        seeds = _seeds(options.seed, options.generator, count)
+        seeds = options.seeds(count)
+        sampling = Sampling(options.temperature, options.top_k, options.top_p, options.guidance_scale)
         images: list[np.ndarray] = []
         for some, own_seeds in _batches(texts, seeds):
             returns_states = options.decoder == "hidden"
-            outputs = generate_images(
-                self.model, some, self.text_tokenizer, own_seeds, options.sampling, prefix_tokens, returns_states
-            )
+            outputs = generate_images(self.model, some, self.text_tokenizer, own_seeds, sampling, prefix_tokens, returns_states)
             for output in outputs:
                 step = output.tokens.shape[1]
                 if step == n:
@@ -323,41 +283,9 @@ def _converted(images: list[np.ndarray], output_type: str) -> list:
     return [Image.fromarray(image) for image in images] if output_type == "pil" else list(images)
 
 
-def _seeds(seed: int, generator: np.random.Generator | None, count: int) -> list[int]:
-    first = seed if generator is None else int(generator.integers(2**31))
-    return [first + i for i in range(count)]
-
-
 def _texts(name: str, texts: str | Sequence[str]) -> list[str]:
     """A list of at least one text."""
     found = [texts] if isinstance(texts, str) else texts
     if not isinstance(found, Sequence) or not found or not all(isinstance(text, str) for text in found):
         raise ValueError(f"{name} is {texts!r}: expected a text, or a list of at least one")
     return list(found)
-
-
-def _check_sampling(temperature: float, top_k: int, top_p: float, seed: int, generator: object) -> None:
-    _check_number("temperature", temperature, 0)
-    _check_count("top_k", top_k, 0)
-    _check_number("top_p", top_p, 0)
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p!r}: expected a probability above 0 and at most 1")
-    _check_count("seed", seed, 0)
-    if generator is not None and not isinstance(generator, np.random.Generator):
-        raise ValueError(f"generator is {generator!r}: expected a numpy.random.Generator, or None to use the seed")
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} is {value!r}: expected an integer of at least {least}")
-
-
-def _check_number(name: str, value: object, least: float) -> None:
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < least:
-        raise ValueError(f"{name} is {value!r}: expected a number" + (f" of at least {least}" if math.isfinite(least) else ""))
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}: expected {' or '.join(map(repr, choices))}")

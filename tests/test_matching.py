@@ -4,10 +4,10 @@ import numpy as np
 import paddle
 import pytest
 import yaml
+from ppvilg.matching import Matching, MatchingModel, best_first, load_scorer, scores
 
 from ppvilg.config import DataConfig, DualEncoderConfig, DualEncoderExperiment, TextTokenizerConfig
 from ppvilg.errors import UserError
-from ppvilg.matching import Matching, MatchingModel, best_first, load_scorer, scores
 from tests.helpers import run_tool
 
 CONFIG = DualEncoderExperiment(

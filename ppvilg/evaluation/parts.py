@@ -8,22 +8,21 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import paddle
 
 from ppvilg.checkpoint import checksum, weights_file
-from ppvilg.config import EvalExperiment
+from ppvilg.config import EvalExperiment, ViLGExperiment, load_config
 from ppvilg.data.sources import Source
-from ppvilg.errors import UserError
+from ppvilg.dual_encoder import Scorer
 from ppvilg.evaluation.blur import blurred
 from ppvilg.evaluation.extractor import Extractor, load_extractor
 from ppvilg.evaluation.likelihood import likelihood
 from ppvilg.evaluation.pairs import Chosen, Pair, choose_pairs, nearest_by_caption, others_of_the_styles
 from ppvilg.files import read_arrays, write_whole
-from ppvilg.generate.painting import paint
+from ppvilg.generate.engine import ImageOutput, generate_images
+from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
-from ppvilg.matching import Scorer, load_scorer
-from ppvilg.pictures import from_model
-from ppvilg.pipeline import Pipeline
+from ppvilg.model.vilg import ViLG
+from ppvilg.pipeline import ViLGPipeline
 from ppvilg.training import data
 
 PAIRS_PER_PART = 32
@@ -40,9 +39,8 @@ class Evaluation:
     config: EvalExperiment
     split: str
     output: Path
-    pipeline: Pipeline
+    pipeline: ViLGPipeline
     extractor: Extractor
-    scorer: Scorer | None
     chosen: Chosen
     others: tuple[Source, list[int]] | None
     nearest: tuple[Source, list[int]] | None
@@ -51,6 +49,11 @@ class Evaluation:
     def pairs(self) -> list[Pair]:
         """The pairs that are evaluated."""
         return self.chosen.pairs
+
+    @property
+    def scorer(self) -> Scorer | None:
+        """What ranks candidates and scores images."""
+        return self.pipeline.dual_encoder
 
     @property
     def parts(self) -> list[Path]:
@@ -91,15 +94,21 @@ class Evaluation:
 def open_evaluation(config: EvalExperiment, split: str, output: Path) -> Evaluation:
     """Load everything that the parts need.
 
-    Raises `UserError` for a run, weights or data that can't be read, and where the folder holds another evaluation.
+    Raises `ValueError` for a run, weights or data that can't be read, and where the folder holds another evaluation.
     """
-    pipeline = Pipeline.load(config.model)
-    config = config.with_data_of(pipeline.config)
+    pipeline = ViLGPipeline.from_pretrained(config.model, config.dual_encoder)
+    if not isinstance(pipeline.model, ViLG):
+        raise ValueError(f"{config.model} is an export, which has no likelihoods: give the model that it was made from")
+    pipeline.check_supported(config.guidance, config.decoder)
+    if config.data is None:
+        trained = Path(config.model) / "config.yml"
+        if not trained.is_file():
+            raise ValueError(f"{config.model} does not say what data it was trained on: give `data` in the config")
+        config = config.with_data_of(load_config(trained, kind=ViLGExperiment))
     extractor = load_extractor(config.extractor)
-    scorer = load_scorer(config.dual_encoder) if config.dual_encoder else None
-    chosen = choose_pairs(config, split, pipeline.text, pipeline.config.text.max_length)
+    chosen = choose_pairs(config, split, pipeline.text_tokenizer, pipeline.config.transformer.max_text_length)
     others, nearest = others_of_the_styles(config, chosen.pairs), nearest_by_caption(config, chosen.pairs)
-    evaluation = Evaluation(config, split, output, pipeline, extractor, scorer, chosen, others, nearest)
+    evaluation = Evaluation(config, split, output, pipeline, extractor, chosen, others, nearest)
     _claim(evaluation)
     return evaluation
 
@@ -115,7 +124,7 @@ def compute(evaluation: Evaluation, part: Path) -> None:
 
 
 def joined_parts(files: list[Path]) -> Arrays:
-    """The arrays of some part files, one after another; raises `UserError` for a damaged file."""
+    """The arrays of some part files, one after another; raises `ValueError` for a damaged file."""
     found: dict[str, list[np.ndarray]] = {}
     for file in files:
         for name, array in read_arrays(file, "remove it, and it is computed again").items():
@@ -125,12 +134,12 @@ def joined_parts(files: list[Path]) -> Arrays:
 
 def real_pictures(evaluation: Evaluation, places: range) -> np.ndarray:
     """The pictures uint8 [P, H, W, 3] of some pairs, of the size the model draws."""
-    size = evaluation.pipeline.config.data.image_size
+    size = evaluation.pipeline.config.image_size
     return data.pictures(evaluation.chosen.source, [evaluation.pairs[i].index for i in places], size)
 
 
 def _claim(evaluation: Evaluation) -> None:
-    """Make the folder this evaluation's; raises `UserError` if its parts are those of another one."""
+    """Make the folder this evaluation's; raises `ValueError` if its parts are those of another one."""
     config = evaluation.config
     weights = weights_file(config.model)
     settings = {
@@ -145,7 +154,7 @@ def _claim(evaluation: Evaluation) -> None:
     text = json.dumps(settings, ensure_ascii=False)
     (evaluation.output / "parts").mkdir(parents=True, exist_ok=True)
     if path.is_file() and path.read_text("utf-8") != text:
-        raise UserError(f"{evaluation.output} holds another evaluation (model, settings or pairs): give another --output")
+        raise ValueError(f"{evaluation.output} holds another evaluation (model, settings or pairs): give another --output")
     write_whole(path, text)
 
 
@@ -160,7 +169,8 @@ def _measured(evaluation: Evaluation, places: range) -> Arrays:
     captions = [evaluation.pairs[i].caption for i in places]
     wrong = [evaluation.pairs[evaluation.partner[i]].caption for i in places]
     real = real_pictures(evaluation, places)
-    rebuilt = _rebuilt(pipeline, real)
+    tokens = ImageOutput(pipeline.encode_images(real))
+    rebuilt = np.stack(decode_images(pipeline.model, pipeline.vqgan, tokens))
     error = np.mean((rebuilt.astype(np.float64) - real) ** 2, axis=(1, 2, 3))
     arrays: Arrays = {"captions": np.array(captions), "psnr": 10 * np.log10(255**2 / np.maximum(error, 1e-10))}
     sets = {"real": real, "reconstruction": rebuilt}
@@ -178,7 +188,7 @@ def _measured(evaluation: Evaluation, places: range) -> Arrays:
     if evaluation.scorer:
         texts = evaluation.scorer.embed_texts(captions)
         arrays["embeddings/captions"] = texts
-        embedded = evaluation.scorer.embed_pictures(candidates.reshape([-1, *real.shape[1:]]))
+        embedded = evaluation.scorer.embed_images(candidates.reshape([-1, *real.shape[1:]]))
         fits = (embedded.reshape([*candidates.shape[:2], -1]) * texts[:, None]).sum(-1)
         chosen = {f"best of {count}": fits[:, :count].argmax(1) for count in evaluation.best_of}
     rows = np.arange(len(places))
@@ -190,11 +200,11 @@ def _measured(evaluation: Evaluation, places: range) -> Arrays:
         arrays |= {f"{kind}/{name}": values[where] for kind, values in seen.items()}
         arrays[f"pictures/{name}"] = candidates[rows, chosen[name]][shown]
 
-    written = pipeline.caption(list(real), beams=settings.beams)
+    written = pipeline.caption(real, num_beams=settings.beams)
     arrays["written"] = np.array([texts[0] for texts in written])
     for name, texts in (("own", captions), ("wrong", wrong)):
-        bits = likelihood(pipeline, list(real), texts)
-        counts = len(real) * pipeline.config.image_tokens, sum(map(len, texts))
+        bits = likelihood(pipeline, real, texts)
+        counts = len(real) * pipeline.config.transformer.image_length, sum(map(len, texts))
         values = bits["bits_per_image_token"] * counts[0], counts[0], bits["bits_per_character"] * counts[1], counts[1]
         arrays[f"likelihood/{name}"] = np.array([values])
     return arrays
@@ -209,7 +219,7 @@ def _seen(evaluation: Evaluation, pictures: np.ndarray) -> Arrays:
         if radius == evaluation.radii[0]:
             found["logits"] = logits
     if evaluation.scorer:
-        found["embeddings"] = evaluation.scorer.embed_pictures(pictures)
+        found["embeddings"] = evaluation.scorer.embed_images(pictures)
     return found
 
 
@@ -224,14 +234,9 @@ def _candidates(evaluation: Evaluation, places: range, captions: list[str]) -> n
         prompts = captions[first : first + at_once]
         start = base + (places[0] + first) * most
         seeds = list(range(start, start + len(prompts) * most))
-        written = pipeline.write(prompts, seeds, evaluation.sampling, decoder == "hidden")
-        candidates += paint(pipeline.model, pipeline.vqgan, written, decoder)
+        texts, tokenizer = pipeline.encode_prompts(prompts), pipeline.text_tokenizer
+        *_, output = generate_images(
+            pipeline.model, texts, tokenizer, seeds, evaluation.sampling, return_states=decoder == "hidden"
+        )
+        candidates += decode_images(pipeline.model, pipeline.vqgan, output, decoder)
     return np.stack(candidates).reshape([len(captions), most, *candidates[0].shape])
-
-
-@paddle.no_grad()
-def _rebuilt(pipeline: Pipeline, pictures: np.ndarray) -> np.ndarray:
-    """Pictures uint8 [P, H, W, 3] after the image tokenizer."""
-    rows, columns = pipeline.config.grid
-    tokens = pipeline.tokens(list(pictures)).reshape([len(pictures), rows, columns])
-    return from_model(pipeline.vqgan.decode(paddle.to_tensor(tokens)).numpy())
