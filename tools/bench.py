@@ -9,12 +9,9 @@ python tools/bench.py serve --model runs/vilg_emoji
 """
 
 import argparse
-import tempfile
-from pathlib import Path
 
 from ppvilg.cli import run
 from ppvilg.config import ViLGExperiment, VQGANExperiment, load_config
-from ppvilg.errors import UserError
 
 
 def main() -> None:
@@ -61,7 +58,7 @@ def main() -> None:
         serve_table(arguments)
         return
     if arguments.repetitions < 1:
-        raise UserError(f"--repetitions is {arguments.repetitions}: give at least 1")
+        raise ValueError(f"--repetitions is {arguments.repetitions}: give at least 1")
     tables = {
         "attention": attention_table,
         "train": train_table,
@@ -99,18 +96,18 @@ def train_table(arguments: argparse.Namespace) -> None:
 def generate_table(arguments: argparse.Namespace) -> None:
     """Tokens, time per step, caches."""
     config = load_config(arguments.config, arguments.override, ViLGExperiment)
-    from ppvilg.benchmark.generation import time_generation
-    from ppvilg.benchmark.timing import table
+    from ppvilg.benchmark.generation import compare_generation
+    from ppvilg.benchmark.runner import table
 
     for batch in arguments.batch:
-        timings, lines = time_generation(config, batch, arguments.vs, arguments.repetitions)
-        print(f"batch {batch}", table(timings), *lines, sep="\n")
+        timings, lines = compare_generation(config, batch, arguments.vs, arguments.repetitions)
+        print(f"batch {batch}", table(timings), *lines, sep="\n", flush=True)
 
 
 def serve_table(arguments: argparse.Namespace) -> None:
     """Throughput and latency, then a full queue and clients that vanish."""
     if min([*arguments.clients, arguments.requests]) < 1:
-        raise UserError("--clients and --requests: give at least 1")
+        raise ValueError("--clients and --requests: give at least 1")
     from ppvilg.benchmark.serving import measure_serving
 
     for line in measure_serving(arguments.model, arguments.text, arguments.clients, arguments.requests):
@@ -118,16 +115,14 @@ def serve_table(arguments: argparse.Namespace) -> None:
 
 
 def export_table(arguments: argparse.Namespace) -> None:
-    """Pictures and tokens, time per step, time and memory from a process's start to its first picture."""
+    """Images and tokens, time per step, time and memory from a process's start to its first image."""
     config = load_config(arguments.config, arguments.override, ViLGExperiment)
-    from ppvilg.benchmark.export import Engines, start_line
-    from ppvilg.benchmark.timing import table
+    from ppvilg.benchmark.export import compare_export, start_line
+    from ppvilg.benchmark.runner import table
 
-    with tempfile.TemporaryDirectory() as folder:
-        engines = Engines.of(config, Path(folder), ["dygraph", "native", *arguments.vs])
-        for batch in arguments.batch:
-            timings, lines = engines.time(batch, arguments.repetitions)
-            print(f"batch {batch}, {config.image_tokens} tokens each", table(timings), *lines, sep="\n", flush=True)
+    for batch in arguments.batch:
+        timings, lines = compare_export(config, batch, arguments.vs, arguments.repetitions)
+        print(f"batch {batch}, {config.image_tokens} tokens each", table(timings), *lines, sep="\n", flush=True)
     for folder in arguments.start:
         print(start_line(folder, arguments.prompt))
 

@@ -94,3 +94,27 @@ def _model(config: ViLGExperiment) -> ViLG:
 
 def _greedy(model: ViLG | ExportedViLG, config: ViLGExperiment, batch: int) -> Callable[[], Generated]:
     return generation(model, longest_prompt(config), batch, Sampling(0))
+
+
+_START = """
+import json, sys, time
+began = time.perf_counter()
+from ppvilg import ViLGPipeline
+imported = time.perf_counter()
+pipe = ViLGPipeline.from_pretrained(sys.argv[1])
+loaded = time.perf_counter()
+pipe(sys.argv[2])
+drawn = time.perf_counter()
+from ppvilg.benchmark.runner import peak_resident
+print(json.dumps([imported - began, loaded - imported, drawn - loaded, peak_resident()]))
+"""
+
+
+def start_line(folder: str, prompt: str) -> str:
+    """How long a new process takes until its first image, and its memory."""
+    command = [sys.executable, "-c", _START, folder, prompt]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+    imported, loaded, drawn, peak = json.loads(done.stdout.splitlines()[-1])
+    total = imported + loaded + drawn
+    parts = f"imports {imported:.2f} s, load {loaded:.2f} s, first image {drawn:.2f} s, together {total:.2f} s"
+    return f"{folder}: {parts}; {peak / 2**20:.0f} MB"

@@ -118,6 +118,7 @@ def _set_environment(variables: dict[str, str]) -> None:
 
 def _serve(connection: Connection, build: Callable[..., Callable[[], object]], arguments: tuple) -> None:
     """A competitor's process: answer each message with a repetition until the other end closes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what converters print is no part of the table
     try:
         run = build(*arguments)
     except ValueError as error:
@@ -173,7 +174,7 @@ def table(timings: list[Timing]) -> str:
         low, median, high = quartiles(timing.seconds)
         slow, speed, fast = quartiles([a / b for a, b in zip(timings[0].seconds, timing.seconds, strict=True)])
         allocated = [repetition.allocated for repetition in timing.repetitions]
-        memory = "-" if None in allocated else f"{max(allocated) / 2**20:.0f} MB"
+        memory = "-" if None in allocated else f"{max(allocated) / 2**20:.1f} MB"
         rate = f"{timing.made / median:.2f} {timing.unit}/s"
         cores = statistics.mean(repetition.cores for repetition in timing.repetitions)
         resident = f"{timing.repetitions[-1].resident / 2**20:.0f} MB"
