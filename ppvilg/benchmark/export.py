@@ -26,7 +26,7 @@ Engine = Callable[[ViLGExperiment, int], Callable[[], Generated]]
 
 
 def compare_export(config: ViLGExperiment, batch: int, versus: list[str], repetitions: int) -> tuple[list[Timing], list[str]]:
-    """Image tokens of `batch` candidates of one prompt of the longest length, the likeliest each time; what is counted is images.
+    """Image tokens of `batch` candidates of one prompt of the longest length, the likeliest each time, counted in images.
 
     Dygraph comes first, then the export as it is deployed, then other engines: `versus` may name onednn, openvino, onnx and
     onnx-int8. Returns the timings and lines about steps and about tokens, which are compared with dygraph's.

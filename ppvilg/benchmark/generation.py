@@ -42,10 +42,9 @@ def generation(model: GenerativeModel, prompt: list[int], batch: int, sampling: 
     cache_bytes = state.bytes
 
     def run() -> Generated:
-        times = []
-        for output in generate_images(model, [prompt], _TOKENIZER, list(range(batch)), sampling):
-            times.append(time.perf_counter())
-        return Generated(output.tokens, np.diff(times).tolist(), cache_bytes)
+        steps = generate_images(model, [prompt], _TOKENIZER, list(range(batch)), sampling)
+        outputs, times = zip(*((output, time.perf_counter()) for output in steps), strict=True)
+        return Generated(outputs[-1].tokens, np.diff(times).tolist(), cache_bytes)
 
     return run
 

@@ -1,7 +1,7 @@
 """Competitors against each other, each in a process of its own.
 
-Rounds are interleaved: in each round every competitor runs once, so that what else the machine does falls on all alike. While one
-runs, the others are stopped by a signal: OpenMP's threads spin for a while after their work, and would hold back the one that runs.
+Rounds are interleaved: in each round every competitor runs once, so that what else the machine does falls on all alike. While
+one runs, the others are stopped by a signal: OpenMP's threads spin for a while after their work, and would hold it back.
 """
 
 import multiprocessing
@@ -166,10 +166,9 @@ def table(timings: list[Timing]) -> str:
     """A row for each: seconds (median and quartiles), rate, busy cores, memory, and the speed relative to the first: median and
     quartiles of each round's ratio."""
     rounds = len(timings[0].seconds)
-    lines = [
-        f"{threads()} threads in each process, {len(os.sched_getaffinity(0))} cores, {rounds} rounds",
-        f"{'':22} {'median':>9} {'quartiles':>19} {'rate':>20} {'cores':>5} {'allocated':>10} {'peak RSS':>9}  speed (quartiles)",
-    ]
+    header = f"{'':22} {'median':>9} {'quartiles':>19} {'rate':>20} {'cores':>5} {'allocated':>10} {'peak RSS':>9}  "
+    lines = [f"{threads()} threads in each process, {len(os.sched_getaffinity(0))} cores, {rounds} rounds"]
+    lines.append(f"{header}speed (quartiles)")
     for timing in timings:
         low, median, high = quartiles(timing.seconds)
         slow, speed, fast = quartiles([a / b for a, b in zip(timings[0].seconds, timing.seconds, strict=True)])

@@ -6,8 +6,8 @@ import numpy as np
 import paddle
 import pytest
 
-from ppvilg.benchmark.peers.artist import artist_generation
-from ppvilg.config import AttentionConfig, TrainConfig
+from ppvilg.benchmark.peers.artist import artist_run
+from ppvilg.config import AttentionConfig, TrainConfig, ViLGExperiment, load_config
 from ppvilg.model.batch import Batch
 from ppvilg.model.config import ViLGConfig
 from ppvilg.model.loss import vilg_loss
@@ -103,7 +103,9 @@ def test_what_the_torch_model_has_not_is_refused(peer, value):
 
 
 def test_artist_writes_all_its_tokens():
-    generate = artist_generation(
-        layers=2, hidden=16, heads=2, text_vocabulary=23, image_vocabulary=11, text_length=M, image_tokens=9, batch=3
+    sizes = ["transformer.layers=2", "transformer.hidden=16", "transformer.heads=2", "data.image_size=32"]
+    config = load_config(
+        "configs/vilg_emoji.yml", [*sizes, "text.vocabulary_size=23", "vqgan.codebook.size=11"], ViLGExperiment
     )
-    assert [generate(), generate()] == [27, 27]
+    generate = artist_run(config, 3)
+    assert [generate(), generate()] == [48, 48]
