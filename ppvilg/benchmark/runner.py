@@ -99,6 +99,7 @@ def _process(competitor: Competitor) -> Iterator[Callable[[], Repetition]]:
         except (EOFError, ConnectionError):
             raise ValueError(f"the process of {competitor.name} ended: see its message above") from None
         os.kill(process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         if isinstance(answer, ValueError):
             raise answer
         return answer
