@@ -268,7 +268,7 @@ def merged(run_of_three, tmp_path_factory) -> Path:
 
 def draw(folder: Path) -> np.ndarray:
     """An image by the model of a folder."""
-    return ViLGPipeline.from_pretrained(folder)("红色方块", generator=3, output_type="np").images[0]
+    return ViLGPipeline.from_pretrained(folder)("红色方块", seed=3, output_type="np").images[0]
 
 
 def test_a_merged_run_is_the_model_with_averaged_weights(merged, tiny_runs):
