@@ -162,7 +162,7 @@ class _Mail:
             port = int(bytes(self._store.get(f"mail/{receiver}")).decode())
             self._connections[receiver] = Client(("127.0.0.1", port))
             self._connections[receiver].send(self._rank)
-        self._connections[receiver].send_bytes(np.ascontiguousarray(tensor.detach().numpy()))
+        self._connections[receiver].send_bytes(tensor.detach().numpy().tobytes())
         return _Done()
 
     def receive(self, group, tensor: paddle.Tensor, sender: int, *_) -> "_Done":
