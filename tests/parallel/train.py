@@ -11,29 +11,31 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import ppvilg  # noqa: F401  sets paddle's flags
 from tests.parallel.gloo import cure, leave
-from tools.train import main
+
+cure()
+
+from ppvilg.cli import run  # noqa: E402  the cure comes before Fleet
+from ppvilg.train import fleet  # noqa: E402
+from ppvilg.train.trainer import Trainer  # noqa: E402
+from tools.train import main  # noqa: E402
 
 
 def save_what_was_loaded() -> None:
-    """Let a trainer save at once what it has read."""
-    from ppvilg.train.trainer import Trainer
-
+    """Let resuming be followed by saving."""
     resume = Trainer.resume
 
-    def resume_and_save(trainer: Trainer) -> None:
-        resume(trainer)
-        trainer.save()
+    def resume_and_save(self: Trainer) -> None:
+        resume(self)
+        self.save()
 
     Trainer.resume = resume_and_save
 
 
 if __name__ == "__main__":
-    cure()
+    fleet.SEGMENT_SIZE = 100  # stage 3 shares out the small matrices of tests, too
     if "SAVE_WHAT_WAS_LOADED" in os.environ:
         save_what_was_loaded()
     try:
-        code = main()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    leave(code)
+        run(main)
+    except SystemExit as end:
+        leave(end.code)
