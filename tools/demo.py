@@ -23,13 +23,14 @@ def main() -> int:
     overrides = [f"train.output={run_folder}", f"train.tokenizer={tokenizer_run}"]
     transformer = load_config(arguments.config, overrides, ViLGExperiment)
 
-    from ppvilg import ViLGPipeline, training
+    from ppvilg import ViLGPipeline
+    from ppvilg.train import finish
 
     seconds = {}
     for name, config in (("tokenizer", tokenizer), ("transformer", transformer)):
         print(f"training the {name}: {config.train.steps} steps into {config.train.output}", flush=True)
         began = time.perf_counter()
-        if not training.finish(config):
+        if not finish(config):
             print("interrupted and saved; the same command continues")
             return 130
         seconds[name] = time.perf_counter() - began
@@ -62,12 +63,12 @@ def draw(pipe, prompts: Path, output: Path) -> None:
 def describe(pipe, config: ViLGExperiment, output: Path) -> None:
     """captions.png and captions.txt: 24 images that were not trained on, with the caption the model writes."""
     from ppvilg.data.loader import canonical_caption
+    from ppvilg.data.splits import evenly_spaced, load_images, open_splits
     from ppvilg.pictures import labelled_grid, save_png
-    from ppvilg.training import data
 
-    _, validation = data.open_splits(config.data, config.train.seed)
-    chosen = data.spread(len(validation), 24)
-    images = data.pictures(validation, chosen, config.data.image_size)
+    _, validation = open_splits(config.data, config.train.seed)
+    chosen = evenly_spaced(len(validation), 24)
+    images = load_images(validation, chosen, config.data.image_size)
     captions = [texts[0] for texts in pipe.caption(images)]
     true = [canonical_caption(validation.records[i].captions, config.data.languages) for i in chosen]
     cells = [([image], caption) for image, caption in zip(images, captions, strict=True)]

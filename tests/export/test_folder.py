@@ -171,7 +171,7 @@ import sys
 from ppvilg.pipeline import Pipeline
 model = Pipeline.load({str(exported)!r})
 model.caption(model.generate(["红色方块"])[0])
-print([name for name in sys.modules if name.startswith(("ppvilg.training", "paddlenlp", "ppvilg.export.write"))])
+print([name for name in sys.modules if name.startswith(("ppvilg.train", "paddlenlp", "ppvilg.export.write"))])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What a run says while it trains: a progress bar, metrics.jsonl, VisualDL and preview pictures."""
+"""What a run says while it trains: a progress bar, metrics.jsonl, VisualDL and preview images."""
 
 import json
 import sys
@@ -14,9 +14,9 @@ from ppvilg.pictures import save_png
 
 @dataclass
 class Preview:
-    """Pictures uint8 [H, W, 3] and texts of fixed samples, by name."""
+    """Images uint8 [H, W, 3] and texts of fixed samples, by name."""
 
-    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    images: dict[str, np.ndarray] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
 
 
@@ -49,7 +49,7 @@ class Logs:
         self._metrics.close()
         self._writer.close()
 
-    def tick(self, step: int, units: int, unit: str, seconds: float) -> None:
+    def log_step(self, step: int, units: int, unit: str, seconds: float) -> None:
         """One step is done, which took `seconds` for `units`."""
         if not self._writes:
             return
@@ -61,30 +61,30 @@ class Logs:
         if step % 20 == 0:
             self._writer.add_scalar(tag=f"speed/{unit}_per_second", step=step, value=self._speed)
 
-    def train(self, step: int, values: dict[str, float], rate: float) -> None:
+    def log_losses(self, step: int, values: dict[str, float], rate: float) -> None:
         """Losses of a training step."""
         if not self._writes:
             return
-        self._shown |= {name: f"{value:.3f}" for name, value in values.items() if name in _ON_THE_BAR}
+        self._shown |= {name: f"{value:.3f}" for name, value in values.items() if name in _ON_BAR}
         self._write(step, "train", values | {"learning_rate": rate})
 
-    def validation(self, step: int, values: dict[str, float]) -> None:
-        """Measures on the validation split."""
+    def log_validation(self, step: int, values: dict[str, float]) -> None:
+        """Metrics on the validation split."""
         if not self._writes:
             return
         self._write(step, "validation", values)
         listed = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
         tqdm.write(f"step {step} validation: {listed}", file=sys.stderr)
 
-    def preview(self, step: int, preview: Preview) -> None:
-        """Preview pictures (also as preview/*.png, newest only) and texts."""
+    def log_preview(self, step: int, preview: Preview) -> None:
+        """Preview images (also as preview/*.png, newest only) and texts."""
         if not self._writes:
             return
         folder = self._run / "preview"
         folder.mkdir(exist_ok=True)
-        for name, picture in preview.pictures.items():
-            self._writer.add_image(tag=f"preview/{name}", img=picture, step=step)
-            save_png(picture, folder / f"{name}.png")
+        for name, image in preview.images.items():
+            self._writer.add_image(tag=f"preview/{name}", img=image, step=step)
+            save_png(image, folder / f"{name}.png")
         for name, text in preview.texts.items():
             self._writer.add_text(tag=f"preview/{name}", text_string=text, step=step)
             (folder / f"{name}.txt").write_text(text, "utf-8")
@@ -97,7 +97,7 @@ class Logs:
             self._writer.add_scalar(tag=f"{group}/{name}", step=step, value=value)
 
 
-_ON_THE_BAR = ("loss", "txt2img", "img2txt", "psnr", "perplexity")
+_ON_BAR = ("loss", "txt2img", "img2txt", "psnr", "perplexity")
 
 
 def _forget_from(metrics: Path, step: int) -> None:
