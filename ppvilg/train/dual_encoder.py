@@ -11,7 +11,7 @@ from ppvilg.model.dual_encoder import DualEncoder, contrastive_loss, dual_encode
 from ppvilg.model.init import init_weights
 from ppvilg.pictures import to_model
 from ppvilg.text import cut, load_text_tokenizer, pad_batch
-from ppvilg.train.fleet import ParallelContext
+from ppvilg.train.context import ParallelContext
 from ppvilg.train.shards import named_parameters
 from ppvilg.train.task import Losses, Task
 
