@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-from ppvilg.server.engine import Busy, Engine, Late, PictureJob, Result
+from ppvilg.server.engine import Busy, Engine, ImageJob, Late, Result
 from ppvilg.server.limits import Gate
 from ppvilg.server.requests import CaptionForm, Forms, PictureForm, RequestError, error_message, png_base64
 from ppvilg.server.settings import Settings
@@ -104,7 +104,7 @@ def read_form(values: dict[str, Any]) -> PictureForm | CaptionForm:
 
 def written_values(job: Any, result: Result) -> dict[str, str]:
     """The answer's values: lists as JSON."""
-    if isinstance(job, PictureJob):
+    if isinstance(job, ImageJob):
         values = {"images": json.dumps([png_base64(picture) for picture in result.items]), "seeds": json.dumps(result.seeds)}
     else:
         values = {"captions": json.dumps(result.items, ensure_ascii=False)}
