@@ -27,8 +27,10 @@ def train(config: TrainingExperiment, resume: bool = False) -> bool:
     from ppvilg.train.trainer import Trainer
 
     context = init_distributed(config.parallel, config.train.gradient_accumulation_steps)
-    make_trainer = Trainer.resume if resume else Trainer
-    return make_trainer(config, build_task(config, context), context).fit()
+    trainer = Trainer(config, build_task(config, context), context)
+    if resume:
+        trainer.resume()
+    return trainer.fit()
 
 
 def finish(config: TrainingExperiment) -> bool:

@@ -1,40 +1,42 @@
-"""Temporary."""
+"""The exponential moving average of the weights, which is what is evaluated and exported."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-import paddle
-
-from ppvilg.checkpoint import ShardedTensor
+from ppvilg import ops
+from ppvilg.checkpoint import CheckpointReader, ShardedTensor
+from ppvilg.train.shards import OptimizerState
 
 
 class EMA:
-    def __init__(self, distributed, decay):
-        self.distributed, self.parameters, self.decay = distributed, distributed.parameters, decay
-        self.values = {name: p.detach().clone() for name, p in self.parameters.items()}
+    """Moving average of the float32 weights that this process's optimizer updates.
 
-    @paddle.no_grad()
-    def update(self, step):
-        share = 1 - min(self.decay, (1 + step) / (10 + step))
-        for name, p in self.parameters.items():
-            self.values[name].subtract_((self.values[name] - p).scale_(share))
+    The decay grows from 0.1 to `decay`, as min(decay, (1 + step) / (10 + step)), so that the average is of use from the start.
+    """
+
+    def __init__(self, state: OptimizerState, decay: float):
+        self._state, self._decay = state, decay
+        self.values = {name: weight.detach().clone() for name, weight in state.weights().items()}
+
+    def update(self, step: int) -> None:
+        """Take up the weights as they are after a step."""
+        share = 1 - min(self._decay, (1 + step) / (10 + step))
+        ops.lerp_(list(self.values.values()), list(self._state.weights().values()), share)
 
     @contextmanager
-    def applied(self):
-        own = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self._set(self.values)
+    def applied(self) -> Iterator[None]:
+        """Inside this context all processes compute with the averaged weights."""
+        own = {name: weight.detach().clone() for name, weight in self._state.weights().items()}
+        self._state.publish(self.values)
         try:
             yield
         finally:
-            self._set(own)
+            self._state.publish(own)
 
-    @paddle.no_grad()
-    def _set(self, values):
-        for name, p in self.parameters.items():
-            p.set_value(values[name])
+    def shards(self) -> dict[str, ShardedTensor]:
+        """What this process writes of the averaged model."""
+        return self._state.model_shards(self.values)
 
-    def shards(self):
-        return self.distributed.model_shards() | {k: ShardedTensor.whole(v.numpy()) for k, v in self.values.items()}
-
-    def load(self, reader):
-        for k, v in self.values.items():
-            v.set_value(reader.read(k))
+    def load(self, reader: CheckpointReader) -> None:
+        """Take up the averaged model, or a model to start the average from."""
+        self.values = self._state.read_weights(reader)

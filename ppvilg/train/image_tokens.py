@@ -10,7 +10,7 @@ from tqdm import tqdm
 from ppvilg.data.sources import Source
 from ppvilg.data.splits import load_images
 from ppvilg.pictures import to_model
-from ppvilg.train.fleet import ParallelContext
+from ppvilg.train.context import ParallelContext
 from ppvilg.vqgan.model import VQGAN
 
 _BATCH = 64

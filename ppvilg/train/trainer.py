@@ -14,12 +14,12 @@ from tqdm import tqdm
 from ppvilg.checkpoint import CheckpointReader, checkpoint_state, checkpoints, save_checkpoint
 from ppvilg.config import PreviewTrainConfig, TrainingExperiment, save_config
 from ppvilg.data.loader import own_positions, prefetch
+from ppvilg.train.context import ParallelContext
 from ppvilg.train.ema import EMA
-from ppvilg.train.fleet import ParallelContext, distribute
+from ppvilg.train.fleet import distribute
 from ppvilg.train.logs import Logs, Preview
 from ppvilg.train.optimizer import build_optimizer, build_schedule
 from ppvilg.train.run_folder import check_config, check_frozen, save_frozen
-from ppvilg.train.shards import load_model
 from ppvilg.train.task import Losses, Task
 
 _SEEDS_APART = 1_000_003  # so that the steps of one data rank do not draw what those of another do
@@ -28,39 +28,19 @@ _SEEDS_APART = 1_000_003  # so that the steps of one data rank do not draw what 
 class Trainer:
     """Trains a task until `train.steps`; all processes of a layout make one and call the same methods."""
 
-    def __init__(
-        self, config: TrainingExperiment, task: Task, context: ParallelContext | None = None, checkpoint: Path | None = None
-    ):
-        """`checkpoint`: the folder of the one to go on from."""
+    def __init__(self, config: TrainingExperiment, task: Task, context: ParallelContext | None = None):
         self.config, self.task, self.context = config, task, context or ParallelContext()
         self.run = Path(config.train.output)
         self.step = 0
         """Optimizer steps done."""
         self.schedule = build_schedule(config.train)
-        self.modules = {}
+        self.models = {}
+        """`task.modules` as Fleet trains them, each with its optimizer."""
         for name, module in task.modules.items():
-            if checkpoint:
-                load_model(module, CheckpointReader(checkpoint, name))
             optimizer = build_optimizer(module, config.train, self.schedule)
-            self.modules[name] = distribute(module, optimizer, config.parallel, self.context)
-        self.ema = EMA(self.modules["model"], config.train.ema_decay) if config.train.ema_decay else None
+            self.models[name] = distribute(module, optimizer, config.parallel, self.context)
+        self.ema = EMA(self.models["model"].state, config.train.ema_decay) if config.train.ema_decay else None
         self._first_position = 0  # in the stream of samples, at step 0 as if every step had had this batch size
-        if checkpoint:
-            self._load(checkpoint)
-
-    @classmethod
-    def resume(cls, config: TrainingExperiment, task: Task, context: ParallelContext | None = None) -> "Trainer":
-        """A trainer that goes on from its run's newest checkpoint, or begins where there is none; writes nothing.
-
-        Raises `ValueError` where the run was trained with another model, vocabulary or image tokenizer.
-        """
-        run = Path(config.train.output)
-        found = checkpoints(run)
-        if not found:
-            return cls(config, task, context)
-        check_config(run, config)
-        check_frozen(run, task)
-        return cls(config, task, context, found[-1])
 
     def fit(self) -> bool:
         """Train to the last step; False if it was interrupted (and saved) before.
@@ -107,15 +87,15 @@ class Trainer:
         paddle.seed(self.config.train.seed + self.step + _SEEDS_APART * self.context.data_rank)
         self.schedule.step(self.step)
         losses = self._forward_backward(micro_batches)
-        for module in self.modules.values():
-            module.step()
+        for model in self.models.values():
+            model.step()
         if self.ema is not None:
             self.ema.update(self.step)
         self.step += 1
         return losses
 
     def _forward_backward(self, micro_batches: list[Any]) -> Losses:
-        model = self.modules["model"]
+        model = self.models["model"]
         if self.config.parallel.pp_degree > 1:  # the stages work on several micro-batches at once
             return model.forward_backward([batch.to_tensors() for batch in micro_batches], self.task.criterion)
         losses = []
@@ -127,7 +107,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Metrics of the averaged weights on the validation split."""
         with self._evaluating():
-            return self.task.validate(self.modules["model"], self.step)
+            return self.task.validate(self.models["model"], self.step)
 
     def preview(self) -> Preview:
         """Fixed samples by the averaged weights; nothing where no process has all of them."""
@@ -139,22 +119,32 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint, whole or not at all."""
         files = {}
-        for name, module in self.modules.items():
-            files[name] = module.model_shards()
-            files[f"optimizer-{name}"] = module.optimizer_shards()
+        for name, model in self.models.items():
+            files[name] = model.state.model_shards()
+            files[f"optimizer-{name}"] = model.state.optimizer_shards()
         if self.ema is not None:
             files["average"] = self.ema.shards()
         state = {"step": self.step, "samples": self._position(self.step)}
         save_checkpoint(self.run, state, files, self.config.train.keep_checkpoints, self.context)
 
-    def _load(self, checkpoint: Path) -> None:
-        """Everything but the modules' weights, which they have before they are distributed."""
-        for name, module in self.modules.items():
-            module.load(CheckpointReader(checkpoint, name), CheckpointReader(checkpoint, f"optimizer-{name}"))
+    def resume(self) -> None:
+        """Go on from the run's newest checkpoint, if it has one; writes nothing.
+
+        Raises `ValueError` where the run was trained with another model, vocabulary or image tokenizer.
+        """
+        found = checkpoints(self.run)
+        if not found:
+            return
+        check_config(self.run, self.config)
+        check_frozen(self.run, self.task)
+        newest = found[-1]
+        for name, model in self.models.items():
+            model.state.load_model(CheckpointReader(newest, name))
+            model.state.load_optimizer(CheckpointReader(newest, f"optimizer-{name}"))
         if self.ema is not None:
-            averaged = any(checkpoint.glob("average*.safetensors"))  # else the average starts from the weights as they are
-            self.ema.load(CheckpointReader(checkpoint, "average" if averaged else "model"))
-        state = checkpoint_state(checkpoint)
+            averaged = any(newest.glob("average*.safetensors"))  # else the average starts from the weights as they are
+            self.ema.load(CheckpointReader(newest, "average" if averaged else "model"))
+        state = checkpoint_state(newest)
         self.step = state["step"]
         self._first_position = state["samples"] - self.step * self.config.train.batch_size
 

@@ -16,20 +16,23 @@ from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
 from ppvilg.model.batch import Batch
 from ppvilg.model.config import vilg_config
-from ppvilg.model.init import init_weights
+from ppvilg.model.init import draw_weight, init_weights, set_weights
 from ppvilg.model.loss import ReconstructionWeights, vilg_accuracy, vilg_loss
 from ppvilg.model.vilg import Outputs, ViLG
 from ppvilg.pictures import labelled_grid, to_model
 from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer, pad_batch
-from ppvilg.train.fleet import DistributedModel, ParallelContext
+from ppvilg.train.context import ParallelContext
+from ppvilg.train.fleet import DistributedModel
 from ppvilg.train.image_tokens import image_tokens
 from ppvilg.train.logs import Preview
-from ppvilg.train.shards import named_parameters, set_weights
+from ppvilg.train.pipe import ViLGPipe
+from ppvilg.train.shards import named_parameters
 from ppvilg.train.task import Losses, Task
 from ppvilg.vqgan.folder import load_vqgan
 
 _PREVIEW_SAMPLES_PER_PROMPT = 3
 _NOISE = 1  # tells the generators of noise from those that draw captions
+_TEXT_TABLE = "embedding.text.weight"
 _PAD_TO = 4  # text lengths are rounded up to this, so that few shapes occur
 
 
@@ -44,7 +47,10 @@ class ViLGTask(Task):
         self.vqgan = load_vqgan(self.image_tokenizer)
         self.text_tokenizer = load_text_tokenizer(config.text)
         super().__init__(config)
-        self.model = ViLG(vilg_config(config), context.mp_group)
+        if context.pp_group is None:
+            self.model = ViLG(vilg_config(config), context.mp_group)
+        else:
+            self.model = ViLGPipe(vilg_config(config), context, config.parallel.recompute == "full")
         self.modules = {"model": self.model}
         self._init_weights()
         self.reconstruction = None
@@ -57,8 +63,7 @@ class ViLGTask(Task):
         size, cache = self.config.data.image_size, self.image_tokenizer / "tokens"
         version = checksum(weights_file(self.image_tokenizer))
         self.tokens, self.validation_tokens = (
-            image_tokens(source, self.vqgan, version, size, cache, self.context)
-            for source in (self.training, self.validation)
+            image_tokens(source, self.vqgan, version, size, cache, self.context) for source in (self.training, self.validation)
         )
 
     def batch(self, positions: range) -> Batch:
@@ -121,22 +126,21 @@ class ViLGTask(Task):
     def _init_weights(self) -> None:
         """Drawn from the seed; the reconstructor starts from the image tokenizer's decoder, the text table from ERNIE's."""
         config, parameters = self.config, named_parameters(self.model)
-        init_weights(parameters, config.train.seed, config.transformer.layers)
+        init_weights(parameters, config.train.seed, config.transformer.layers, self.context.mp_group)
         given = {}
         if config.transformer.reconstructor:
             decoder = self.vqgan.state_dict()
             names = [name for name in decoder if name.startswith(("decoder.", "post_quant_conv."))]
             given |= {f"head.reconstructor.{name}": decoder[name].numpy() for name in names}
         if config.text.embeddings:
-            name = "embedding.text.weight"
-            given[name] = text_table(ernie_embeddings(config.text.embeddings), config)
-        set_weights(parameters, given)
+            given[_TEXT_TABLE] = text_table(ernie_embeddings(config.text.embeddings), config)
+        set_weights(parameters, given, self.context.mp_group)
 
     def _generated(self, source: Source, chosen: list[int]) -> np.ndarray:
         prompts = [self._canonical(source, i) for i in chosen]
         each = _PREVIEW_SAMPLES_PER_PROMPT
         texts = [self._encode(prompt) for prompt in prompts]
-        decoders = ["codebook"] if self.model.reconstructor is None else ["codebook", "hidden"]
+        decoders = ["codebook"] if self.reconstruction is None else ["codebook", "hidden"]
         *_, output = generate_images(
             self.model,
             texts,
@@ -169,7 +173,7 @@ class ViLGTask(Task):
     def _batch(self, captions: list[str], source: Source, tokens: np.ndarray, chosen: list[int]) -> Batch:
         text, text_mask = pad_batch([self._encode(caption) for caption in captions], self.text_tokenizer.pad, _PAD_TO)
         batch = Batch.plain(text, text_mask, tokens[chosen].astype(np.int64))
-        if self.model.reconstructor is None:
+        if self.reconstruction is None:
             return batch
         return replace(batch, pixel_values=to_model(load_images(source, chosen, self.config.data.image_size)))
 
@@ -242,6 +246,6 @@ def text_table(embeddings: np.ndarray, config: ViLGExperiment) -> np.ndarray:
             f"text.embeddings: {config.text.embeddings} has {len(embeddings)} tokens, the text table {rows} rows: set "
             f"text.vocabulary_size={len(embeddings)}"
         )
-    table = np.random.default_rng(config.train.seed).normal(0, 0.02, [rows, width]).astype(np.float32)
+    table = draw_weight(_TEXT_TABLE, [rows, width], config.train.seed, config.transformer.layers)
     table[: len(embeddings)] = embeddings
     return table

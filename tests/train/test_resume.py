@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ppvilg.training.logs import Logs
+from ppvilg.train.logs import Logs
 from tests.helpers import losses, run_tool
 
 
