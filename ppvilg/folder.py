@@ -181,8 +181,8 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def merge(run: str | Path, folder: str | Path) -> Path:
-    """Make a model folder of a run's newest checkpoint, whatever number of processes wrote it: of the averaged weights, if it has
-    them. The run's config.yml stays beside config.json, since it names the data. Returns the checkpoint that was read.
+    """Make a model folder of the newest checkpoint of a run, whatever number of processes wrote it; the averaged weights, if it
+    has them. The run's config.yml stays beside config.json, since it names the data. Returns the checkpoint that was read.
 
     Raises `ValueError` where there is none, a file of it is missing, or the folder exists.
     """
