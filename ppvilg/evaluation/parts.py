@@ -19,7 +19,7 @@ from ppvilg.evaluation.extractor import Extractor, load_extractor
 from ppvilg.evaluation.likelihood import likelihood
 from ppvilg.evaluation.pairs import Chosen, Pair, choose_pairs, nearest_by_caption, others_of_the_styles
 from ppvilg.files import read_arrays, write_whole
-from ppvilg.generate.engine import ImageOutput, generate_images
+from ppvilg.generate.engine import ImageTokens, generate_images
 from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
 from ppvilg.model.vilg import ViLG
@@ -169,7 +169,7 @@ def _measured(evaluation: Evaluation, places: range) -> Arrays:
     captions = [evaluation.pairs[i].caption for i in places]
     wrong = [evaluation.pairs[evaluation.partner[i]].caption for i in places]
     real = real_pictures(evaluation, places)
-    tokens = ImageOutput(pipeline.encode_images(real))
+    tokens = ImageTokens(pipeline.encode_images(real))
     rebuilt = np.stack(decode_images(pipeline.model, pipeline.vqgan, tokens))
     error = np.mean((rebuilt.astype(np.float64) - real) ** 2, axis=(1, 2, 3))
     arrays: Arrays = {"captions": np.array(captions), "psnr": 10 * np.log10(255**2 / np.maximum(error, 1e-10))}

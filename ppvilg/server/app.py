@@ -87,7 +87,7 @@ def create_app(pipeline: ViLGPipeline, settings: Settings = Settings()) -> FastA
         size = pipeline.config.image_size
         scores(pipeline.dual_encoder, np.zeros((1, size, size, 3), np.uint8), [""])
     metrics = Metrics()
-    engine, forms, gate = Engine(pipeline, pipeline.dual_encoder, metrics, settings), Forms(pipeline, settings), Gate(settings)
+    engine, forms, gate = Engine(pipeline, metrics, settings), Forms(pipeline, settings), Gate(settings)
     service = paddle_serving.Service(engine, forms)
 
     @asynccontextmanager

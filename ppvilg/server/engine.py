@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ppvilg.dual_encoder import Scorer, scores
+from ppvilg.dual_encoder import scores
 from ppvilg.generate.engine import GenerationEngine, GenerationRequest, ImageTokens
 from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
@@ -134,8 +134,8 @@ class CaptionJob(_Job):
 class Engine:
     """Starts its thread; `close` ends it. All other methods are the asyncio side's."""
 
-    def __init__(self, pipeline: ViLGPipeline, scorer: Scorer | None, metrics: Metrics, settings: Settings):
-        self._pipeline, self._scorer, self._metrics = pipeline, scorer, metrics
+    def __init__(self, pipeline: ViLGPipeline, metrics: Metrics, settings: Settings):
+        self._pipeline, self._scorer, self._metrics = pipeline, pipeline.dual_encoder, metrics
         self._capacity, self._queue, self._deadline = settings.capacity, settings.queue, settings.deadline
         self._image_length = pipeline.config.transformer.image_length
         self._batch = self._new_batch()
