@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import paddle
-
+from ppvilg import ops
 from ppvilg.checkpoint import CheckpointReader, ShardedTensor
 from ppvilg.train.shards import OptimizerState
 
@@ -19,13 +18,10 @@ class EMA:
         self._state, self._decay = state, decay
         self.values = {name: weight.detach().clone() for name, weight in state.weights().items()}
 
-    @paddle.no_grad()
     def update(self, step: int) -> None:
         """Take up the weights as they are after a step."""
         share = 1 - min(self._decay, (1 + step) / (10 + step))
-        for name, weight in self._state.weights().items():
-            average = self.values[name]
-            average.subtract_((average - weight).scale_(share))
+        ops.lerp_(list(self.values.values()), list(self._state.weights().values()), share)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

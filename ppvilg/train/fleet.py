@@ -176,8 +176,8 @@ def distribute(model: nn.Layer, optimizer: paddle.optimizer.AdamW, parallel: Par
             dp_group=context.dp_group,
             offload=parallel.offload,
             segment_size=SEGMENT_SIZE,
-            # Stage 3 would gather weights ahead in the order of the first forward. Where the backward pass has another order, as
-            # with query, key and value, it then gathers what is no longer needed and computes the next step with it.
+            # Else stage 3 gathers weights ahead, in the order of the first forward. Where the backward pass has another order,
+            # as with query, key and value, it gathers what is no longer needed and computes the next step with it.
             sync_comm=True,
         )
     elif context.world_size > parallel.dp_degree:

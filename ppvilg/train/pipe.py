@@ -94,7 +94,8 @@ class ViLGPipe(PipelineLayer):
             loss_fn=losses,
         )
         self.config, self.losses = config, losses
-        self.batch_size: int | None = None  # of what the stages last sent each other
+        self.sent: tuple[int, bool] | None = None
+        """Of what the stages last sent each other: batch size, and whether it had gradients."""
         for table in _TIED if tied and not context.is_first_stage and self.shared_layers else ():
             # Fleet forgets this mark, without which the norm that gradients are clipped by counts the table twice.
             getattr(self.shared_layers[_SHARED], table).is_firstly_shared = False
@@ -174,9 +175,9 @@ def evaluate(pipeline: PipelineParallel, batches: Sequence[Batch], measure: Call
 
 def _start(pipeline: PipelineParallel, batches: Sequence[Batch], function: Callable[[Outputs, Batch], Losses]) -> _Losses:
     module = pipeline._layers
-    # Stages tell each other the shapes of what they send once.
-    if module.batch_size != len(batches[0].text):
-        module.batch_size = len(batches[0].text)
+    sent = len(batches[0].text), paddle.is_grad_enabled()
+    if module.sent != sent:  # Stages tell each other once what they send.
+        module.sent = sent
         pipeline._p2p_helper.clear_meta_cache()
     module.losses.function, module.losses.found = function, []
     return module.losses
