@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from ppvilg.errors import UserError
-from ppvilg.evaluation import efficientnet
-from ppvilg.evaluation.efficientnet import EfficientNetLite0, load_efficientnet, read_weights, weight_shapes
+from ppvilg.evaluation import efficientnet, legacy_torch
+from ppvilg.evaluation.efficientnet import EfficientNetLite0, load_efficientnet, read_weights
+from ppvilg.evaluation.feature_network import shapes
 
 
 def picture(height, width, seed=0):
@@ -19,6 +20,10 @@ def picture(height, width, seed=0):
     rng = np.random.default_rng(seed)
     smooth = cv2.resize(rng.uniform(0, 255, [5, 5, 3]), (width, height), interpolation=cv2.INTER_CUBIC)
     return np.clip(smooth + rng.normal(0, 10, smooth.shape), 0, 255).astype("uint8")
+
+
+def weight_shapes():
+    return shapes(efficientnet._Network())
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +50,7 @@ def test_parameters_are_as_many_as_published():
 
 
 def test_a_batch_gives_what_its_pictures_give(network, monkeypatch):
-    monkeypatch.setattr(efficientnet, "_BATCH", 2)
+    monkeypatch.setattr(EfficientNetLite0, "batch", 2)
     pictures = [picture(60, 90, 1), picture(224, 224, 2), picture(16, 16, 3)]
     features, logits = network(iter(pictures))
     assert (features.shape, features.dtype) == ((3, 1280), np.float32)
@@ -59,10 +64,10 @@ def test_a_batch_gives_what_its_pictures_give(network, monkeypatch):
     assert [found.shape for found in network([])] == [(0, 1280), (0, 1000)]
 
 
-def test_pictures_are_scaled_and_normalised():
+def test_pictures_are_scaled_and_normalised(network):
     black, white = np.zeros([7, 9, 3], "uint8"), np.full([300, 200, 3], 255, "uint8")
     red = picture(224, 224) * np.array([1, 0, 0], "uint8")
-    prepared = efficientnet._prepared([black, white, red])
+    prepared = np.stack([network.prepare(image) for image in (black, white, red)])
     assert (prepared.shape, prepared.dtype) == ((3, 3, 224, 224), np.float32)
     assert (prepared[0] == -127 / 128).all()
     assert (prepared[1] == 1).all()
@@ -107,7 +112,7 @@ def test_wrong_weights():
 
 def test_the_reader_runs_no_code():
     with pytest.raises(KeyError):
-        efficientnet._Unpickler(io.BytesIO(pickle.dumps(os.getcwd))).load()
+        legacy_torch._Unpickler(io.BytesIO(pickle.dumps(os.getcwd))).load()
 
 
 def test_a_photograph_is_recognised(weights_path):

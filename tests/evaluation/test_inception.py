@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 
 from ppvilg.errors import UserError
 from ppvilg.evaluation import inception
-from ppvilg.evaluation.inception import InceptionV3, convert_inception, load_inception, weight_shapes
+from ppvilg.evaluation.feature_network import shapes
+from ppvilg.evaluation.inception import InceptionV3, convert_inception, load_inception
 from tests.helpers import run_tool
 
 
@@ -20,6 +21,10 @@ def picture(height, width, seed=0):
     rng = np.random.default_rng(seed)
     smooth = cv2.resize(rng.uniform(0, 255, [5, 5, 3]), (width, height), interpolation=cv2.INTER_CUBIC)
     return np.clip(smooth + rng.normal(0, 10, smooth.shape), 0, 255).astype("uint8")
+
+
+def weight_shapes():
+    return shapes(inception._Network())
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,7 @@ def test_parameters_are_as_many_as_published():
 
 
 def test_a_batch_gives_what_its_pictures_give(network, monkeypatch):
-    monkeypatch.setattr(inception, "_BATCH", 2)
+    monkeypatch.setattr(InceptionV3, "batch", 2)
     pictures = [picture(60, 90, 1), picture(299, 299, 2), picture(16, 16, 3)]
     features, logits = network(iter(pictures))
     assert (features.shape, features.dtype) == ((3, 2048), np.float32)
@@ -61,16 +66,16 @@ def test_a_batch_gives_what_its_pictures_give(network, monkeypatch):
     assert [found.shape for found in network([])] == [(0, 2048), (0, 1008)]
 
 
-def test_pictures_are_scaled_and_normalised():
+def test_pictures_are_scaled_and_normalised(network):
     for value, expected in ((0, -1), (255, 1)):
-        prepared = inception._prepared(np.full([400, 7, 3], value, "uint8"))
-        assert prepared.shape == [1, 3, 299, 299]
-        np.testing.assert_allclose(prepared.numpy(), expected, atol=1e-6)
+        prepared = network.prepare(np.full([400, 7, 3], value, "uint8"))
+        assert prepared.shape == (3, 299, 299)
+        np.testing.assert_allclose(prepared, expected, atol=1e-6)
     # OpenCV's bilinear interpolation takes the same samples.
     for size in ((40, 60), (299, 299), (400, 350)):
         original = picture(*size).astype("float32")
         expected = cv2.resize(original, (299, 299), interpolation=cv2.INTER_LINEAR) / 127.5 - 1
-        found = inception._prepared(original.astype("uint8")).numpy()[0].transpose(1, 2, 0)
+        found = network.prepare(original.astype("uint8")).transpose(1, 2, 0)
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
