@@ -1,6 +1,6 @@
 """Serve a model over HTTP: an API, a page, and the forms of Paddle Serving and PaddleHub.
 
-python deploy/serve.py --model runs/vilg_emoji --matching runs/match_emoji
+python deploy/serve.py --model runs/vilg_emoji --dual-encoder runs/dual_encoder_emoji
 python deploy/serve.py --model export/vilg_emoji --host 0.0.0.0 --grpc-port 9998 --api-keys keys.txt
 """
 
@@ -34,8 +34,8 @@ def main() -> None:
         "--model", default="runs/vilg_emoji", help="folder of a transformer run or export (default: %(default)s)"
     )
     parser.add_argument(
-        "--matching",
-        help="what chooses among candidates and scores: a run of task match, or ernie_vil-2.0-base-zh (default: none)",
+        "--dual-encoder",
+        help="what chooses among candidates and scores: a dual encoder's run, or ernie_vil-2.0-base-zh (default: none)",
     )
     parser.add_argument(
         "--api-keys", metavar="FILE", help="file with an API key on each line; PPVILG_API_KEYS may hold more (default: no keys)"
@@ -55,7 +55,7 @@ def main() -> None:
     from ppvilg.server.app import create_app
     from ppvilg.server.run import serve
 
-    scorer = None if arguments.matching is None else load_scorer(arguments.matching)
+    scorer = None if arguments.dual_encoder is None else load_scorer(arguments.dual_encoder)
     serve(create_app(Pipeline.load(arguments.model), settings, scorer), settings)
 
 

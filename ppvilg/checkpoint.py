@@ -25,7 +25,7 @@ from paddle import nn
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from ppvilg.config import Config, ParallelConfig, load_config, save_config
+from ppvilg.config import TrainingExperiment, load_config, save_config
 from ppvilg.errors import UserError
 from ppvilg.parallel.topology import Axis, Topology
 
@@ -243,7 +243,8 @@ def merge(run: str | Path, output: str | Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_arrays(arrays, temporary / "model.safetensors")
-    alone = dataclasses.replace(load_config(run / "config.yml"), parallel=ParallelConfig())
+    config = load_config(run / "config.yml", kind=TrainingExperiment)
+    alone = dataclasses.replace(config, parallel=type(config.parallel)())
     save_config(alone, temporary / "config.yml")
     for part in ("tokenizer", "text"):
         if (run / part).is_dir():
@@ -252,12 +253,12 @@ def merge(run: str | Path, output: str | Path) -> Path:
     return found[-1]
 
 
-def model_config(folder: str | Path, task: str) -> Config:
+def model_config(folder: str | Path, task: str) -> TrainingExperiment:
     """The config of a model folder, which must be of the given task."""
     path = Path(folder) / "config.yml"
     if not path.is_file():
         raise UserError(f"there is no {path}: {folder} is not a run or model folder of this project")
-    config = load_config(path)
+    config = load_config(path, kind=TrainingExperiment)
     if config.task != task:
         raise UserError(f"{folder} holds a model of task `{config.task}`, but one of task `{task}` is needed here")
     return config

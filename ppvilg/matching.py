@@ -13,7 +13,7 @@ from paddle import nn
 from paddle.nn import functional as F
 
 from ppvilg import checkpoint
-from ppvilg.config import Config
+from ppvilg.config import DualEncoderExperiment
 from ppvilg.errors import UserError
 from ppvilg.export.folder import is_export, load_matching
 from ppvilg.export.model import ExportedMatching
@@ -52,9 +52,9 @@ def best_first(scorer: Scorer, pictures: list[np.ndarray], text: str) -> list[in
 class Matching(nn.Layer):
     """Two transformer encoders; the mean of each one's last states is projected to the common space."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: DualEncoderExperiment):
         super().__init__()
-        model, text = config.matching, config.text
+        model, text = config.dual_encoder, config.text
         self.patch_size = model.patch_size
         patches = (config.data.image_size // model.patch_size) ** 2
         self.patch_embedding = Linear(3 * model.patch_size**2, model.hidden)
@@ -154,18 +154,18 @@ class _EncoderLayer(nn.Layer):
 class MatchingModel:
     """A trained `Matching` with its tokenizer: a `Scorer`."""
 
-    def __init__(self, config: Config, model: Matching | ExportedMatching, text: TextTokenizer):
+    def __init__(self, config: DualEncoderExperiment, model: Matching | ExportedMatching, text: TextTokenizer):
         self.config, self.model, self.text = config, model, text
 
     @classmethod
     def load(cls, folder: str | Path) -> "MatchingModel":
-        """Read the newest checkpoint of a run of task `match`, or an exported one; raises `UserError` for a folder that is
-        neither, or damaged."""
+        """Read the newest checkpoint of a run of task `dual_encoder`, or an exported one; raises `UserError` for a folder that
+        is neither, or damaged."""
         folder = Path(folder)
         if is_export(folder):
             return cls(*load_matching(folder))
         weights = checkpoint.weights_file(folder)
-        config = checkpoint.model_config(folder, "match")
+        config = checkpoint.model_config(folder, "dual_encoder")
         text = saved_text_tokenizer(folder, config.text)
         model = Matching(config)
         checkpoint.load_weights(model, weights)

@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 
 from ppvilg import checkpoint
-from ppvilg.config import Config
+from ppvilg.config import ViLGExperiment
 from ppvilg.data.pictures import decode_picture
 from ppvilg.errors import UserError
 from ppvilg.export.folder import is_export, load_parts
@@ -37,7 +37,7 @@ Picture = np.ndarray | bytes
 class Pipeline:
     """A transformer with its image tokenizer and its text tokenizer."""
 
-    def __init__(self, config: Config, model: ViLG | ExportedViLG, vqgan: VQGAN | ExportedVQGAN, text: TextTokenizer):
+    def __init__(self, config: ViLGExperiment, model: ViLG | ExportedViLG, vqgan: VQGAN | ExportedVQGAN, text: TextTokenizer):
         self.config = config
         self.model = model
         self.vqgan = vqgan

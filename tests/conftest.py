@@ -45,10 +45,22 @@ def tiny_data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_configs(tiny_data, tmp_path_factory) -> Path:
-    """A folder with vqgan.yml, vilg.yml and vilg_e2e.yml for `tiny_data`; their runs go to its runs/."""
+    """A folder with vqgan.yml, vilg.yml and vilg_e2e.yml for `tiny_data`, whose runs go to its runs/, and their bases: base.yml
+    (data, training), tokens.yml (image tokenizer) and text.yml."""
     folder = tmp_path_factory.mktemp("tiny_configs")
     base = {
         "data": {"path": str(tiny_data), "image_size": 16, "validation_fraction": 0.25},
+        "train": {
+            "steps": 6,
+            "batch_size": 4,
+            "learning_rate": 0.003,
+            "warmup_steps": 2,
+            "log_every": 1,
+            "validate_every": 2,
+            "save_every": 2,
+        },
+    }
+    tokens = {
         "vqgan": {
             "channels": 8,
             "channel_multipliers": [1, 2],
@@ -58,27 +70,19 @@ def tiny_configs(tiny_data, tmp_path_factory) -> Path:
             "patch_size": 2,
             "codebook": {"size": 16, "dim": 4, "normalize": True, "revive_after": 2},
         },
-        "text": {"vocabulary": str(tiny_data / "vocab.txt"), "vocabulary_size": 40, "max_length": 12},
-        "train": {
-            "steps": 6,
-            "batch_size": 4,
-            "learning_rate": 0.003,
-            "warmup_steps": 2,
-            "log_every": 1,
-            "validate_every": 2,
-            "preview_every": 6,
-            "preview_samples": 2,
-            "save_every": 2,
-        },
+        "train": {"preview_every": 6, "preview_samples": 2},
     }
+    text = {"text": {"vocabulary": str(tiny_data / "vocab.txt"), "vocabulary_size": 40, "max_length": 12}}
     runs = folder / "runs"
-    vqgan = {"base": "base.yml", "task": "vqgan", "train": {"output": str(runs / "vqgan")}}
+    vqgan = {"base": ["base.yml", "tokens.yml"], "task": "vqgan", "train": {"output": str(runs / "vqgan")}}
     vqgan["vqgan"] = {"loss": {"adversarial": 0.5, "adversarial_start": 3, "discriminator_layers": 1}}
-    vilg = {"base": "base.yml", "task": "vilg", "transformer": {"layers": 2, "hidden": 16, "heads": 2, "dropout": 0.1}}
-    vilg["train"] = {"output": str(runs / "vilg"), "tokenizer": str(runs / "vqgan"), "accumulate": 2}
+    vilg = {"base": ["base.yml", "tokens.yml", "text.yml"], "task": "vilg"}
+    vilg["transformer"] = {"layers": 2, "hidden": 16, "heads": 2, "dropout": 0.1}
+    vilg["train"] = {"output": str(runs / "vilg"), "tokenizer": str(runs / "vqgan"), "gradient_accumulation_steps": 2}
     vilg["train"]["text_drop"] = 0.5
     e2e = {"base": "vilg.yml", "transformer": {"reconstructor": True}, "train": {"output": str(runs / "vilg_e2e")}}
-    for name, tree in (("base", base), ("vqgan", vqgan), ("vilg", vilg), ("vilg_e2e", e2e)):
+    trees = {"base": base, "tokens": tokens, "text": text, "vqgan": vqgan, "vilg": vilg, "vilg_e2e": e2e}
+    for name, tree in trees.items():
         (folder / f"{name}.yml").write_text(yaml.safe_dump(tree, allow_unicode=True), "utf-8")
     return folder
 

@@ -8,7 +8,17 @@ import paddle
 import pytest
 import yaml
 
-from ppvilg.config import Config, VQGANConfig, load_config, save_config
+from ppvilg.config import (
+    DualEncoderExperiment,
+    EvalDataConfig,
+    EvalExperiment,
+    TrainingExperiment,
+    ViLGExperiment,
+    VQGANConfig,
+    VQGANExperiment,
+    load_config,
+    save_config,
+)
 from ppvilg.errors import UserError
 from ppvilg.transformer.model import ViLG
 from ppvilg.vqgan.model import VQGAN
@@ -22,13 +32,15 @@ def write(folder: Path, name: str, **tree) -> Path:
     return path
 
 
-def test_defaults_and_round_trip(tmp_path):
-    config = load_config(write(tmp_path, "a.yml", task="vilg"))
-    assert config == Config(task="vilg")
+@pytest.mark.parametrize("kind", [VQGANExperiment, ViLGExperiment, DualEncoderExperiment, EvalExperiment])
+def test_defaults_and_round_trip(tmp_path, kind):
+    needed = {"model": "runs/x"} if kind is EvalExperiment else {}
+    config = load_config(write(tmp_path, "a.yml", task=kind.task, **needed))
+    assert config == kind(**needed)
     save_config(config, tmp_path / "saved.yml")
-    assert load_config(tmp_path / "saved.yml") == config
+    assert load_config(tmp_path / "saved.yml", kind=kind) == config
     saved = yaml.safe_load((tmp_path / "saved.yml").read_text("utf-8"))
-    assert saved.keys() == {field.name for field in dataclasses.fields(Config)}
+    assert saved.keys() == {field.name for field in dataclasses.fields(kind)}
 
 
 def test_inheritance_and_overrides(tmp_path):
@@ -39,6 +51,89 @@ def test_inheritance_and_overrides(tmp_path):
     assert (config.train.steps, config.train.seed, config.train.learning_rate) == (5000, 8, 0.5)
     assert config.data.keep == {"concept": ["b"]}, "a mapping of the user's replaces its base's"
     assert config.text.vocabulary == "x.txt"
+
+
+def test_several_bases_are_merged_in_their_order(tmp_path):
+    write(tmp_path, "a.yml", train={"steps": 5000, "seed": 7}, text={"max_length": "long"})
+    write(tmp_path, "b.yml", train={"seed": 8})
+    child = write(tmp_path, "c.yml", base=["a.yml", "b.yml"], task="vilg")
+    config = load_config(child, ["text.max_length=9"])
+    assert (config.train.steps, config.train.seed) == (5000, 8)
+    with pytest.raises(UserError, match=r"a\.yml: text\.max_length"):
+        load_config(child)
+
+
+@pytest.mark.parametrize(
+    ("task", "key"),
+    [
+        *(("vqgan", key) for key in ("text.max_length", "transformer.layers", "data.languages", "train.text_drop")),
+        *(("vqgan", f"parallel.{key}") for key in ("mp_degree", "pp_degree", "sharding_stage", "recompute", "precision")),
+        *(("dual_encoder", key) for key in ("vqgan.channels", "train.tokenizer", "train.preview_every", "text.embeddings")),
+        *(("dual_encoder", f"parallel.{key}") for key in ("mp_degree", "offload", "sequence_parallel")),
+        *(("vilg", key) for key in ("dual_encoder.hidden", "model", "best_of")),
+        *(("eval", key) for key in ("train.steps", "parallel.dp_degree", "data.image_size", "data.workers")),
+    ],
+)
+def test_keys_that_do_nothing_for_a_task_cannot_be_written(tmp_path, task, key):
+    path = write(tmp_path, "a.yml", task=task, **({"model": "runs/x"} if task == "eval" else {}))
+    with pytest.raises(UserError, match="unknown key"):
+        load_config(path, [f"{key}=1"])
+
+
+@pytest.mark.parametrize(("tree", "said"), [({}, "`task` is missing"), ({"task": "match"}, "'match'"), ({"task": []}, "task")])
+def test_the_task_has_to_be_known(tmp_path, tree, said):
+    with pytest.raises(UserError, match="expected vqgan or vilg or dual_encoder or eval") as caught:
+        load_config(write(tmp_path, "a.yml", **tree))
+    assert said in str(caught.value)
+
+
+def test_a_config_of_another_kind_is_refused(tmp_path):
+    path = write(tmp_path, "a.yml", task="eval", model="runs/x")
+    with pytest.raises(UserError, match=r"'eval' does not fit: expected vqgan or vilg or dual_encoder$"):
+        load_config(path, kind=TrainingExperiment)
+    with pytest.raises(UserError, match=r"expected eval$"):
+        load_config(write(tmp_path, "b.yml", task="vilg"), kind=EvalExperiment)
+
+
+LAYOUTS = [
+    ({"sharding_degree": 2, "sharding_stage": 2, "pp_degree": 2}, "set sharding_stage: 1, or pp_degree: 1"),
+    ({"sharding_degree": 2, "sharding_stage": 3, "pp_degree": 2}, "set sharding_stage: 1, or pp_degree: 1"),
+    ({"sharding_degree": 2, "sharding_stage": 3, "mp_degree": 2}, "set sharding_stage: 2, or mp_degree: 1"),
+    ({"sharding_stage": 2}, "expected 1 with sharding_degree: 1"),
+    ({"offload": True}, "sharding_stage: 2 and a sharding_degree of at least 2"),
+    ({"sharding_degree": 2, "offload": True}, "sharding_stage: 2 and a sharding_degree of at least 2"),
+    ({"dp_degree": 2, "sharding_degree": 4, "sharding_stage": 2, "offload": True}, "dp_degree: 1 and sharding_degree: 8"),
+    ({"sequence_parallel": True}, "with mp_degree: 1"),
+    ({"mp_degree": 3}, "divisor of transformer.heads = 16"),
+    ({"pp_degree": 25}, "at most transformer.layers = 24"),
+    ({"dp_degree": 3}, "multiple of gradient_accumulation_steps x dp_degree x sharding_degree = 3"),
+    ({"dp_degree": 2, "sharding_degree": 2, "sharding_stage": 3}, None),
+    ({"sharding_degree": 2, "mp_degree": 2, "sharding_stage": 2, "sequence_parallel": True}, None),
+    ({"sharding_degree": 2, "mp_degree": 2, "pp_degree": 2, "dp_degree": 2, "recompute": "full"}, None),
+    ({"sharding_degree": 2, "sharding_stage": 3, "offload": True}, None),
+]
+
+
+@pytest.mark.parametrize(("layout", "said"), LAYOUTS)
+def test_layouts_that_fleet_cannot_combine(tmp_path, layout, said):
+    path = write(tmp_path, "a.yml", task="vilg", parallel=layout)
+    if said is None:
+        parallel = load_config(path).parallel
+        assert parallel.world_size == parallel.data_world_size * parallel.mp_degree * parallel.pp_degree
+    else:
+        with pytest.raises(UserError) as caught:
+            load_config(path)
+        assert said in str(caught.value)
+
+
+def test_data_of_an_evaluation_is_that_of_the_training_unless_it_is_given(tmp_path):
+    data = {"path": "x", "keep": {"style": ["a"]}, "languages": {"zh": 1.0}, "validation_fraction": 0.25, "image_size": 32}
+    trained = load_config(write(tmp_path, "a.yml", task="vilg", data=data, train={"seed": 3}))
+    path = write(tmp_path, "b.yml", task="eval", model="runs/x")
+    found = load_config(path, kind=EvalExperiment).with_data_of(trained).data
+    assert found == EvalDataConfig("x", None, 0.25, 3, {"style": ["a"]}, {"zh": 1.0})
+    own = load_config(path, ["data.path=y"], EvalExperiment)
+    assert own.with_data_of(trained) == own
 
 
 @pytest.mark.parametrize(
@@ -53,13 +148,13 @@ def test_inheritance_and_overrides(tmp_path):
         ("vqgan.codebook.learning=magic", ["vqgan.codebook.learning", "'magic'", "'ema'"]),
         ("transformer.heads=5", ["transformer.heads", "5", "divisor of transformer.hidden"]),
         ("data.image_size=100", ["data.image_size", "100", "multiple of f"]),
-        ("train.accumulate=5", ["train.accumulate", "5", "divisor of train.batch_size"]),
+        ("train.gradient_accumulation_steps=5", ["train.gradient_accumulation_steps", "5", "divisor of train.batch_size"]),
         ("train.warmup_steps=200000", ["train.warmup_steps", "fewer than train.steps"]),
         ("vqgan.loss.perceptual=1.0", ["vqgan.loss.perceptual", "perceptual_weights"]),
         ("text.styles={flat: {zh: 扁平}}", ["text.styles.flat.zh", "'扁平'", "one {}"]),
-        ("text.max_length=2", ["text.max_length", "at least 3"]),
+        ("text.max_length=2", ["text.max_length", "2", "greater than or equal to 3"]),
         ("transformer.attention.plan=[row,diagonal]", ["transformer.attention.plan.1", "'diagonal'", "'convolution'"]),
-        ("transformer.attention.plan=[]", ["transformer.attention.plan", "at least one kind"]),
+        ("transformer.attention.plan=[]", ["transformer.attention.plan", "at least 1 item"]),
         ("transformer.attention.kernel=4", ["transformer.attention.kernel", "4", "odd"]),
         ("transformer.attention.kernle=3", ["transformer.attention.kernle", "did you mean `kernel`"]),
         ("train.steps", ["section.key=value"]),

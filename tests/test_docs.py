@@ -35,7 +35,7 @@ def run(words: list[str], folder: Path) -> None:
         if "data.path=my_pictures" in words:
             words += ["-o", "data.validation_fraction=0.25"]  # of 24 pictures
     if words[0] == "tools/eval.py" and "--split" in words:
-        words = [*words, *(word for value in LESS for word in ("-o", f"eval.{value}"))]
+        words = [*words, *(word for value in LESS for word in ("-o", value))]
     if words[0] == "deploy/serve.py":
         serve(words, folder)
         return
@@ -96,7 +96,7 @@ def test_commands_of_documents_run(document, workspace):
             shutil.copytree(workspace / "my_pictures", workspace / name)
         other = workspace / "runs" / "vilg_emoji_e2e" / "eval" / "unseen_style"
         shutil.copytree(workspace / "runs" / "vilg_emoji" / "eval" / "unseen_style", other)
-        shutil.rmtree(workspace / "runs" / "match_emoji")
+        shutil.rmtree(workspace / "runs" / "dual_encoder_emoji")
         shutil.rmtree(workspace / "runs" / "vilg_emoji" / "eval")
     if document == "docs/deploy.md":
         shutil.rmtree(workspace / "export")

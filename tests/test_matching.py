@@ -5,16 +5,15 @@ import paddle
 import pytest
 import yaml
 
-from ppvilg.config import Config, DataConfig, MatchingConfig, TextConfig
+from ppvilg.config import DataConfig, DualEncoderConfig, DualEncoderExperiment, TextTokenizerConfig
 from ppvilg.errors import UserError
 from ppvilg.matching import Matching, MatchingModel, best_first, load_scorer, scores
 from tests.helpers import run_tool
 
-CONFIG = Config(
-    task="match",
+CONFIG = DualEncoderExperiment(
     data=DataConfig(image_size=16),
-    text=TextConfig(vocabulary_size=20, max_length=6),
-    matching=MatchingConfig(hidden=16, heads=2, image_layers=1, text_layers=1, embedding=8),
+    text=TextTokenizerConfig(vocabulary_size=20, max_length=6),
+    dual_encoder=DualEncoderConfig(hidden=16, heads=2, image_layers=1, text_layers=1, embedding=8),
 )
 
 
@@ -93,14 +92,18 @@ def test_ranking_and_scores():
 
 @pytest.fixture(scope="module")
 def trained(tiny_configs):
-    """A run of task match on the tiny data, by the tool."""
-    tree = {"base": "base.yml", "task": "match", "train": {"output": str(tiny_configs / "runs" / "match"), "batch_size": 6}}
-    tree["matching"] = {"hidden": 32, "heads": 2, "image_layers": 2, "text_layers": 1, "patch_size": 4, "embedding": 16}
+    """A run of task dual_encoder on the tiny data, by the tool."""
+    tree = {
+        "base": ["base.yml", "text.yml"],
+        "task": "dual_encoder",
+        "train": {"output": str(tiny_configs / "runs" / "dual_encoder"), "batch_size": 6},
+    }
+    tree["dual_encoder"] = {"hidden": 32, "heads": 2, "image_layers": 2, "text_layers": 1, "patch_size": 4, "embedding": 16}
     tree["train"] |= {"steps": 120, "learning_rate": 0.003, "validate_every": 120, "save_every": 120}
-    (tiny_configs / "match.yml").write_text(yaml.safe_dump(tree), "utf-8")
-    done = run_tool("train", "-c", tiny_configs / "match.yml")
+    (tiny_configs / "dual_encoder.yml").write_text(yaml.safe_dump(tree), "utf-8")
+    done = run_tool("train", "-c", tiny_configs / "dual_encoder.yml")
     assert done.returncode == 0, done.stderr
-    return tiny_configs / "runs" / "match"
+    return tiny_configs / "runs" / "dual_encoder"
 
 
 def test_a_trained_model_tells_colours(trained):
@@ -124,7 +127,7 @@ def test_best_of_by_the_tool(trained, tiny_runs, tmp_path):
         "t2i",
         "--model",
         tiny_runs / "vilg",
-        "--matching",
+        "--dual-encoder",
         trained,
         "--text",
         "红色方块",
@@ -137,7 +140,7 @@ def test_best_of_by_the_tool(trained, tiny_runs, tmp_path):
     refused = run_tool("infer", *arguments, "--best-of", 1, "--samples", 2)
     assert refused.returncode == 2
     assert "the best of 1 candidates cannot be 2" in refused.stderr
-    missing = run_tool("infer", *arguments[:-2], "--best-of", 4, "--matching", tmp_path / "no")
+    missing = run_tool("infer", *arguments[:-2], "--best-of", 4, "--dual-encoder", tmp_path / "no")
     assert missing.returncode == 2
     assert "there is no folder" in missing.stderr
 

@@ -6,7 +6,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppvilg.config import Config, TextConfig, TransformerConfig
+from ppvilg.config import TextConfig, TransformerConfig, ViLGExperiment
 from ppvilg.errors import UserError
 from ppvilg.text import (
     ErnieText,
@@ -146,8 +146,7 @@ def test_starting_from_ernies_embeddings(tmp_path):
     }
     ErnieModel(ErnieConfig(**settings)).save_pretrained(str(tmp_path))
     embeddings = ernie_embeddings(str(tmp_path))
-    config = Config(
-        task="vilg",
+    config = ViLGExperiment(
         text=TextConfig(vocabulary_size=40, embeddings=str(tmp_path), embedding_width=8),
         transformer=TransformerConfig(layers=1, hidden=16, heads=2),
     )
@@ -158,7 +157,7 @@ def test_starting_from_ernies_embeddings(tmp_path):
     np.testing.assert_array_equal(model.text_embedding.weight.numpy()[30:], tail)
     with pytest.raises(UserError, match=r"text\.embedding_width=8"):
         start_from(
-            ViLG(Config(task="vilg", text=config.text.__class__(vocabulary_size=40), transformer=config.transformer)),
+            ViLG(ViLGExperiment(text=config.text.__class__(vocabulary_size=40), transformer=config.transformer)),
             embeddings,
             config,
         )

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from ppvilg.cli import run
-from ppvilg.config import load_config
+from ppvilg.config import ViLGExperiment, load_config
 
 
 def main() -> int:
@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("ablation"), help="folder for table and grid")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    configs = [load_config(path, arguments.override) for path in (arguments.two_stage, arguments.end_to_end)]
+    configs = [load_config(path, arguments.override, ViLGExperiment) for path in (arguments.two_stage, arguments.end_to_end)]
 
     from ppvilg.evaluation.efficientnet import load_efficientnet
 

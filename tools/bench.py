@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from ppvilg.cli import run
-from ppvilg.config import load_config
+from ppvilg.config import ImageTokensExperiment, ViLGExperiment, load_config
 from ppvilg.errors import UserError
 
 
@@ -78,7 +78,7 @@ def attention_table(arguments: argparse.Namespace) -> None:
 
 def train_table(arguments: argparse.Namespace) -> None:
     """Steps of the config's task."""
-    config = load_config(arguments.config, arguments.override)
+    config = load_config(arguments.config, arguments.override, ImageTokensExperiment)
     from ppvilg.benchmark import training
     from ppvilg.benchmark.timing import interleaved, table
     from ppvilg.training import build_task
@@ -87,7 +87,7 @@ def train_table(arguments: argparse.Namespace) -> None:
         if arguments.vs:
             raise UserError("--vs compares transformers: leave it out for an image tokenizer")
         task = build_task(config)
-        batches = [task.batch(0, part) for part in range(config.train.accumulate)]
+        batches = [task.batch(0, part) for part in range(config.train.gradient_accumulation_steps)]
         runs = {config.task: training.step_of(task, config, batches)}
         print(table(interleaved(runs, arguments.repetitions, config.train.batch_size, "pictures")))
         return
@@ -99,7 +99,7 @@ def train_table(arguments: argparse.Namespace) -> None:
 
 def generate_table(arguments: argparse.Namespace) -> None:
     """Tokens, time per step, caches."""
-    config = load_config(arguments.config, arguments.override)
+    config = load_config(arguments.config, arguments.override, ViLGExperiment)
     from ppvilg.benchmark.generation import time_generation
     from ppvilg.benchmark.timing import table
 
@@ -120,7 +120,7 @@ def serve_table(arguments: argparse.Namespace) -> None:
 
 def export_table(arguments: argparse.Namespace) -> None:
     """Pictures and tokens, time per step, time and memory from a process's start to its first picture."""
-    config = load_config(arguments.config, arguments.override)
+    config = load_config(arguments.config, arguments.override, ViLGExperiment)
     from ppvilg.benchmark.export import Engines, start_line
     from ppvilg.benchmark.timing import table
 
@@ -135,7 +135,7 @@ def export_table(arguments: argparse.Namespace) -> None:
 
 def profile_table(arguments: argparse.Namespace) -> None:
     """Operators, by time."""
-    config = load_config(arguments.config, arguments.override)
+    config = load_config(arguments.config, arguments.override, ViLGExperiment)
     from ppvilg.benchmark.profile import print_profile
 
     print_profile(config, arguments.repetitions)

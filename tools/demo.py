@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from ppvilg.cli import run
-from ppvilg.config import Config, load_config
+from ppvilg.config import ViLGExperiment, VQGANExperiment, load_config
 from ppvilg.errors import UserError
 
 
@@ -20,9 +20,9 @@ def main() -> int:
     parser.add_argument("--config", default="configs/vilg_emoji.yml")
     arguments = parser.parse_args()
     tokenizer_run, run_folder = arguments.runs / "vqgan_emoji", arguments.runs / "vilg_emoji"
-    tokenizer = load_config(arguments.tokenizer_config, [f"train.output={tokenizer_run}"])
+    tokenizer = load_config(arguments.tokenizer_config, [f"train.output={tokenizer_run}"], VQGANExperiment)
     overrides = [f"train.output={run_folder}", f"train.tokenizer={tokenizer_run}"]
-    transformer = load_config(arguments.config, overrides)
+    transformer = load_config(arguments.config, overrides, ViLGExperiment)
 
     from ppvilg import training
 
@@ -63,7 +63,7 @@ def draw(run_folder: Path, prompts: Path, output: Path) -> None:
     save_png(labelled_grid(list(zip(made, texts, strict=True)), columns=4), output / "grid.png")
 
 
-def describe(config: Config, run_folder: Path, output: Path) -> None:
+def describe(config: ViLGExperiment, run_folder: Path, output: Path) -> None:
     """captions.png and captions.txt: 24 pictures that were not trained on, with the caption the model writes."""
     from ppvilg.data.loader import canonical_caption
     from ppvilg.pictures import labelled_grid, save_png

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from ppvilg.cli import run
-from ppvilg.config import load_config
+from ppvilg.config import EvalExperiment, load_config
 from ppvilg.errors import UserError
 
 
@@ -32,16 +32,16 @@ def main() -> None:
 def evaluate(words: list[str]) -> None:
     """A model on a split."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-c", "--config", required=True, help="a YAML file; train.output names the run that is evaluated")
+    parser.add_argument("-c", "--config", required=True, help="a YAML file of task eval, e.g. configs/eval_emoji.yml")
     parser.add_argument("--split", required=True, help="of the data, e.g. validation")
-    parser.add_argument("--output", type=Path, help="folder of the report (default: eval/SPLIT in the run)")
-    parser.add_argument("-o", "--override", action="append", default=[], metavar="section.key=value", help="repeatable")
+    parser.add_argument("--output", type=Path, help="folder of the report (default: eval/SPLIT in the model's)")
+    parser.add_argument("-o", "--override", action="append", default=[], metavar="key=value", help="repeatable")
     arguments = parser.parse_args(words)
-    config = load_config(arguments.config, arguments.override)
+    config = load_config(arguments.config, arguments.override, EvalExperiment)
 
     from ppvilg.evaluation import report
 
-    output = arguments.output or Path(config.train.output) / "eval" / arguments.split
+    output = arguments.output or Path(config.model) / "eval" / arguments.split
     rank, processes = (int(os.environ.get(f"PADDLE_{name}", first)) for name, first in (("TRAINER_ID", 0), ("TRAINERS_NUM", 1)))
     if report.evaluate(config, arguments.split, output, rank, processes):
         print(report.as_text(report.read_report(output)))

@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1, help="pictures or captions for each input")
     parser.add_argument("--best-of", type=int, metavar="N", help="draw N pictures for each text and keep the best (t2i)")
     parser.add_argument(
-        "--matching", default="runs/match_emoji", help="what says which are best: a run of task match, or ernie_vil-2.0-base-zh"
+        "--dual-encoder",
+        default="runs/dual_encoder_emoji",
+        help="what says which are best: a dual encoder's run, or ernie_vil-2.0-base-zh",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, help="default: 1 for pictures, 0 (greedy) for captions")
@@ -69,7 +71,7 @@ def text_to_image(arguments: argparse.Namespace) -> None:
     else:
         from ppvilg.matching import load_scorer
 
-        made = model.generate_best(prompts, load_scorer(arguments.matching), arguments.best_of, *options)
+        made = model.generate_best(prompts, load_scorer(arguments.dual_encoder), arguments.best_of, *options)
     save_pictures(arguments, list(zip(made, prompts, strict=True)))
 
 

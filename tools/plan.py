@@ -9,7 +9,7 @@ defaults are nominal ones of A100 machines, which nobody has measured with this 
 import argparse
 
 from ppvilg.cli import run
-from ppvilg.config import load_config
+from ppvilg.config import ViLGExperiment, load_config
 from ppvilg.errors import UserError
 
 
@@ -52,7 +52,7 @@ def main() -> None:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give more than 0")
     if arguments.mfu > 1:
         raise UserError(f"--mfu is {arguments.mfu}: give a share of the peak, at most 1")
-    config = load_config(arguments.config, arguments.override)
+    config = load_config(arguments.config, arguments.override, ViLGExperiment)
 
     from ppvilg.parallel.plan import Cluster
     from ppvilg.parallel.plan_table import report

@@ -1,9 +1,9 @@
-"""Train an image tokenizer or a transformer: python tools/train.py -c configs/vilg_emoji.yml."""
+"""Train an image tokenizer, a transformer or a dual encoder: python tools/train.py -c configs/vilg_emoji.yml."""
 
 import argparse
 
 from ppvilg.cli import run
-from ppvilg.config import load_config
+from ppvilg.config import TrainingExperiment, load_config
 
 
 def main() -> int:
@@ -13,7 +13,7 @@ def main() -> int:
     parser.add_argument("-o", "--override", action="append", default=[], metavar="section.key=value", help="repeatable")
     parser.add_argument("--resume", action="store_true", help="continue the run in train.output from its last checkpoint")
     arguments = parser.parse_args()
-    config = load_config(arguments.config, arguments.override)
+    config = load_config(arguments.config, arguments.override, TrainingExperiment)
 
     from ppvilg.training import start
 

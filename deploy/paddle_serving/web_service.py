@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--model", default="runs/vilg_emoji", help="folder of a transformer run or export (default: %(default)s)"
     )
-    parser.add_argument("--matching", help="a run of task match, to choose among candidates and to score (default: none)")
+    parser.add_argument("--dual-encoder", help="a dual encoder's run, to choose among candidates and to score (default: none)")
     parser.add_argument(
         "--config", default=str(HERE / "config.yml"), help="Paddle Serving's configuration (default: %(default)s)"
     )
@@ -27,7 +27,7 @@ def main() -> None:
     # Paddle Serving's messages were generated for an older protobuf, which today's only reads in pure Python.
     os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
     sys.path.insert(0, str(HERE / "shim"))
-    serve(arguments.model, arguments.matching, arguments.config)
+    serve(arguments.model, arguments.dual_encoder, arguments.config)
 
 
 def serve(model: str, matching: str | None, config: str) -> None:

@@ -13,7 +13,7 @@ from paddle.inference import Config as Engine
 from ppvilg.benchmark.generation import Generation, NoText
 from ppvilg.benchmark.onnx_engine import OnnxViLG
 from ppvilg.benchmark.timing import Timing, interleaved
-from ppvilg.config import Config
+from ppvilg.config import ViLGExperiment
 from ppvilg.export.model import ExportedViLG
 from ppvilg.export.programs import Programs
 from ppvilg.export.tracing import weights_of
@@ -32,7 +32,7 @@ class Engines:
     prompt: list[int]
 
     @classmethod
-    def of(cls, config: Config, folder: Path, names: list[str]) -> "Engines":
+    def of(cls, config: ViLGExperiment, folder: Path, names: list[str]) -> "Engines":
         """Export to a folder; the prompt has the longest length."""
         model = ViLG(config)
         model.eval()

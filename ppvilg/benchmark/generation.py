@@ -9,7 +9,7 @@ import paddle
 
 from ppvilg.benchmark.timing import Timing, interleaved, quartiles
 from ppvilg.benchmark.training import dense
-from ppvilg.config import Config
+from ppvilg.config import ViLGExperiment
 from ppvilg.generate.decoding import write_images
 from ppvilg.generate.sampling import Sampling
 from ppvilg.transformer.decoder import Decoder
@@ -58,7 +58,7 @@ class Generation:
         )
 
 
-def time_generation(config: Config, batch: int, versus: list[str], repetitions: int) -> tuple[list[Timing], list[str]]:
+def time_generation(config: ViLGExperiment, batch: int, versus: list[str], repetitions: int) -> tuple[list[Timing], list[str]]:
     """Image tokens of `batch` candidates of one prompt of the longest length; `versus` may name dense and artist, which then
     come first. Returns the timings and a line about each model's steps and caches."""
     prompt = np.random.default_rng(0).integers(5, config.text.vocabulary_size, config.text.max_length).tolist()
@@ -77,7 +77,7 @@ def time_generation(config: Config, batch: int, versus: list[str], repetitions: 
     return timings, [run.steps_line(name) for name, run in runs.items() if isinstance(run, Generation)]
 
 
-def _model(config: Config) -> ViLG:
+def _model(config: ViLGExperiment) -> ViLG:
     model = ViLG(config)
     model.eval()
     return model

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from ppvilg.config import Config
+from ppvilg.config import ViLGExperiment
 from ppvilg.errors import UserError
 from ppvilg.export.model import ExportedViLG
 from ppvilg.export.programs import SUFFIX, Programs
@@ -22,7 +22,7 @@ class OnnxViLG(ExportedViLG):
     products are rounded to 8 bits when the model is made, their inputs at each step.
     """
 
-    def __init__(self, config: Config, folder: Path, weights: dict[str, paddle.Tensor], int8: bool = False):
+    def __init__(self, config: ViLGExperiment, folder: Path, weights: dict[str, paddle.Tensor], int8: bool = False):
         super().__init__(config, Programs(folder, weights))
         self._session, self._written = _session(folder / f"{Direction.TEXT_TO_IMAGE.value}_target{SUFFIX}", weights, int8)
         self._inputs = {given.name for given in self._session.get_inputs()}

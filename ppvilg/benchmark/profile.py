@@ -3,12 +3,13 @@
 from paddle import profiler
 
 from ppvilg.benchmark.training import RandomPairs, random_pairs, step_of
-from ppvilg.config import Config
+from ppvilg.config import ViLGExperiment
 
 
-def print_profile(config: Config, steps: int) -> None:
+def print_profile(config: ViLGExperiment, steps: int) -> None:
     """Run some training steps on random pairs under paddle's profiler and print its table of operators."""
-    batches = [random_pairs(config, config.train.batch_size // config.train.accumulate)] * config.train.accumulate
+    parts = config.train.gradient_accumulation_steps
+    batches = [random_pairs(config, config.train.batch_size // parts)] * parts
     step = step_of(RandomPairs(config), config, batches)
     step()  # allocates
     # Without a handler of its own the profiler writes traces into the working directory.

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from ppvilg.benchmark.timing import Timing, allocated, interleaved
-from ppvilg.config import AttentionConfig, Config
+from ppvilg.config import AttentionConfig, ViLGExperiment
 from ppvilg.errors import UserError
 from ppvilg.parallel.topology import Topology
 from ppvilg.training.loop import Scalars, Task, run_step
@@ -21,7 +21,7 @@ DENSE = AttentionConfig(plan=["dense"], last=None)
 class RandomPairs:
     """Stands for the transformer's task, with random tokens instead of data."""
 
-    def __init__(self, config: Config, topology: Topology | None = None):
+    def __init__(self, config: ViLGExperiment, topology: Topology | None = None):
         self.config = config
         self.model = ViLG(config, topology)
         self.modules = {"model": self.model}
@@ -31,7 +31,7 @@ class RandomPairs:
         return pairs_gradients(self.model, self.config, batches, scale)
 
 
-def random_pairs(config: Config, count: int) -> Pairs:
+def random_pairs(config: ViLGExperiment, count: int) -> Pairs:
     """Pairs with texts of the longest length, random tokens and pictures."""
     random = np.random.default_rng(0)
     text = random.integers(5, config.text.vocabulary_size, [count, config.text.max_length])
@@ -43,12 +43,12 @@ def random_pairs(config: Config, count: int) -> Pairs:
     return replace(pairs, pictures=random.uniform(-1, 1, [count, 3, size, size]).astype(np.float32))
 
 
-def dense(config: Config) -> Config:
+def dense(config: ViLGExperiment) -> ViLGExperiment:
     """The same with every layer dense."""
     return replace(config, transformer=replace(config.transformer, attention=DENSE))
 
 
-def step_of(task: Task, config: Config, batches: list, topology: Topology | None = None) -> Callable[[], None]:
+def step_of(task: Task, config: ViLGExperiment, batches: list, topology: Topology | None = None) -> Callable[[], None]:
     """One training step: losses and gradients of all micro-batches, clipping, AdamW, moving average."""
     optimizers = {name: Optimizer(module, config.train, config.parallel, topology) for name, module in task.modules.items()}
     average = WeightAverage(optimizers["model"], config.train.ema_decay) if config.train.ema_decay else None
@@ -61,7 +61,7 @@ def step_of(task: Task, config: Config, batches: list, topology: Topology | None
     return step
 
 
-def torch_step_of(model: ViLG, config: Config, batches: list[Pairs]) -> Callable[[], float]:
+def torch_step_of(model: ViLG, config: ViLGExperiment, batches: list[Pairs]) -> Callable[[], float]:
     """The same step by the same model in PyTorch, starting from the same weights."""
     try:
         import torch
@@ -81,9 +81,9 @@ def torch_step_of(model: ViLG, config: Config, batches: list[Pairs]) -> Callable
     return lambda: step(tensors, patterns)
 
 
-def time_transformer(config: Config, versus: list[str], repetitions: int) -> list[Timing]:
+def time_transformer(config: ViLGExperiment, versus: list[str], repetitions: int) -> list[Timing]:
     """Training steps of a transformer config on random pairs; `versus` may name dense and torch, which then come first."""
-    batches = [random_pairs(config, config.micro_batch)] * config.train.accumulate
+    batches = [random_pairs(config, config.micro_batch)] * config.train.gradient_accumulation_steps
     runs: dict[str, Callable[[], object]] = {}
     task = RandomPairs(config)
     for peer in versus:
@@ -95,7 +95,7 @@ def time_transformer(config: Config, versus: list[str], repetitions: int) -> lis
     return interleaved(runs, repetitions, config.train.batch_size, "pairs", foreign="torch")
 
 
-def activation_bytes(config: Config, topology: Topology | None = None) -> int:
+def activation_bytes(config: ViLGExperiment, topology: Topology | None = None) -> int:
     """What a forward pass over a micro-batch keeps for its backward."""
     model = ViLG(config, topology)
     batch = random_pairs(config, config.micro_batch).tensors()

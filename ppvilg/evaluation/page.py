@@ -47,7 +47,7 @@ def differences(reports: list[Report]) -> list[str]:
         ("splits", lambda report: report["split"]),
         ("pairs", lambda report: report["pairs_checksum"]),
         ("feature extractors", lambda report: report["extractor"]["weights"]),
-        ("matching models", lambda report: report["settings"]["matching"]),
+        ("dual encoders", lambda report: report["settings"]["dual_encoder"]),
         ("pools of captions", lambda report: report["settings"]["pool"]),
         ("units of captions", lambda report: report["settings"]["unit"]),
     ):

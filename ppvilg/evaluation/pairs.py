@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ppvilg.config import Config
+from ppvilg.config import EvalExperiment
 from ppvilg.data.loader import canonical_caption
 from ppvilg.data.records import Record
 from ppvilg.data.sources import Source, open_source
@@ -36,16 +36,16 @@ class Chosen:
     """Pairs left out because their caption has more tokens than the model reads."""
 
 
-def choose_pairs(config: Config, split: str, text: TextTokenizer, max_length: int) -> Chosen:
-    """The pairs that `config.eval` asks for, those whose caption the model can read; raises `UserError` if none is left."""
-    settings, languages = config.eval, config.data.languages
-    source = _open(config, split, config.data.keep if settings.keep is None else settings.keep)
+def choose_pairs(config: EvalExperiment, split: str, text: TextTokenizer, max_length: int) -> Chosen:
+    """The pairs that the config asks for, those whose caption the model can read; raises `UserError` if none is left."""
+    languages = config.data.languages
+    source = _open(config, split, config.data.keep if config.keep is None else config.keep)
     candidates: list[tuple[int, str]] = []
     for i, record in enumerate(source.records):
         texts = _of_one_language(record, languages)
-        candidates += [(i, caption) for caption in (texts[:1] if settings.captions == "canonical" else texts)]
-    if settings.samples is not None and settings.samples < len(candidates):
-        drawn = np.random.default_rng(settings.seed).choice(len(candidates), settings.samples, replace=False)
+        candidates += [(i, caption) for caption in (texts[:1] if config.captions == "canonical" else texts)]
+    if config.samples is not None and config.samples < len(candidates):
+        drawn = np.random.default_rng(config.seed).choice(len(candidates), config.samples, replace=False)
         candidates = [candidates[i] for i in sorted(drawn)]
     pairs = []
     for i, caption in candidates:
@@ -57,14 +57,13 @@ def choose_pairs(config: Config, split: str, text: TextTokenizer, max_length: in
     return Chosen(source, pairs, len(candidates) - len(pairs))
 
 
-def others_of_the_styles(config: Config, pairs: list[Pair]) -> tuple[Source, list[int]] | None:
+def others_of_the_styles(config: EvalExperiment, pairs: list[Pair]) -> tuple[Source, list[int]] | None:
     """For each pair a real training picture of its style, no picture twice while there are enough: what the distance
     between real pictures and real pictures is. None where the config names no training split."""
-    settings = config.eval
-    if settings.training_split is None:
+    if config.training_split is None:
         return None
-    source = _open(config, settings.training_split, config.data.keep if settings.keep is None else settings.keep)
-    order = np.random.default_rng([settings.seed, 1]).permutation(len(source))
+    source = _open(config, config.training_split, config.data.keep if config.keep is None else config.keep)
+    order = np.random.default_rng([config.seed, 1]).permutation(len(source))
     by_style: dict[str | None, list[int]] = {}
     for i in order:
         by_style.setdefault(_style(source.records[i]), []).append(int(i))
@@ -79,24 +78,24 @@ def others_of_the_styles(config: Config, pairs: list[Pair]) -> tuple[Source, lis
     return source, chosen
 
 
-def nearest_by_caption(config: Config, pairs: list[Pair]) -> tuple[Source, list[int]] | None:
+def nearest_by_caption(config: EvalExperiment, pairs: list[Pair]) -> tuple[Source, list[int]] | None:
     """For each pair the picture whose caption is nearest, of those that the model was trained on: what looking things up
     instead of drawing them would give. None where the config names no training split.
 
     Nearest by the cosine of the captions' TF-IDF over sequences of one to three characters; of equals, the first.
     """
-    if config.eval.training_split is None:
+    if config.training_split is None:
         return None
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    source = _open(config, config.eval.training_split, config.data.keep)
+    source = _open(config, config.training_split, config.data.keep)
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3))
     known = vectorizer.fit_transform([canonical_caption(r.captions, config.data.languages) for r in source.records])
     asked = vectorizer.transform([pair.caption for pair in pairs])
     return source, [int(np.argmax((asked[i] @ known.T).toarray())) for i in range(len(pairs))]
 
 
-def _open(config: Config, split: str, keep: dict[str, list[str]]) -> Source:
+def _open(config: EvalExperiment, split: str, keep: dict[str, list[str]]) -> Source:
     data = config.data
     return open_source(
         data.path,
@@ -104,7 +103,7 @@ def _open(config: Config, split: str, keep: dict[str, list[str]]) -> Source:
         keep=keep,
         captions=data.captions,
         validation_fraction=data.validation_fraction,
-        seed=config.train.seed,
+        seed=config.data.seed,
     )
 
 

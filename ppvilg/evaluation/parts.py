@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 
 from ppvilg.checkpoint import checksum, weights_file
-from ppvilg.config import Config
+from ppvilg.config import EvalExperiment
 from ppvilg.data.sources import Source
 from ppvilg.errors import UserError
 from ppvilg.evaluation.blur import blurred
@@ -37,7 +37,7 @@ Arrays = dict[str, np.ndarray]
 class Evaluation:
     """A model, a split, and what both are measured with."""
 
-    config: Config
+    config: EvalExperiment
     split: str
     output: Path
     pipeline: Pipeline
@@ -61,18 +61,18 @@ class Evaluation:
     @property
     def sampling(self) -> Sampling:
         """How pictures are drawn."""
-        settings = self.config.eval
+        settings = self.config
         return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.guidance)
 
     @property
     def radii(self) -> list[float]:
         """Of the blur, the sharpest first."""
-        return sorted(set(self.config.eval.blur))
+        return sorted(set(self.config.blur))
 
     @property
     def best_of(self) -> list[int]:
         """From how many candidates pictures are chosen, ascending."""
-        return sorted(set(self.config.eval.best_of))
+        return sorted(set(self.config.best_of))
 
     @cached_property
     def examples(self) -> list[int]:
@@ -82,20 +82,21 @@ class Evaluation:
     @cached_property
     def partner(self) -> np.ndarray:
         """For each pair another one, int64 [N], whose caption stands for a wrong one; each is a partner once."""
-        order = np.random.default_rng([self.config.eval.seed, 2]).permutation(len(self.pairs))
+        order = np.random.default_rng([self.config.seed, 2]).permutation(len(self.pairs))
         partner = np.empty_like(order)
         partner[order] = np.roll(order, 1)
         return partner
 
 
-def open_evaluation(config: Config, split: str, output: Path) -> Evaluation:
+def open_evaluation(config: EvalExperiment, split: str, output: Path) -> Evaluation:
     """Load everything that the parts need.
 
     Raises `UserError` for a run, weights or data that can't be read, and where the folder holds another evaluation.
     """
-    pipeline = Pipeline.load(config.train.output)
-    extractor = load_extractor(config.eval.extractor)
-    scorer = load_scorer(config.eval.matching) if config.eval.matching else None
+    pipeline = Pipeline.load(config.model)
+    config = config.with_data_of(pipeline.config)
+    extractor = load_extractor(config.extractor)
+    scorer = load_scorer(config.dual_encoder) if config.dual_encoder else None
     chosen = choose_pairs(config, split, pipeline.text, pipeline.config.text.max_length)
     others, nearest = others_of_the_styles(config, chosen.pairs), nearest_by_caption(config, chosen.pairs)
     evaluation = Evaluation(config, split, output, pipeline, extractor, scorer, chosen, others, nearest)
@@ -130,14 +131,14 @@ def real_pictures(evaluation: Evaluation, places: range) -> np.ndarray:
 
 def _claim(evaluation: Evaluation) -> None:
     """Make the folder this evaluation's; raises `UserError` if its parts are those of another one."""
-    weights = weights_file(evaluation.config.train.output)
+    config = evaluation.config
+    weights = weights_file(config.model)
     settings = {
-        "eval": asdict(evaluation.config.eval),
-        "data": asdict(evaluation.config.data),
+        "config": {key: value for key, value in asdict(config).items() if key != "model"},
         "split": evaluation.split,
         "weights": checksum(weights),
         "extractor": evaluation.extractor.weights,
-        "matching": _matching_weights(evaluation.config.eval.matching),
+        "dual_encoder": _dual_encoder_weights(config.dual_encoder),
         "pairs": [[pair.key, pair.caption] for pair in evaluation.pairs],
     }
     path = evaluation.output / "settings.json"
@@ -148,14 +149,14 @@ def _claim(evaluation: Evaluation) -> None:
     write_whole(path, text)
 
 
-def _matching_weights(name: str | None) -> str | None:
+def _dual_encoder_weights(name: str | None) -> str | None:
     if name is None or not Path(name).is_dir() or (Path(name) / "preprocessor_config.json").is_file():
         return name
     return checksum(weights_file(name))
 
 
 def _measured(evaluation: Evaluation, places: range) -> Arrays:
-    settings, pipeline = evaluation.config.eval, evaluation.pipeline
+    settings, pipeline = evaluation.config, evaluation.pipeline
     captions = [evaluation.pairs[i].caption for i in places]
     wrong = [evaluation.pairs[evaluation.partner[i]].caption for i in places]
     real = real_pictures(evaluation, places)
@@ -215,8 +216,8 @@ def _seen(evaluation: Evaluation, pictures: np.ndarray) -> Arrays:
 def _candidates(evaluation: Evaluation, places: range, captions: list[str]) -> np.ndarray:
     """Pictures uint8 [P, N, H, W, 3], N for each caption; every pair has its own seeds, so that they do not depend on the
     part."""
-    pipeline, most, decoder = evaluation.pipeline, evaluation.best_of[-1], evaluation.config.eval.decoder
-    base = evaluation.config.eval.seed * len(evaluation.pairs) * most
+    pipeline, most, decoder = evaluation.pipeline, evaluation.best_of[-1], evaluation.config.decoder
+    base = evaluation.config.seed * len(evaluation.pairs) * most
     candidates: list[np.ndarray] = []
     at_once = max(1, _SEQUENCES // most)
     for first in range(0, len(captions), at_once):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ppvilg.config import Config
+from ppvilg.config import EvalExperiment
 from ppvilg.errors import UserError
 from ppvilg.evaluation.captions import caption_scores
 from ppvilg.evaluation.frechet import frechet_distance, has_singular_covariance
@@ -33,8 +33,8 @@ _PICTURES_PER_SCORE = 500  # of a part of the Inception score, at least
 _NEIGHBOURS = 3
 
 
-def evaluate(config: Config, split: str, output: Path, rank: int = 0, processes: int = 1) -> bool:
-    """Evaluate the model in `config.train.output` on a split and write report.json and report.html into a folder.
+def evaluate(config: EvalExperiment, split: str, output: Path, rank: int = 0, processes: int = 1) -> bool:
+    """Evaluate the model in the folder `config.model` on a split and write report.json and report.html into a folder.
 
     Of several processes each computes every `processes`th part, beginning with its `rank`; whoever finds all parts there
     writes the report. Finished parts of an interrupted evaluation are kept. Returns whether the report was written. Raises
@@ -83,7 +83,7 @@ def as_text(report: Report) -> str:
 
 def summarise(evaluation: Evaluation, arrays: Arrays) -> Report:
     """All measures. FD compares each set with the real pictures of the captions; see the modules of the measures."""
-    settings, pairs = evaluation.config.eval, evaluation.pairs
+    settings, pairs = evaluation.config, evaluation.pairs
     drawn = [f"best of {count}" for count in evaluation.best_of]
     names = [name for name in BASELINES if f"logits/{name}" in arrays]
     rows = [_row(evaluation, arrays, name, BASELINES[name], "baseline") for name in names]
@@ -95,7 +95,7 @@ def summarise(evaluation: Evaluation, arrays: Arrays) -> Report:
     samples, dimensions = _sharp(evaluation, arrays, "real").shape
     return {
         "format": 1,
-        "model": evaluation.config.train.output,
+        "model": evaluation.config.model,
         "split": evaluation.split,
         "pairs_checksum": sha256(json.dumps([[pair.key, pair.caption] for pair in pairs]).encode()).hexdigest(),
         "data": {"path": evaluation.config.data.path, "checksum": evaluation.chosen.source.checksum},
@@ -131,7 +131,7 @@ def _examples(evaluation: Evaluation, arrays: Arrays) -> list[Report]:
 
 
 def _row(evaluation: Evaluation, arrays: Arrays, name: str, title: str, kind: str) -> Report:
-    settings, pairs = evaluation.config.eval, evaluation.pairs
+    settings, pairs = evaluation.config, evaluation.pairs
     extractor = evaluation.extractor
     real, made = _sharp(evaluation, arrays, "real"), _sharp(evaluation, arrays, name)
     measures: dict[str, float] = {}
@@ -168,7 +168,7 @@ def _shuffled_row(evaluation: Evaluation, arrays: Arrays, name: str, title: str)
 
 def _fit(evaluation: Evaluation, arrays: Arrays, name: str, order: np.ndarray) -> dict[str, float]:
     """How well pictures[order] fit the pairs' captions and styles."""
-    settings, pairs = evaluation.config.eval, evaluation.pairs
+    settings, pairs = evaluation.config, evaluation.pairs
     measures = {}
     if evaluation.scorer:
         pictures, texts = arrays[f"embeddings/{name}"][order], arrays["embeddings/captions"]
@@ -214,9 +214,9 @@ def _warnings(evaluation: Evaluation, samples: int, dimensions: int) -> list[str
             "the matching model that chose the best candidates also computes their R@k and score, which therefore rise with N "
             f"by themselves; {distance}, precision, recall and nearest style do not know it"
         )
-    if evaluation.config.eval.training_split is None:
-        found.append("without eval.training_split there is no noise floor, no nearest caption and no nearest style")
-    if evaluation.config.eval.training_split == evaluation.split:
+    if evaluation.config.training_split is None:
+        found.append("without training_split there is no noise floor, no nearest caption and no nearest style")
+    if evaluation.config.training_split == evaluation.split:
         found.append(
             "on the split that was trained on, other real pictures and nearest captions can be the pictures themselves"
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 import paddle
 
 from ppvilg import checkpoint
-from ppvilg.config import Config
+from ppvilg.config import DualEncoderExperiment, ViLGExperiment
 from ppvilg.errors import UserError
 from ppvilg.export.model import ExportedMatching, ExportedViLG, ExportedVQGAN
 from ppvilg.export.programs import Programs
@@ -61,7 +61,7 @@ def read_manifest(folder: Path) -> dict:
     return manifest
 
 
-def load_parts(folder: Path) -> tuple[Config, ExportedViLG, ExportedVQGAN, TextTokenizer]:
+def load_parts(folder: Path) -> tuple[ViLGExperiment, ExportedViLG, ExportedVQGAN, TextTokenizer]:
     """What a `Pipeline` is made of; raises `UserError` as `read_manifest` does."""
     read_manifest(folder)
     config = checkpoint.model_config(folder, "vilg")
@@ -69,12 +69,12 @@ def load_parts(folder: Path) -> tuple[Config, ExportedViLG, ExportedVQGAN, TextT
     return config, ExportedViLG(config, programs), ExportedVQGAN(programs), saved_text_tokenizer(folder, config.text)
 
 
-def load_matching(folder: Path) -> tuple[Config, ExportedMatching, TextTokenizer]:
+def load_matching(folder: Path) -> tuple[DualEncoderExperiment, ExportedMatching, TextTokenizer]:
     """What a `MatchingModel` is made of; raises `UserError` as `read_manifest` does, and where the export has none."""
     read_manifest(folder)
     if not (folder / "matching").is_dir():
-        raise UserError(f"{folder} was exported without a matching model: export it with --matching, or give that model's run")
-    config = checkpoint.model_config(folder / "matching", "match")
+        raise UserError(f"{folder} was exported without a matching model: export it with --dual-encoder, or give its run")
+    config = checkpoint.model_config(folder / "matching", "dual_encoder")
     return config, ExportedMatching(_programs(folder)), saved_text_tokenizer(folder / "matching", config.text)
 
 

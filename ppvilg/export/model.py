@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import paddle
 
-from ppvilg.config import Config
+from ppvilg.config import ViLGExperiment
 from ppvilg.export.programs import Programs
 from ppvilg.transformer.attention import Part
 from ppvilg.transformer.cache import Cache, Source, Step
@@ -16,7 +16,7 @@ from ppvilg.transformer.pattern import Direction
 class ExportedViLG(Decoder):
     """A transformer as a `Decoder`."""
 
-    def __init__(self, config: Config, programs: Programs):
+    def __init__(self, config: ViLGExperiment, programs: Programs):
         model = config.transformer
         self.rows, self.columns = config.grid
         self.heads, self.attention = model.heads, model.attention

@@ -14,7 +14,7 @@ from paddle import nn
 
 import ppvilg
 from ppvilg import checkpoint
-from ppvilg.config import ParallelConfig, save_config
+from ppvilg.config import save_config
 from ppvilg.errors import UserError
 from ppvilg.export.folder import FORMAT, MANIFEST, files_of, is_export
 from ppvilg.export.tracing import save_program, weights_of
@@ -70,7 +70,7 @@ def _origin(run: Path) -> dict[str, str]:
 def _describe(model: Pipeline | MatchingModel, run: Path, folder: Path) -> None:
     """The config and the vocabulary, as a run has them."""
     folder.mkdir(exist_ok=True)
-    save_config(replace(model.config, parallel=ParallelConfig()), folder / "config.yml")
+    save_config(replace(model.config, parallel=type(model.config.parallel)()), folder / "config.yml")
     shutil.copytree(run / "text", folder / "text")
 
 

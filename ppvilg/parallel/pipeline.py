@@ -7,14 +7,14 @@ from typing import Protocol, TypeVar
 import paddle
 import paddle.distributed as dist
 
-from ppvilg.config import Config
+from ppvilg.config import ViLGExperiment
 from ppvilg.parallel.topology import Topology
 
 Batch = TypeVar("Batch")
 Scalars = dict[str, paddle.Tensor]
 
 
-def stages(config: Config, count: int) -> list[range]:
+def stages(config: ViLGExperiment, count: int) -> list[range]:
     """The layers of each stage, cut so that the largest stage has as few parameters as can be; each has a layer at least.
 
     Where stages are equally large the later ones, which keep fewer micro-batches, get more layers.

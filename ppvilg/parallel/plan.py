@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
-from ppvilg.config import AttentionKind, Config, ParallelConfig
+from ppvilg.config import AttentionKind, ParallelConfig, ViLGExperiment
 from ppvilg.errors import UserError
 from ppvilg.parallel import pipeline
 from ppvilg.parallel.collectives import BUCKET
@@ -27,7 +27,7 @@ from ppvilg.transformer.pattern import Direction, Pattern
 Kind = Literal["embeddings", "layers", "head"]
 
 _FLOAT32 = 4  # bytes
-_RECOMPUTE = ("none", "selective", "full")
+_RECOMPUTE = ("none", "full")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Weight:
         return math.prod(self.shape) // (mp if self.cut else 1)
 
 
-def weights(config: Config) -> list[Weight]:
+def weights(config: ViLGExperiment) -> list[Weight]:
     """All parameters of the transformer, in the order of `ViLG.named_parameters`.
 
     Raises `UserError` where the config does not train a transformer alone.
@@ -120,7 +120,7 @@ def _layer_weights(layer: int, hidden: int, wide: int) -> list[Weight]:
     return [Weight(f"blocks.{layer}.{name}", shape, "layers", cut, layer) for name, (shape, cut) in shapes.items()]
 
 
-def parameters(config: Config) -> dict[Kind, int]:
+def parameters(config: ViLGExperiment) -> dict[Kind, int]:
     """The number of the model's values of each kind."""
     sums: dict[Kind, int] = {"embeddings": 0, "layers": 0, "head": 0}
     for weight in weights(config):
@@ -128,11 +128,11 @@ def parameters(config: Config) -> dict[Kind, int]:
     return sums
 
 
-def _text_width(config: Config) -> int:
+def _text_width(config: ViLGExperiment) -> int:
     return config.text.embedding_width or config.transformer.hidden
 
 
-def _ffn_width(config: Config) -> int:
+def _ffn_width(config: ViLGExperiment) -> int:
     return config.transformer.ffn_multiplier * config.transformer.hidden
 
 
@@ -191,10 +191,10 @@ class Stage:
     held: Held
 
 
-def stages(config: Config) -> list[Stage]:
+def stages(config: ViLGExperiment) -> list[Stage]:
     """The pipeline; depends on the model and on mp, sharding and pp, not on how the batch is cut."""
     everything, kinds = weights(config), config.transformer.attention.kinds(config.transformer.layers)
-    cut, found = pipeline.stages(config, config.parallel.pp), []
+    cut, found = pipeline.stages(config, config.parallel.pp_degree), []
     for number, layers in enumerate(cut):
         first, last = number == 0, number == len(cut) - 1
         held = _held(config, everything, layers, first, last)
@@ -202,8 +202,8 @@ def stages(config: Config) -> list[Stage]:
     return found
 
 
-def _held(config: Config, everything: list[Weight], layers: range, first: bool, last: bool) -> Held:
-    mp, sharding = config.parallel.mp, config.parallel.sharding
+def _held(config: ViLGExperiment, everything: list[Weight], layers: range, first: bool, last: bool) -> Held:
+    mp, sharding = config.parallel.mp_degree, config.parallel.sharding_degree
     tied = TIED if config.transformer.tie_embeddings and first != last else ()
 
     def here(weight: Weight) -> bool:
@@ -267,7 +267,7 @@ def scores(pattern: Pattern) -> Scores:
     )
 
 
-def pair_scores(config: Config, kind: AttentionKind) -> Scores:
+def pair_scores(config: ViLGExperiment, kind: AttentionKind) -> Scores:
     """Those of both directions of a pair in a layer of a kind, of one head."""
     attention = config.transformer.attention
     both = [
@@ -303,7 +303,7 @@ class Flops:
         return Flops(*(getattr(self, field.name) * count for field in fields(self)))
 
 
-def pair_flops(config: Config, stage: Stage) -> Flops:
+def pair_flops(config: ViLGExperiment, stage: Stage) -> Flops:
     """What a stage computes for one pair, all processes of mp together."""
     hidden, rows, m = config.transformer.hidden, _pair_rows(config), config.text.max_length
     # Queries, keys, values, output; scores and the sums of values by them; the two products of the feed-forward part.
@@ -314,7 +314,7 @@ def pair_flops(config: Config, stage: Stage) -> Flops:
     feed_forward = len(stage.layers) * 2 * rows * 2 * hidden * _ffn_width(config)
     head = 2 * hidden * (config.image_tokens * config.vqgan.codebook.size + (m - 1) * config.text.vocabulary_size)
     projection = 2 * 2 * m * _text_width(config) * hidden if _text_width(config) != hidden else 0
-    again = {"none": 0, "selective": attention, "full": attention + feed_forward}[config.parallel.recompute]
+    again = attention + feed_forward if config.parallel.recompute == "full" else 0
     return Flops(
         layers=3 * (attention + feed_forward),
         head=3 * head if stage.last else 0,
@@ -323,17 +323,17 @@ def pair_flops(config: Config, stage: Stage) -> Flops:
     )
 
 
-def step_flops(config: Config) -> Flops:
+def step_flops(config: ViLGExperiment) -> Flops:
     """What all GPUs together compute for one optimizer step."""
     return pair_flops(config, _undivided(config)).times(config.train.batch_size)
 
 
-def _undivided(config: Config) -> Stage:
+def _undivided(config: ViLGExperiment) -> Stage:
     """The whole model as one stage."""
-    return stages(replace(config, parallel=replace(config.parallel, sharding=1, mp=1, pp=1)))[0]
+    return stages(replace(config, parallel=replace(config.parallel, sharding_degree=1, mp_degree=1, pp_degree=1)))[0]
 
 
-def _pair_rows(config: Config) -> int:
+def _pair_rows(config: ViLGExperiment) -> int:
     """Rows of both directions of a pair."""
     return 2 * (config.text.max_length + config.image_tokens)
 
@@ -377,7 +377,7 @@ class Memory:
         return self.standing + self.gradients + max(backward, self.update)
 
 
-def memory(config: Config, stage: Stage, owner: int | None = None) -> Memory:
+def memory(config: ViLGExperiment, stage: Stage, owner: int | None = None) -> Memory:
     """Of a process of a pipeline stage that is number `owner` of its sharding group; without a number, of that which owns
     most."""
     width, in_flight, values = _width(config), _in_flight(config, stage), stage.held
@@ -398,21 +398,21 @@ def memory(config: Config, stage: Stage, owner: int | None = None) -> Memory:
     )
 
 
-def kept_bytes(config: Config, stage: Stage) -> float:
+def kept_bytes(config: ViLGExperiment, stage: Stage) -> float:
     """What a forward over one micro-batch keeps for its backward on a stage: what
     `ppvilg.benchmark.training.activation_bytes` measures."""
     logits = _logits_bytes(config) if stage.last else 0
     return _kept_bytes(config, stage) + _mask_bytes(config, stage) + logits
 
 
-def _width(config: Config) -> int:
+def _width(config: ViLGExperiment) -> int:
     """Bytes of a weight, a gradient or an activation."""
     return _FLOAT32 if config.parallel.precision == "fp32" else 2
 
 
-def _sharding_stage(config: Config) -> int:
+def _sharding_stage(config: ViLGExperiment) -> int:
     """0 where there is nobody to share with."""
-    return config.parallel.sharding_stage if config.parallel.sharding > 1 else 0
+    return config.parallel.sharding_stage if config.parallel.sharding_degree > 1 else 0
 
 
 def _gradients_present(values: Held, share: Share, level: int) -> int:
@@ -422,12 +422,12 @@ def _gradients_present(values: Held, share: Share, level: int) -> int:
     return min(values.whole, share.owned + values.tied + max(values.layer, values.table))
 
 
-def _has_masters(config: Config) -> bool:
+def _has_masters(config: ViLGExperiment) -> bool:
     """Whether the optimizer works on float32 copies of the weights."""
     return config.parallel.precision != "fp32" or config.parallel.offload
 
 
-def _optimizer_bytes(config: Config) -> int:
+def _optimizer_bytes(config: ViLGExperiment) -> int:
     """For each owned value: AdamW's two moments, the float32 weight if that is a copy, the moving average; all on the CPU if
     they are offloaded."""
     if config.parallel.offload:
@@ -435,27 +435,27 @@ def _optimizer_bytes(config: Config) -> int:
     return _FLOAT32 * (2 + _has_masters(config) + bool(config.train.ema_decay))
 
 
-def _update_bytes(config: Config, values: Held, share: Share) -> int:
+def _update_bytes(config: ViLGExperiment, values: Held, share: Share) -> int:
     """Messages are joined, sent and taken apart one after the other; float32 gradients are all there at once, unless each goes
     to the CPU."""
-    joined = min(values.whole, BUCKET + values.largest) + values.largest if config.parallel.data_ranks > 1 else 0
+    joined = min(values.whole, BUCKET + values.largest) + values.largest if config.parallel.data_world_size > 1 else 0
     copied = (values.largest if config.parallel.offload else share.owned) if _has_masters(config) else 0
     return max(_width(config) * joined, _FLOAT32 * copied)
 
 
-def _in_flight(config: Config, stage: Stage) -> int:
+def _in_flight(config: ViLGExperiment, stage: Stage) -> int:
     """Micro-batches whose backward is to come, at most (1F1B; PipeDream, Narayanan et al. 2019)."""
-    return min(config.train.accumulate, config.parallel.pp - stage.number)
+    return min(config.train.gradient_accumulation_steps, config.parallel.pp_degree - stage.number)
 
 
-def _rows_bytes(config: Config) -> int:
+def _rows_bytes(config: ViLGExperiment) -> int:
     """[rows of a micro-batch, hidden]."""
     return config.micro_batch * _pair_rows(config) * config.transformer.hidden * _width(config)
 
 
-def _layer_bytes(config: Config, kind: AttentionKind) -> tuple[float, float]:
+def _layer_bytes(config: ViLGExperiment, kind: AttentionKind) -> tuple[float, float]:
     """What one layer of a kind keeps of a micro-batch, in its attention and in its feed-forward part."""
-    model, mp = config.transformer, config.parallel.mp
+    model, mp = config.transformer, config.parallel.mp_degree
     rows, dropped = _rows_bytes(config), _dropped_bytes(config)
     softmax = config.micro_batch * pair_scores(config, kind).pairs * model.heads * _width(config)
     # The input; grouped queries, keys and values, and the context; the weights of the values.
@@ -463,13 +463,13 @@ def _layer_bytes(config: Config, kind: AttentionKind) -> tuple[float, float]:
     return attention, rows + rows * model.ffn_multiplier / mp + dropped
 
 
-def _kept_bytes(config: Config, stage: Stage) -> float:
+def _kept_bytes(config: ViLGExperiment, stage: Stage) -> float:
     """What a stage keeps of each micro-batch until its backward."""
     rows, row = _rows_bytes(config), config.micro_batch * _width(config)
     kept = sum(count * _kept_of_layer(config, kind) for kind, count in stage.kinds.items())
     if stage.first and config.micro_batch > 1:  # the places of both directions, which are spread over the pairs
         kept += _pair_rows(config) * config.transformer.hidden * _width(config)
-    if stage.first and config.parallel.mp > 1:  # found rows, of which some are another process's
+    if stage.first and config.parallel.mp_degree > 1:  # found rows, of which some are another process's
         kept += _embedded_bytes(config)
     if stage.first and _text_width(config) != config.transformer.hidden:
         kept += 2 * row * config.text.max_length * _text_width(config)
@@ -480,65 +480,61 @@ def _kept_bytes(config: Config, stage: Stage) -> float:
     return kept
 
 
-def _kept_of_layer(config: Config, kind: AttentionKind) -> float:
+def _kept_of_layer(config: ViLGExperiment, kind: AttentionKind) -> float:
     rows, (attention, feed_forward) = _rows_bytes(config), _layer_bytes(config, kind)
     if config.parallel.recompute == "full":
         return rows
-    if config.parallel.recompute == "selective":
-        return rows + _dropped_bytes(config) + feed_forward
     return attention + feed_forward
 
 
-def _embedded_bytes(config: Config) -> int:
+def _embedded_bytes(config: ViLGExperiment) -> int:
     """Rows of both directions as the tables give them."""
     of_pair = config.text.max_length * _text_width(config) + config.image_tokens * config.transformer.hidden
     return 2 * config.micro_batch * of_pair * _width(config)
 
 
-def _dropped_bytes(config: Config) -> int:
+def _dropped_bytes(config: ViLGExperiment) -> int:
     """Which values of a layer's rows were dropped, a byte for each."""
     return _rows_bytes(config) // _width(config) if config.transformer.dropout else 0
 
 
-def _computed_again(config: Config, stage: Stage) -> float:
+def _computed_again(config: ViLGExperiment, stage: Stage) -> float:
     """What is there of one layer while its backward runs, besides what it kept."""
     if config.parallel.recompute == "full":
         return max(sum(_layer_bytes(config, kind)) for kind in stage.kinds)
-    if config.parallel.recompute == "selective":
-        return max(_layer_bytes(config, kind)[0] for kind in stage.kinds)
     return 0
 
 
-def _workspace_bytes(config: Config, stage: Stage) -> float:
+def _workspace_bytes(config: ViLGExperiment, stage: Stage) -> float:
     """Of one layer about as much again as it keeps, or where mp makes that little the whole rows in a norm's backward, nine at
     once, and the feed-forward part's wide ones."""
-    wide = config.transformer.ffn_multiplier / config.parallel.mp
+    wide = config.transformer.ffn_multiplier / config.parallel.mp_degree
     return max((9 + wide) * _rows_bytes(config), *(sum(_layer_bytes(config, kind)) for kind in stage.kinds))
 
 
-def _mask_bytes(config: Config, stage: Stage) -> float:
+def _mask_bytes(config: ViLGExperiment, stage: Stage) -> float:
     """The views of a micro-batch, one for each kind of layer and direction: masks and int64 places."""
-    heads = config.transformer.heads // config.parallel.mp
+    heads = config.transformer.heads // config.parallel.mp_degree
     found = [pair_scores(config, kind) for kind in stage.kinds]
     total = sum((of.bias * _width(config) + of.indices * 8) * heads + of.order * 8 for of in found)
     return total * config.micro_batch
 
 
-def _targets(config: Config) -> int:
+def _targets(config: ViLGExperiment) -> int:
     """Slots of a pair whose next token is decided: n for its picture, m - 1 for its text."""
     return config.image_tokens + config.text.max_length - 1
 
 
-def _logits_bytes(config: Config) -> float:
+def _logits_bytes(config: ViLGExperiment) -> float:
     """What the losses keep: the softmax, but where mp cuts the vocabularies the logits and their exponentials."""
-    return _softmax_bytes(config) * (2 if config.parallel.mp > 1 else 1)
+    return _softmax_bytes(config) * (2 if config.parallel.mp_degree > 1 else 1)
 
 
-def _softmax_bytes(config: Config) -> float:
+def _softmax_bytes(config: ViLGExperiment) -> float:
     """Probabilities of all targets of a micro-batch, in float32."""
     text = (config.text.max_length - 1) * config.text.vocabulary_size
     image = config.image_tokens * config.vqgan.codebook.size
-    return config.micro_batch * (text + image) * _FLOAT32 / config.parallel.mp
+    return config.micro_batch * (text + image) * _FLOAT32 / config.parallel.mp_degree
 
 
 # Messages
@@ -568,39 +564,41 @@ class Communication:
     """Gradients of the tables that the first and the last stage share, after the last micro-batch."""
 
 
-def communication(config: Config, stage: Stage, owner: int) -> Communication:
+def communication(config: ViLGExperiment, stage: Stage, owner: int) -> Communication:
     """Of a process of a pipeline stage that is number `owner` of its sharding group."""
-    parallel, parts, width = config.parallel, config.train.accumulate, _width(config)
+    parallel, parts, width = config.parallel, config.train.gradient_accumulation_steps, _width(config)
     values, level = stage.held, _sharding_stage(config)
     freed = values.layers if level == 3 else 0
     reduced = values.whole if level < 2 else parts * (values.whole - values.tied) + values.tied
     neighbours = (not stage.first) + (not stage.last)
     return Communication(
-        dp_all_reduce=width * values.shares[owner].owned if parallel.dp > 1 else 0,
+        dp_all_reduce=width * values.shares[owner].owned if parallel.dp_degree > 1 else 0,
         sharding_reduce=width * reduced if level else 0,
         sharding_broadcast=width * (values.whole - freed) if level else 0,
         layer_broadcast=width * values.layer * _fetches(config, stage) if level == 3 else 0,
-        mp_all_reduce=parts * _mp_bytes(config, stage) if parallel.mp > 1 else 0,
+        mp_all_reduce=parts * _mp_bytes(config, stage) if parallel.mp_degree > 1 else 0,
         pp_send_receive=parts * neighbours * 2 * _rows_bytes(config),
         tied_all_reduce=width * values.tied,
     )
 
 
-def _fetches(config: Config, stage: Stage) -> int:
+def _fetches(config: ViLGExperiment, stage: Stage) -> int:
     """How often a layer's weights come in a step. A layer that was the last one computed is still there: that where a forward
     and a backward follow one another, and the only one of a stage always."""
     layers = len(stage.layers)
     if layers == 1:
         return 1
-    passes = [what for what, _ in pipeline.order(stage.number, config.parallel.pp, config.train.accumulate)]
+    passes = [
+        what for what, _ in pipeline.order(stage.number, config.parallel.pp_degree, config.train.gradient_accumulation_steps)
+    ]
     return layers * len(passes) - sum(before != after for before, after in pairwise(passes))
 
 
-def _mp_bytes(config: Config, stage: Stage) -> float:
+def _mp_bytes(config: ViLGExperiment, stage: Stage) -> float:
     """Sums over mp for one micro-batch: after the attention and the feed-forward part of each layer, again where they are
     computed again, and of the gradients of what they read; of embedded rows; of the gradients of what the heads read, and for
     each target its largest logit, its sum of exponentials and its own logit."""
-    again = {"none": 0, "selective": 1, "full": 2}[config.parallel.recompute]
+    again = 2 if config.parallel.recompute == "full" else 0
     total = (4 + again) * len(stage.layers) * _rows_bytes(config)
     hidden = config.transformer.hidden
     if stage.first:
@@ -631,33 +629,33 @@ class Seconds:
         """One step."""
         return sum(getattr(self, field.name) for field in fields(self))
 
-    def days(self, config: Config, pairs: float) -> float:
+    def days(self, config: ViLGExperiment, pairs: float) -> float:
         """To train on so many pairs."""
         return self.total * pairs / config.train.batch_size / 86400
 
 
-def seconds(config: Config, stage: Stage, cluster: Cluster) -> Seconds:
+def seconds(config: ViLGExperiment, stage: Stage, cluster: Cluster) -> Seconds:
     """A step's, if all stages were like this one.
 
     An all-reduce of b bytes by k processes moves 2b(k - 1)/k through each of them (ring), any other call b.
     """
-    parallel, parts = config.parallel, config.train.accumulate
+    parallel, parts = config.parallel, config.train.gradient_accumulation_steps
     sent = communication(config, stage, stage.held.busiest)
     # The axes lie within one another: of each, the groups lie in so many consecutive ranks.
-    in_sharding = parallel.mp * parallel.sharding
-    to_mp, to_sharding = cluster.bandwidth(parallel.mp), cluster.bandwidth(in_sharding)
-    to_pp, to_dp = cluster.bandwidth(in_sharding * parallel.pp), cluster.bandwidth(parallel.processes)
+    in_sharding = parallel.mp_degree * parallel.sharding_degree
+    to_mp, to_sharding = cluster.bandwidth(parallel.mp_degree), cluster.bandwidth(in_sharding)
+    to_pp, to_dp = cluster.bandwidth(in_sharding * parallel.pp_degree), cluster.bandwidth(parallel.world_size)
     pairs = config.micro_batch * parts
-    compute = pair_flops(config, stage).done * pairs / parallel.mp / (cluster.peak * cluster.utilization)
-    mp = sent.mp_all_reduce * _ring(parallel.mp) / to_mp
+    compute = pair_flops(config, stage).done * pairs / parallel.mp_degree / (cluster.peak * cluster.utilization)
+    mp = sent.mp_all_reduce * _ring(parallel.mp_degree) / to_mp
     rows = sent.pp_send_receive / to_pp
     fetch = sent.layer_broadcast / to_sharding
     reduce = sent.sharding_reduce / to_sharding
     repeated = compute + mp + rows + fetch + (reduce if _sharding_stage(config) > 1 else 0)
     return Seconds(
         compute=compute,
-        bubble=repeated * (parallel.pp - 1) / parts,
-        dp=sent.dp_all_reduce * _ring(parallel.dp) / to_dp,
+        bubble=repeated * (parallel.pp_degree - 1) / parts,
+        dp=sent.dp_all_reduce * _ring(parallel.dp_degree) / to_dp,
         sharding=reduce + fetch + sent.sharding_broadcast / to_sharding,
         mp=mp,
         pp=rows + sent.tied_all_reduce * _ring(2) / to_pp,
@@ -675,7 +673,7 @@ def _ring(processes: int) -> float:
 class Plan:
     """A layout, which is its config's, and what it takes."""
 
-    config: Config
+    config: ViLGExperiment
     memory: Memory
     """Of the GPU that needs most."""
     seconds: Seconds
@@ -702,12 +700,12 @@ class Search:
     """Why the batch cannot be cut for some, and for how many."""
 
 
-def plan(config: Config, cluster: Cluster) -> Plan:
+def plan(config: ViLGExperiment, cluster: Cluster) -> Plan:
     """What the config's own layout takes."""
     return _plan(config, stages(config), cluster)
 
 
-def _plan(config: Config, parts: list[Stage], cluster: Cluster) -> Plan:
+def _plan(config: ViLGExperiment, parts: list[Stage], cluster: Cluster) -> Plan:
     return Plan(
         config,
         max((memory(config, stage) for stage in parts), key=lambda found: found.total),
@@ -715,7 +713,7 @@ def _plan(config: Config, parts: list[Stage], cluster: Cluster) -> Plan:
     )
 
 
-def search(config: Config, cluster: Cluster) -> Search:
+def search(config: ViLGExperiment, cluster: Cluster) -> Search:
     """Try every layout of the cluster's GPUs; precision and offload are the config's.
 
     Raises `UserError` where the machines are not all full.
@@ -728,11 +726,11 @@ def search(config: Config, cluster: Cluster) -> Search:
     pipelines: dict[tuple[int, int, int], list[Stage]] = {}
     for layout in layouts(config, cluster):
         batch = config.train.batch_size
-        if batch % layout.data_ranks:
-            why = f"train.batch_size {batch} is not a multiple of dp x sharding = {layout.data_ranks}"
+        if batch % layout.data_world_size:
+            why = f"train.batch_size {batch} is not a multiple of dp x sharding = {layout.data_world_size}"
             refused[why] = refused.get(why, 0) + 1
             continue
-        cut, of = (layout.sharding, layout.mp, layout.pp), replace(config, parallel=layout)
+        cut, of = (layout.sharding_degree, layout.mp_degree, layout.pp_degree), replace(config, parallel=layout)
         if cut not in pipelines:
             pipelines[cut] = stages(of)
         plans = _micro_batched(of, pipelines[cut], cluster)
@@ -740,7 +738,7 @@ def search(config: Config, cluster: Cluster) -> Search:
         if fits:
             fitting.append(min(fits, key=_speed))
         else:
-            sort = (layout.sharding > 1, layout.sharding_stage, _RECOMPUTE.index(layout.recompute))
+            sort = (layout.sharding_degree > 1, layout.sharding_stage, _RECOMPUTE.index(layout.recompute))
             misfits.setdefault(sort, []).append(min(plans, key=lambda found: found.memory.total))
     groups = [Misfits(len(plans), min(plans, key=lambda found: found.memory.total)) for _, plans in sorted(misfits.items())]
     return Search(sorted(fitting, key=_speed), groups, refused)
@@ -751,14 +749,14 @@ def _speed(found: Plan) -> tuple[float, float]:
     return found.seconds.total, found.memory.total
 
 
-def _micro_batched(config: Config, parts: list[Stage], cluster: Cluster) -> list[Plan]:
+def _micro_batched(config: ViLGExperiment, parts: list[Stage], cluster: Cluster) -> list[Plan]:
     """The layout with its batch cut into each possible number of micro-batches."""
-    counts = divisors(config.train.batch_size // config.parallel.data_ranks)
-    cuts = [replace(config, train=replace(config.train, accumulate=count)) for count in counts]
+    counts = divisors(config.train.batch_size // config.parallel.data_world_size)
+    cuts = [replace(config, train=replace(config.train, gradient_accumulation_steps=count)) for count in counts]
     return [_plan(cut, parts, cluster) for cut in cuts]
 
 
-def layouts(config: Config, cluster: Cluster) -> Iterator[ParallelConfig]:
+def layouts(config: ViLGExperiment, cluster: Cluster) -> Iterator[ParallelConfig]:
     """All that use every GPU, with mp and sharding within machines."""
     model, machine = config.transformer, min(cluster.gpus, cluster.per_machine)
     cuttable = math.gcd(model.heads, config.text.vocabulary_size, config.vqgan.codebook.size)
@@ -767,10 +765,11 @@ def layouts(config: Config, cluster: Cluster) -> Iterator[ParallelConfig]:
             for pp in divisors(cluster.gpus // (mp * sharding)):
                 if pp > model.layers:
                     continue
-                sizes = {"dp": cluster.gpus // (mp * sharding * pp), "sharding": sharding, "mp": mp, "pp": pp}
+                dp = cluster.gpus // (mp * sharding * pp)
+                sizes = {"dp_degree": dp, "sharding_degree": sharding, "mp_degree": mp, "pp_degree": pp}
                 for recompute in _RECOMPUTE:
                     # Stage 3 frees a layer's weights after its forward, so that has to be computed again.
-                    most = 1 if sharding == 1 else 3 if recompute == "full" else 2
+                    most = 1 if sharding == 1 or pp > 1 else 3 if recompute == "full" and mp == 1 else 2
                     for stage in range(1, most + 1):
                         yield replace(config.parallel, **sizes, sharding_stage=stage, recompute=recompute)
 

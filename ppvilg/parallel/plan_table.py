@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from ppvilg.config import Config
+from ppvilg.config import ViLGExperiment
 from ppvilg.parallel.plan import (
     Cluster,
     Communication,
@@ -22,11 +22,11 @@ from ppvilg.parallel.plan import (
 _GB = 1e9
 
 
-def report(config: Config, cluster: Cluster, pairs: float, top: int) -> str:
+def report(config: ViLGExperiment, cluster: Cluster, pairs: float, top: int) -> str:
     """Everything about a config on a cluster: the model, the config's own layout if it is for so many GPUs, the `top` fastest
     layouts, and why others do not fit; times are also given for training on so many pairs."""
     parts = [_parameters(config), _flops(config)]
-    processes = config.parallel.processes
+    processes = config.parallel.world_size
     if processes == cluster.gpus:
         parts.append(_own(plan(config, cluster), cluster, pairs))
     else:
@@ -36,13 +36,13 @@ def report(config: Config, cluster: Cluster, pairs: float, top: int) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _parameters(config: Config) -> str:
+def _parameters(config: ViLGExperiment) -> str:
     counts = dict(parameters(config))
     rows = [*counts.items(), ("total", sum(counts.values()))]
     return _section("Parameters", [(kind, f"{count:,}") for kind, count in rows])
 
 
-def _flops(config: Config) -> str:
+def _flops(config: ViLGExperiment) -> str:
     found = step_flops(config)
     rows = {
         "layers": found.layers,
@@ -59,9 +59,9 @@ def _flops(config: Config) -> str:
 def _own(found: Plan, cluster: Cluster, pairs: float) -> str:
     config = found.config
     parallel, train = config.parallel, config.train
-    sharding = f", sharding stage {parallel.sharding_stage}" if parallel.sharding > 1 else ""
+    sharding = f", sharding stage {parallel.sharding_stage}" if parallel.sharding_degree > 1 else ""
     how = f"recompute {parallel.recompute}, {parallel.precision}{', offload' if parallel.offload else ''}"
-    batch = f"{_counted(train.accumulate, 'micro-batch', 'es')} of {_counted(config.micro_batch, 'pair')}"
+    batch = f"{_counted(train.gradient_accumulation_steps, 'micro-batch', 'es')} of {_counted(config.micro_batch, 'pair')}"
     lines = [f"The config's own layout: {_axes(found)}{sharding}, {how}; {batch}"]
     fits = "fits" if found.memory.total <= cluster.memory else "does not fit"
     memory = _memory(found.memory)
@@ -70,8 +70,8 @@ def _own(found: Plan, cluster: Cluster, pairs: float) -> str:
 
     number, sent = _busiest(config)
     title = "GB that one process passes to the others in a step"
-    title += f" (pipeline stage {number} of 0 to {parallel.pp - 1})" if parallel.pp > 1 else ""
-    if parallel.processes > 1:
+    title += f" (pipeline stage {number} of 0 to {parallel.pp_degree - 1})" if parallel.pp_degree > 1 else ""
+    if parallel.world_size > 1:
         lines += ["", _section(title, _amounts(sent, _GB))]
 
     step = found.seconds
@@ -93,7 +93,7 @@ def _memory(found: Memory) -> list[tuple[str, str]]:
     ]
 
 
-def _busiest(config: Config) -> tuple[int, Communication]:
+def _busiest(config: ViLGExperiment) -> tuple[int, Communication]:
     """The pipeline stage whose processes send most, and what the one does that owns most."""
     found = [(stage.number, communication(config, stage, stage.held.busiest)) for stage in stages(config)]
     return max(found, key=lambda pair: sum(asdict(pair[1]).values()))
@@ -116,13 +116,13 @@ def _row(found: Plan, pairs: float) -> list[str]:
     parallel, step = found.config.parallel, found.seconds
     messages = step.total - step.compute - step.bubble
     return [
-        str(parallel.dp),
-        str(parallel.sharding),
-        str(parallel.sharding_stage) if parallel.sharding > 1 else "-",
-        str(parallel.mp),
-        str(parallel.pp),
+        str(parallel.dp_degree),
+        str(parallel.sharding_degree),
+        str(parallel.sharding_stage) if parallel.sharding_degree > 1 else "-",
+        str(parallel.mp_degree),
+        str(parallel.pp_degree),
         parallel.recompute,
-        str(found.config.train.accumulate),
+        str(found.config.train.gradient_accumulation_steps),
         str(found.config.micro_batch),
         f"{found.memory.total / _GB:#.3g}",
         f"{step.total:#.4g}",
@@ -142,7 +142,7 @@ def _others(found: Search, cluster: Cluster) -> str:
 def _misfit(group: Misfits) -> str:
     closest = group.closest.memory
     parallel = group.closest.config.parallel
-    sharding = f"sharding stage {parallel.sharding_stage}" if parallel.sharding > 1 else "no sharding"
+    sharding = f"sharding stage {parallel.sharding_stage}" if parallel.sharding_degree > 1 else "no sharding"
     largest = sorted(_amounts(closest, _GB), key=lambda pair: -float(pair[1]))[:3]
     return (
         f"  {_counted(group.count, 'layout')} with {sharding}, recompute {parallel.recompute}: need at least "
@@ -152,7 +152,7 @@ def _misfit(group: Misfits) -> str:
 
 def _axes(found: Plan) -> str:
     parallel = found.config.parallel
-    return f"dp {parallel.dp} x sharding {parallel.sharding} x mp {parallel.mp} x pp {parallel.pp}"
+    return f"dp {parallel.dp_degree} x sharding {parallel.sharding_degree} x mp {parallel.mp_degree} x pp {parallel.pp_degree}"
 
 
 def _amounts(found: Memory | Communication | Seconds, unit: float) -> list[tuple[str, str]]:
@@ -160,7 +160,7 @@ def _amounts(found: Memory | Communication | Seconds, unit: float) -> list[tuple
     return [(name.replace("_", " "), f"{value / unit:.3g}") for name, value in asdict(found).items() if value]
 
 
-def _assumptions(config: Config, cluster: Cluster) -> str:
+def _assumptions(config: ViLGExperiment, cluster: Cluster) -> str:
     lines = [
         f"A GPU computes at {cluster.utilization:g} of {cluster.peak / 1e12:g} TFLOPS in {config.parallel.precision}, in every "
         "layout alike.",

@@ -120,10 +120,11 @@ def join(config: ParallelConfig) -> Topology:
     Raises `UserError` if their number is not the config's.
     """
     found = launched_processes()
-    if found != config.processes:
+    if found != config.world_size:
         raise UserError(
-            f"parallel: dp {config.dp} x sharding {config.sharding} x mp {config.mp} x pp {config.pp} are {config.processes} "
-            f"processes, but {found} {'is' if found == 1 else 'are'} running: launch {config.processes} with "
+            f"parallel: dp {config.dp_degree} x sharding {config.sharding_degree} x mp {config.mp_degree} x pp "
+            f"{config.pp_degree} are {config.world_size} processes, but "
+            f"{found} {'is' if found == 1 else 'are'} running: launch {config.world_size} with "
             f"python -m paddle.distributed.launch --nproc_per_node, or change the parallel section"
         )
     if found == 1:
@@ -146,20 +147,22 @@ def _rank_lists(config: ParallelConfig) -> dict[str, list[tuple[int, ...]]]:
     """The groups of global ranks along each axis."""
     from paddle.distributed import fleet
 
-    topology = fleet.CommunicateTopology(["dp", "pp", "sharding", "mp"], [config.dp, config.pp, config.sharding, config.mp])
+    topology = fleet.CommunicateTopology(
+        ["dp", "pp", "sharding", "mp"], [config.dp_degree, config.pp_degree, config.sharding_degree, config.mp_degree]
+    )
     return {axis: [tuple(ranks) for ranks in topology.get_comm_list(axis)] for axis in ("dp", "sharding", "mp", "pp")}
 
 
 def _connected(config: ParallelConfig) -> Topology:
     """All processes call this and make all groups in the same order, as paddle demands; equal groups are made once."""
     rank = dist.get_rank()
-    groups: dict[tuple[int, ...], object] = {tuple(range(config.processes)): dist.get_group(0)}
+    groups: dict[tuple[int, ...], object] = {tuple(range(config.world_size)): dist.get_group(0)}
 
     def connected(axis: Axis) -> Axis:
         return replace(axis, group=groups[axis.ranks]) if axis.size > 1 else axis
 
     lists = _rank_lists(config)
-    ends = [(ranks[0], ranks[-1]) for ranks in lists["pp"]] if config.pp > 1 else []
+    ends = [(ranks[0], ranks[-1]) for ranks in lists["pp"]] if config.pp_degree > 1 else []
     for ranks in [group for axis in lists.values() for group in axis] + ends:
         if len(ranks) > 1 and ranks not in groups:
             groups[ranks] = dist.new_group(list(ranks))

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ppvilg.config import Config
+from ppvilg.config import TrainingExperiment
 
 
-def build_task(config: Config, topology=None):
+def build_task(config: TrainingExperiment, topology=None):
     """The task that a config describes, with its data opened and its weights initialised from `train.seed`; in a layout of
     processes (a `Topology`) this process's part of it."""
     import paddle
@@ -13,14 +13,14 @@ def build_task(config: Config, topology=None):
     paddle.seed(config.train.seed)
     if config.task == "vqgan":
         from ppvilg.training.vqgan import VQGANTask as Task
-    elif config.task == "match":
+    elif config.task == "dual_encoder":
         from ppvilg.training.matching import MatchingTask as Task
     else:
         from ppvilg.training.vilg import ViLGTask as Task
     return Task(config, topology)
 
 
-def start(config: Config, resume: bool = False) -> bool:
+def start(config: TrainingExperiment, resume: bool = False) -> bool:
     """Train what a config describes; False if it was interrupted (and saved) before the last step."""
     from ppvilg.parallel.topology import join
     from ppvilg.training.loop import train
@@ -29,7 +29,7 @@ def start(config: Config, resume: bool = False) -> bool:
     return train(config, build_task(config, topology), topology, resume)
 
 
-def finish(config: Config) -> bool:
+def finish(config: TrainingExperiment) -> bool:
     """Train what a config describes, from its last checkpoint if there is one, unless that is its last step's already; False if
     it was interrupted (and saved)."""
     from ppvilg import checkpoint

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ppvilg.config import DataConfig
+from ppvilg.config import ImageDataConfig
 from ppvilg.data.pictures import decode_picture
 from ppvilg.data.sources import Source, open_source
 
 
-def open_splits(data: DataConfig, seed: int) -> tuple[Source, Source]:
+def open_splits(data: ImageDataConfig, seed: int) -> tuple[Source, Source]:
     """The training and the validation source; pictures that no manifest vouches for are each decoded once to check them."""
     sources = []
     for split in (data.train_split, data.validation_split):

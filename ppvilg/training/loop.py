@@ -12,7 +12,7 @@ import paddle
 from paddle import nn
 
 from ppvilg import checkpoint
-from ppvilg.config import Config, save_config
+from ppvilg.config import PreviewTrainConfig, TrainingExperiment, save_config
 from ppvilg.data.loader import ahead
 from ppvilg.errors import UserError
 from ppvilg.parallel.topology import Topology
@@ -51,7 +51,7 @@ class Task(Protocol):
         """Fixed samples, to look at."""
 
 
-def train(config: Config, task: Task, topology: Topology, resume: bool) -> bool:
+def train(config: TrainingExperiment, task: Task, topology: Topology, resume: bool) -> bool:
     """Train until `config.train.steps`; False if it was interrupted (and saved) before. All processes call it.
 
     Raises `UserError` where the run's folder holds a run already and `resume` is False, or a checkpoint does not fit.
@@ -95,7 +95,7 @@ def train(config: Config, task: Task, topology: Topology, resume: bool) -> bool:
         checkpoint.save_checkpoint(run, position, files, settings.keep_checkpoints, topology)
 
     def parts(step: int) -> list[Any]:
-        return [task.batch(samples(step), part) for part in range(settings.accumulate)]
+        return [task.batch(samples(step), part) for part in range(settings.gradient_accumulation_steps)]
 
     steps = range(start, settings.steps)
     with Logs(run, start, settings.steps, topology.leads) as logs, _interruption(topology) as interrupted:
@@ -119,7 +119,7 @@ def train(config: Config, task: Task, topology: Topology, resume: bool) -> bool:
             if done % settings.validate_every == 0 or last:
                 with _evaluating(task, average):
                     logs.validation(done, task.validate(step))
-            if done % settings.preview_every == 0 or last:
+            if isinstance(settings, PreviewTrainConfig) and (done % settings.preview_every == 0 or last):
                 with _evaluating(task, average):
                     logs.preview(done, task.preview())
             stop = interrupted()

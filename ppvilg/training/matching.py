@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from ppvilg.config import Config
+from ppvilg.config import DualEncoderExperiment
 from ppvilg.data.loader import canonical_caption, draw_caption, own_places, sample_indices
 from ppvilg.data.sources import Source
 from ppvilg.matching import Matching
@@ -25,7 +25,7 @@ class MatchingTask:
 
     unit = "pairs"
 
-    def __init__(self, config: Config, topology: Topology | None = None):
+    def __init__(self, config: DualEncoderExperiment, topology: Topology | None = None):
         self.config = config
         self.topology = topology or Topology()
         self.text = load_text_tokenizer(config.text)
@@ -42,7 +42,7 @@ class MatchingTask:
     def batch(self, first: int, part: int) -> Batch:
         """This process's share of a micro-batch, each picture with one of its captions drawn."""
         settings = self.config.train
-        places = own_places(first, part, settings.batch_size // settings.accumulate, self.topology)
+        places = own_places(first, part, settings.batch_size // settings.gradient_accumulation_steps, self.topology)
         chosen = sample_indices(len(self.training), settings.seed, places)
         records, languages = self.training.records, self.config.data.languages
         captions = [draw_caption(records[i].captions, languages, settings.seed, e, i) for e, i in chosen]

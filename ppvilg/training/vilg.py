@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 
 from ppvilg import checkpoint
-from ppvilg.config import Config, save_config
+from ppvilg.config import ViLGExperiment, save_config
 from ppvilg.data.loader import canonical_caption, draw_caption, own_places, sample_indices
 from ppvilg.data.sources import Source
 from ppvilg.errors import UserError
@@ -37,7 +37,7 @@ class ViLGTask:
 
     unit = "tokens"
 
-    def __init__(self, config: Config, topology: Topology | None = None):
+    def __init__(self, config: ViLGExperiment, topology: Topology | None = None):
         self.config = config
         self.topology = topology or Topology()
         folder = config.train.tokenizer
@@ -75,7 +75,7 @@ class ViLGTask:
     def batch(self, first: int, part: int) -> Pairs:
         """This process's share of a micro-batch, each pair with one of its captions drawn."""
         settings = self.config.train
-        places = own_places(first, part, settings.batch_size // settings.accumulate, self.topology)
+        places = own_places(first, part, settings.batch_size // settings.gradient_accumulation_steps, self.topology)
         chosen = sample_indices(len(self.training), settings.seed, places)
         languages = self.config.data.languages
         captions = [draw_caption(self.training.records[i].captions, languages, settings.seed, e, i) for e, i in chosen]
@@ -184,14 +184,14 @@ class ViLGTask:
         return measures
 
 
-def pairs_gradients(model: ViLG, config: Config, batches: list[Pairs], scale: float = 1.0) -> tuple[set[str], Scalars]:
+def pairs_gradients(model: ViLG, config: ViLGExperiment, batches: list[Pairs], scale: float = 1.0) -> tuple[set[str], Scalars]:
     """Gradients of `pairs_loss`, times `scale`, as a task gives them."""
     tensors = [batch.tensors() for batch in batches]
     scalars = pipeline.forward_backward(model, model.topology, tensors, lambda values: pairs_loss(values, config) * scale)
     return {"model"}, means(scalars)
 
 
-def pairs_loss(scalars: Scalars, config: Config) -> paddle.Tensor:
+def pairs_loss(scalars: Scalars, config: ViLGExperiment) -> paddle.Tensor:
     """Of both directions and, end to end, of the pictures drawn from the hidden states (paper 3.1.3)."""
     if "l1" not in scalars:
         return scalars["loss"]
@@ -228,7 +228,7 @@ def without_some_texts(
     return prompt, valid
 
 
-def load_tokenizer(config: Config, folder: str | Path) -> tuple[VQGAN, str]:
+def load_tokenizer(config: ViLGExperiment, folder: str | Path) -> tuple[VQGAN, str]:
     """The frozen image tokenizer of a folder, which must be the one that the config describes, and its checksum."""
     own = checkpoint.model_config(folder, "vqgan")
     if own.vqgan.codebook.size != config.vqgan.codebook.size or own.grid != config.grid:
@@ -239,7 +239,7 @@ def load_tokenizer(config: Config, folder: str | Path) -> tuple[VQGAN, str]:
     return load_vqgan(folder), checkpoint.checksum(checkpoint.weights_file(folder))
 
 
-def start_from(model: ViLG, embeddings: np.ndarray, config: Config) -> None:
+def start_from(model: ViLG, embeddings: np.ndarray, config: ViLGExperiment) -> None:
     """Copy ERNIE's token embeddings float32 [V, width] into the first rows of the text table."""
     rows, width = config.text.vocabulary_size, model.text_width
     if embeddings.shape[1] != width:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from ppvilg.config import Config
+from ppvilg.config import VQGANExperiment
 from ppvilg.data.loader import own_places, sample_indices
 from ppvilg.data.sources import Source
 from ppvilg.parallel.topology import Topology
@@ -23,7 +23,7 @@ class VQGANTask:
 
     unit = "pictures"
 
-    def __init__(self, config: Config, topology: Topology | None = None):
+    def __init__(self, config: VQGANExperiment, topology: Topology | None = None):
         self.config = config
         self.topology = topology or Topology()
         self.training, self.validation = data.open_splits(config.data, config.train.seed)
@@ -40,7 +40,7 @@ class VQGANTask:
     def batch(self, first: int, part: int) -> np.ndarray:
         """Pictures uint8 [B, H, W, 3]."""
         settings = self.config.train
-        places = own_places(first, part, settings.batch_size // settings.accumulate, self.topology)
+        places = own_places(first, part, settings.batch_size // settings.gradient_accumulation_steps, self.topology)
         chosen = [i for _, i in sample_indices(len(self.training), settings.seed, places)]
         return data.pictures(self.training, chosen, self.config.data.image_size)
 

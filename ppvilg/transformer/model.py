@@ -12,7 +12,7 @@ import paddle
 from paddle import nn
 from paddle.nn import functional as F
 
-from ppvilg.config import Config, TransformerConfig
+from ppvilg.config import TransformerConfig, ViLGExperiment
 from ppvilg.parallel.collectives import shared
 from ppvilg.parallel.pipeline import stages
 from ppvilg.parallel.recompute import recomputed
@@ -113,7 +113,7 @@ class ViLG(nn.Layer, Decoder):
     first weights are those of the whole model.
     """
 
-    def __init__(self, config: Config, topology: Topology | None = None):
+    def __init__(self, config: ViLGExperiment, topology: Topology | None = None):
         super().__init__()
         self.topology = topology or Topology()
         mp, pp = self.topology.mp, self.topology.pp
@@ -145,7 +145,7 @@ class ViLG(nn.Layer, Decoder):
         self.blocks = nn.LayerList()
         for i in self.stage:
             paddle.seed(base + 3 + i)
-            self.blocks.add_sublayer(str(i), Block(model, config.parallel.recompute == "selective", mp))
+            self.blocks.add_sublayer(str(i), Block(model, False, mp))
         self.text_head = self.image_head = None
         if self.topology.last_stage:
             paddle.seed(base + 2)

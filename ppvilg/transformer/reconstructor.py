@@ -4,7 +4,7 @@ import paddle
 from paddle import nn
 from paddle.nn import functional as F
 
-from ppvilg.config import Config
+from ppvilg.config import ViLGExperiment
 from ppvilg.transformer.layers import Linear
 from ppvilg.vqgan.layers import Conv2D
 from ppvilg.vqgan.model import VQGAN
@@ -19,7 +19,7 @@ class Reconstructor(nn.Layer):
     codebook, so gradients of the picture reach the transformer.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: ViLGExperiment):
         super().__init__()
         hidden, dim = config.transformer.hidden, config.vqgan.codebook.dim
         self.grid = config.grid

@@ -9,7 +9,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from ppvilg.checkpoint import check_weights, fill
-from ppvilg.config import CodebookConfig, Config, DataConfig, VQGANConfig
+from ppvilg.config import CodebookConfig, ImageDataConfig, VQGANConfig, VQGANExperiment
 from ppvilg.errors import UserError
 from ppvilg.vqgan.folder import save_vqgan
 from ppvilg.vqgan.lpips import GROUPS, weight_shapes
@@ -19,7 +19,7 @@ from ppvilg.vqgan.model import VQGAN
 _FIXED = {"double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": True, "give_pre_end": False}
 
 
-def convert_taming(checkpoint: str | Path, model_yaml: str | Path, folder: str | Path) -> Config:
+def convert_taming(checkpoint: str | Path, model_yaml: str | Path, folder: str | Path) -> VQGANExperiment:
     """Convert a VQModel or GumbelVQ checkpoint with its YAML into a folder that `load_vqgan` reads.
 
     The encoder's, decoder's and codebook's weights are kept as they are, under the same names but one; the loss and
@@ -37,7 +37,7 @@ def convert_taming(checkpoint: str | Path, model_yaml: str | Path, folder: str |
     return config
 
 
-def taming_config(path: str | Path) -> Config:
+def taming_config(path: str | Path) -> VQGANExperiment:
     """Our config for the model that a taming YAML describes; raises `UserError` if it can't be expressed."""
     try:
         model = yaml.safe_load(Path(path).read_text("utf-8"))["model"]
@@ -73,7 +73,7 @@ def taming_config(path: str | Path) -> Config:
     else:
         codebook = CodebookConfig(size, dim)
     vqgan = VQGANConfig(**vqgan, latent_channels=latent_channels, dropout=network.get("dropout", 0.0), codebook=codebook)
-    return Config(task="vqgan", data=DataConfig(image_size=image_size), vqgan=vqgan)
+    return VQGANExperiment(data=ImageDataConfig(image_size=image_size), vqgan=vqgan)
 
 
 def convert_lpips(vgg: str | Path, linear: str | Path, output: str | Path) -> None:

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from ppvilg import checkpoint
-from ppvilg.config import Config, save_config
+from ppvilg.config import VQGANExperiment, save_config
 from ppvilg.vqgan.model import VQGAN
 
 
-def save_vqgan(model: VQGAN, config: Config, folder: str | Path) -> None:
+def save_vqgan(model: VQGAN, config: VQGANExperiment, folder: str | Path) -> None:
     """Write the tokenizer so that `load_vqgan` reads it back; the config comes last and makes the folder complete."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

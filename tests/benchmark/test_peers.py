@@ -7,14 +7,21 @@ import paddle
 import pytest
 
 from ppvilg.benchmark.peers.artist import artist_generation
-from ppvilg.config import AttentionConfig, CodebookConfig, Config, DataConfig, TextConfig, TransformerConfig, VQGANConfig
+from ppvilg.config import (
+    AttentionConfig,
+    CodebookConfig,
+    DataConfig,
+    TextConfig,
+    TransformerConfig,
+    ViLGExperiment,
+    VQGANConfig,
+)
 from ppvilg.transformer.model import Pairs, ViLG
 from ppvilg.transformer.pattern import Direction, Pattern
 
 M = 7
 KINDS = ["dense", "row", "column", "convolution"]
-CONFIG = Config(
-    task="vilg",
+CONFIG = ViLGExperiment(
     data=DataConfig(image_size=12),
     vqgan=VQGANConfig(channel_multipliers=[1, 1, 1], attention_resolutions=[], codebook=CodebookConfig(size=11, dim=4)),
     text=TextConfig(vocabulary_size=23, max_length=9),

@@ -33,10 +33,10 @@ def test_order_depends_on_seed_and_epoch():
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 100))
 def test_processes_read_the_same_places_together_in_any_layout(dp, sharding, own, accumulate, first):
     size = own * dp * sharding
-    config = ParallelConfig(dp=dp, sharding=sharding, mp=2)
+    config = ParallelConfig(dp_degree=dp, sharding_degree=sharding, mp_degree=2)
     read = []
     for part in range(accumulate):
-        for rank in range(0, config.processes, 2):
+        for rank in range(0, config.world_size, 2):
             read += own_places(first, part, size, place(config, rank))
             assert own_places(first, part, size, place(config, rank)) == own_places(first, part, size, place(config, rank + 1))
     assert read == list(range(first, first + size * accumulate))

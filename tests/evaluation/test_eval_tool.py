@@ -9,7 +9,7 @@ import pytest
 import yaml
 from scipy import linalg
 
-from ppvilg.config import load_config
+from ppvilg.config import EvalExperiment, load_config
 from ppvilg.errors import UserError
 from ppvilg.evaluation import captions, parts, report
 from ppvilg.evaluation.captions import caption_scores
@@ -22,15 +22,16 @@ from tests.helpers import run_tool
 
 @pytest.fixture(scope="module")
 def config(tiny_configs, tiny_runs, tmp_path_factory):
-    """Best of 1 and 3 by a matching model of three steps, the tiny model's own pictures evaluated."""
+    """Best of 1 and 3 by a dual encoder of three steps, the tiny model's own pictures evaluated."""
     folder = tmp_path_factory.mktemp("eval")
-    match = {"base": str(tiny_configs / "base.yml"), "task": "match", "train": {"output": str(folder / "match")}}
-    match["matching"] = {"hidden": 16, "heads": 2, "image_layers": 1, "text_layers": 1, "patch_size": 4, "embedding": 8}
-    (folder / "match.yml").write_text(yaml.safe_dump(match))
-    done = run_tool("train", "-c", folder / "match.yml")
+    bases = [str(tiny_configs / "base.yml"), str(tiny_configs / "text.yml")]
+    encoder = {"base": bases, "task": "dual_encoder", "train": {"output": str(folder / "dual_encoder")}}
+    encoder["dual_encoder"] = {"hidden": 16, "heads": 2, "image_layers": 1, "text_layers": 1, "patch_size": 4, "embedding": 8}
+    (folder / "dual_encoder.yml").write_text(yaml.safe_dump(encoder))
+    done = run_tool("train", "-c", folder / "dual_encoder.yml")
     assert done.returncode == 0, done.stderr
-    tree = {"base": str(tiny_configs / "vilg.yml"), "eval": {"matching": str(folder / "match"), "best_of": [1, 3]}}
-    tree["eval"] |= {"blur": [0.0, 1.0], "pool": 4}
+    tree = {"task": "eval", "model": str(tiny_runs / "vilg"), "dual_encoder": str(folder / "dual_encoder"), "best_of": [1, 3]}
+    tree |= {"blur": [0.0, 1.0], "pool": 4}
     (folder / "eval.yml").write_text(yaml.safe_dump(tree))
     return folder / "eval.yml"
 
@@ -44,7 +45,7 @@ def evaluate_here(config):
         patch.setattr(captions, "_meteor", lambda references, predictions: None)
 
         def evaluate(output, *overrides, rank=0, processes=1) -> bool:
-            resolved = load_config(config, ["eval.captions=any", *overrides])
+            resolved = load_config(config, ["captions=any", *overrides], EvalExperiment)
             return report.evaluate(resolved, "all", output, rank, processes)
 
         yield evaluate
@@ -133,7 +134,7 @@ def no_java(monkeypatch):
 
 @pytest.mark.usefixtures("no_java")
 def test_the_tool_prints_and_refuses(output, config, tmp_path):
-    words = ("-c", config, "--split", "validation", "-o", "eval.best_of=[1]", "-o", "eval.blur=[0.0]")
+    words = ("-c", config, "--split", "validation", "-o", "best_of=[1]", "-o", "blur=[0.0]")
     done = run_tool("eval", *words, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "report.html") in done.stdout
@@ -172,7 +173,7 @@ def test_processes_share_the_parts(output, evaluate_here, monkeypatch, tmp_path)
 
 def test_comparison(output, evaluate_here, tmp_path):
     other = tmp_path / "other"
-    assert evaluate_here(other, "eval.temperature=0.1", "eval.pool=3")
+    assert evaluate_here(other, "temperature=0.1", "pool=3")
     done = run_tool("eval", "compare", output, other, "--output", tmp_path / "both.html")
     assert done.returncode == 0, done.stderr
     assert "pools of captions differ" in done.stderr

@@ -28,15 +28,20 @@ def run_export(*arguments) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def matching(tiny_configs) -> Path:
     """A matching model that has learned nothing."""
-    tree = {"base": "base.yml", "task": "match", "matching": {"hidden": 32, "heads": 2, "image_layers": 2, "text_layers": 1}}
-    tree["matching"] |= {"patch_size": 4, "embedding": 16}
-    (tiny_configs / "match_untrained.yml").write_text(yaml.safe_dump(tree), "utf-8")
-    config = load_config(tiny_configs / "match_untrained.yml")
-    folder = tiny_configs / "match_untrained"
+    tree = {
+        "base": ["base.yml", "text.yml"],
+        "task": "dual_encoder",
+        "dual_encoder": {"hidden": 32, "heads": 2, "image_layers": 2, "text_layers": 1},
+    }
+    tree["dual_encoder"] |= {"patch_size": 4, "embedding": 16}
+    (tiny_configs / "dual_encoder_untrained.yml").write_text(yaml.safe_dump(tree), "utf-8")
+    config = load_config(tiny_configs / "dual_encoder_untrained.yml")
+    folder = tiny_configs / "dual_encoder_untrained"
     (folder / "text").mkdir(parents=True)
     load_text_tokenizer(config.text).save(folder / "text")
-    shutil.copy(tiny_configs / "match_untrained.yml", folder / "config.yml")
-    shutil.copy(tiny_configs / "base.yml", folder / "base.yml")
+    shutil.copy(tiny_configs / "dual_encoder_untrained.yml", folder / "config.yml")
+    for name in ("base.yml", "text.yml"):
+        shutil.copy(tiny_configs / name, folder / name)
     arrays = {name: tensor.numpy() for name, tensor in Matching(config).state_dict().items()}
     checkpoint.save_arrays(arrays, folder / "model.safetensors")
     return folder
@@ -46,7 +51,7 @@ def matching(tiny_configs) -> Path:
 def exported(tiny_configs, tiny_runs, matching) -> Path:
     folder = tiny_configs / "exported" / "vilg"
     folder.parent.mkdir()
-    done = run_export("-c", tiny_configs / "vilg.yml", "--matching", matching, "--out", folder)
+    done = run_export("-c", tiny_configs / "vilg.yml", "--dual-encoder", matching, "--out", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -107,7 +112,7 @@ def test_the_manifest_names_every_file_and_what_it_was_made_from(exported, tiny_
 def test_infer_reads_an_export(exported, tiny_runs, tmp_path):
     for name, folder in (("run", tiny_runs / "vilg"), ("export", exported)):
         done = run_tool(
-            *("infer", "--mode", "t2i", "--model", folder, "--text", "红色方块", "--best-of", 3, "--matching", exported),
+            *("infer", "--mode", "t2i", "--model", folder, "--text", "红色方块", "--best-of", 3, "--dual-encoder", exported),
             *("--output", tmp_path / name),
         )
         assert done.returncode == 0, done.stderr
@@ -149,7 +154,10 @@ def test_mistakes_are_one_line(exported, tiny_runs, tmp_path):
         (["--checkpoint", tiny_runs / "vqgan", "--out", tmp_path / "a"], "task `vqgan`"),
         (["--checkpoint", tmp_path / "none", "--out", tmp_path / "a"], "there is no folder"),
         (["--checkpoint", exported, "--out", tmp_path / "a"], "is an export already"),
-        (["--checkpoint", tiny_runs / "vilg", "--matching", tiny_runs / "vilg", "--out", tmp_path / "a"], "task `match`"),
+        (
+            ["--checkpoint", tiny_runs / "vilg", "--dual-encoder", tiny_runs / "vilg", "--out", tmp_path / "a"],
+            "task `dual_encoder`",
+        ),
     ):
         done = run_export(*arguments)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppvilg.config import Config
+from ppvilg.config import ViLGExperiment
 from ppvilg.export.model import ExportedViLG
 from ppvilg.export.programs import Programs
 from ppvilg.export.structure import arrays, with_arrays
@@ -22,7 +22,7 @@ from tests.generate.test_decoding import PROMPTS, TEXT, build
 from tests.transformer.test_model import CONFIG, PLANS, M, N, with_plan
 
 
-def exported(model: ViLG, config: Config, folder: Path) -> ExportedViLG:
+def exported(model: ViLG, config: ViLGExperiment, folder: Path) -> ExportedViLG:
     save_transformer(model, folder)
     return ExportedViLG(config, Programs(folder, weights_of({"model": model})))
 

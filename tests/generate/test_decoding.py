@@ -8,7 +8,7 @@ import paddle
 import pytest
 from paddle.nn import functional as F
 
-from ppvilg.config import Config
+from ppvilg.config import ViLGExperiment
 from ppvilg.generate.decoding import search_texts, write_images, write_texts
 from ppvilg.generate.sampling import Sampling
 from ppvilg.text import pad_batch
@@ -30,7 +30,7 @@ class Text:
 TEXT = Text()
 
 
-def build(config: Config = CONFIG) -> ViLG:
+def build(config: ViLGExperiment = CONFIG) -> ViLG:
     """A model with random weights that is swayed more by what it reads than by the token it stands at."""
     model = build_random(config)
     for block in model.blocks:

@@ -19,7 +19,14 @@ ADAMW = {"learning_rate": 0.003, "epsilon": 1e-4, "weight_decay": 0.1}
 @pytest.fixture(scope="session")
 def layout_config(tiny_configs, tiny_runs) -> Path:
     """vilg without dropout, five steps of eight pairs in two micro-batches, clipped, every parameter in use."""
-    train = {"steps": STEPS, "batch_size": 8, "accumulate": 2, "warmup_steps": 1, "clip_norm": 0.5, "token_noise": 0.3}
+    train = {
+        "steps": STEPS,
+        "batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "warmup_steps": 1,
+        "clip_norm": 0.5,
+        "token_noise": 0.3,
+    }
     train |= {"validate_every": STEPS, "preview_every": 1000, "save_every": 1000, "log_every": 1}
     tree = {"base": "vilg.yml", "transformer": {"layers": 4, "dropout": 0.0}, "train": train}
     path = tiny_configs / "layout.yml"
@@ -34,11 +41,11 @@ def overrides(settings: dict) -> list[str]:
 
 @pytest.fixture(scope="session")
 def train_layout(layout_config, tmp_path_factory):
-    """A function that trains a layout, e.g. {"dp": 2}, with further settings: the run's folder."""
+    """A function that trains a layout, e.g. {"dp_degree": 2}, with further settings: the run's folder."""
 
     def train(layout: dict, settings: dict, output: Path | None = None, resume: bool = False) -> Path:
         folder = output or tmp_path_factory.mktemp("_".join(f"{k}{v}" for k, v in layout.items()) or "alone")
-        sizes = [layout.get(axis, 1) for axis in ("dp", "sharding", "mp", "pp")]
+        sizes = [layout.get(axis, 1) for axis in ("dp_degree", "sharding_degree", "mp_degree", "pp_degree")]
         processes = int(np.prod(sizes))
         given = {f"parallel.{key}": value for key, value in layout.items()} | settings | {"train.output": folder / "run"}
         arguments = ["-c", layout_config, *overrides(given), *(["--resume"] if resume else [])]

@@ -20,13 +20,13 @@ import paddle.distributed as dist
 
 from ppvilg.benchmark.timing import allocated, peak_of
 from ppvilg.benchmark.training import RandomPairs, activation_bytes, random_pairs, step_of
-from ppvilg.config import Config, load_config
+from ppvilg.config import ViLGExperiment, load_config
 from ppvilg.parallel.sharding import Sharding
 from ppvilg.parallel.topology import Topology, join
 from tests.parallel.gloo import cure, leave
 
 
-def measure(config: Config) -> dict:
+def measure(config: ViLGExperiment) -> dict:
     """What a process finds.
 
     place       numbers of its pipeline stage and of itself in its sharding group
@@ -37,14 +37,16 @@ def measure(config: Config) -> dict:
     """
     topology = join(config.parallel)
     kept = None
-    if config.parallel.mp > 1 and config.parallel.pp == 1:
+    if config.parallel.mp_degree > 1 and config.parallel.pp_degree == 1:
         activation_bytes(config, topology)  # what is made once and stays
         gc.collect()
         kept = activation_bytes(config, topology)
     gc.collect()
     before = allocated()
     task = RandomPairs(config, topology)
-    step = step_of(task, config, [random_pairs(config, config.micro_batch)] * config.train.accumulate, topology)
+    step = step_of(
+        task, config, [random_pairs(config, config.micro_batch)] * config.train.gradient_accumulation_steps, topology
+    )
     with counted(topology) as sent:
         step()
     gc.collect()

@@ -21,9 +21,9 @@ from tests.parallel.conftest import ADAMW, STEPS, settings_of
 SAVED = 3
 FILES = ("model", "average", "optimizer-model")
 ALONE: dict = {}
-ZERO1 = {"sharding": 2, "sharding_stage": 1}
-ZERO2 = {"sharding": 2, "sharding_stage": 2}
-ZERO3 = {"sharding": 2, "sharding_stage": 3, "recompute": "full"}
+ZERO1 = {"sharding_degree": 2, "sharding_stage": 1}
+ZERO2 = {"sharding_degree": 2, "sharding_stage": 2}
+ZERO3 = {"sharding_degree": 2, "sharding_stage": 3, "recompute": "full"}
 
 
 def title(layout: dict) -> str:
@@ -59,19 +59,19 @@ def saving(model: dict) -> dict:
 @pytest.mark.parametrize(
     ("before", "after", "model"),
     [
-        pair(ALONE, {"mp": 2}, slow=False),
-        pair({"mp": 2}, ALONE),
-        pair({"pp": 2}, {"mp": 2}),
-        pair({"pp": 2}, ALONE, tie_embeddings=True),
-        pair(ALONE, {"pp": 2}, tie_embeddings=True),
-        pair(ZERO1, {"pp": 2}),
+        pair(ALONE, {"mp_degree": 2}, slow=False),
+        pair({"mp_degree": 2}, ALONE),
+        pair({"pp_degree": 2}, {"mp_degree": 2}),
+        pair({"pp_degree": 2}, ALONE, tie_embeddings=True),
+        pair(ALONE, {"pp_degree": 2}, tie_embeddings=True),
+        pair(ZERO1, {"pp_degree": 2}),
         pair(ZERO2, ZERO3),
         pair(ZERO3, ALONE),
-        pair({"dp": 2}, ZERO2),
-        pair({"dp": 2}, {"dp": 4}),
-        pair({"pp": 2, "mp": 2}, ZERO1),
-        pair(ZERO3 | {"mp": 2}, {"dp": 2, "pp": 2}),
-        pair(ALONE, ZERO2 | {"pp": 2}),
+        pair({"dp_degree": 2}, ZERO2),
+        pair({"dp_degree": 2}, {"dp_degree": 4}),
+        pair({"pp_degree": 2, "mp_degree": 2}, ZERO1),
+        pair(ZERO2 | {"mp_degree": 2}, {"dp_degree": 2, "pp_degree": 2}),
+        pair(ALONE, ZERO1 | {"pp_degree": 2}),
     ],
 )
 def test_one_layout_goes_on_from_another(before, after, model, trained, train_layout, tmp_path, monkeypatch):
@@ -330,10 +330,10 @@ def test_merging_refuses_a_checkpoint_that_lacks_a_piece(run_of_three, tmp_path,
 
 @pytest.mark.slow
 def test_what_a_layout_trained_writes_the_same_pictures_merged(trained, tmp_path):
-    run, alone = trained({"pp": 2, "mp": 2}, {}), trained(ALONE, {})
+    run, alone = trained({"pp_degree": 2, "mp_degree": 2}, {}), trained(ALONE, {})
     merge(run, tmp_path / "merged")
     config = load_config(tmp_path / "merged" / "config.yml")
-    assert config.parallel.processes == 1
+    assert config.parallel.world_size == 1
     ours = checkpoint.load_arrays(tmp_path / "merged" / "model.safetensors")
     theirs = checkpoint.load_arrays(weights_file(alone))
     assert ours.keys() == theirs.keys()

@@ -20,7 +20,7 @@ from tests.parallel.conftest import ADAMW, overrides, settings_of
 STEPS = 30
 SETTINGS = settings_of(ADAMW) | {"train.steps": STEPS, "train.save_every": 1, "train.validate_every": STEPS}
 FILES = ("model", "average", "optimizer-model")
-LAYOUTS = [{"dp": 2}, {"mp": 2}, {"pp": 2}, {"sharding": 2, "sharding_stage": 2}]
+LAYOUTS = [{"dp_degree": 2}, {"mp_degree": 2}, {"pp_degree": 2}, {"sharding_degree": 2, "sharding_stage": 2}]
 # For each kill what is waited for, and within how many seconds after it the kill then comes.
 MOMENTS = [("a save", 0.0), ("a save", 0.02), ("a step", 0.2), ("a save", 0.005), ("the start", 8.0)]
 

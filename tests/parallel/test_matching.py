@@ -8,11 +8,11 @@ from tests.parallel import launch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("axis", ["dp", "sharding"])
+@pytest.mark.parametrize("axis", ["dp_degree", "sharding_degree"])
 def test_two_processes_find_their_pairs_among_all(tiny_configs, tmp_path, axis):
-    tree = {"base": "base.yml", "task": "match", "train": {"steps": 5, "batch_size": 8, "epsilon": 1e-4}}
-    tree["matching"] = {"hidden": 32, "heads": 2, "image_layers": 1, "text_layers": 1, "patch_size": 4, "embedding": 16}
-    path = tiny_configs / f"match_{axis}.yml"
+    tree = {"base": ["base.yml", "text.yml"], "task": "dual_encoder", "train": {"steps": 5, "batch_size": 8, "epsilon": 1e-4}}
+    tree["dual_encoder"] = {"hidden": 32, "heads": 2, "image_layers": 1, "text_layers": 1, "patch_size": 4, "embedding": 16}
+    path = tiny_configs / f"{axis}.yml"
     path.write_text(yaml.safe_dump(tree), "utf-8")
     runs = []
     for processes in (1, 2):

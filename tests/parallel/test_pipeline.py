@@ -4,7 +4,7 @@ from itertools import combinations, pairwise
 
 import pytest
 
-from ppvilg.config import Config, load_config
+from ppvilg.config import ViLGExperiment, load_config
 from ppvilg.parallel.pipeline import messages, order, stages
 from ppvilg.parallel.plan import weights
 from ppvilg.parallel.sharding import TIED
@@ -18,12 +18,12 @@ SHAPES = {
 }
 
 
-def config(layers: int, shape: str) -> Config:
+def config(layers: int, shape: str) -> ViLGExperiment:
     sizes = [f"transformer.layers={layers}", "transformer.hidden=16", "transformer.heads=2", "data.image_size=16"]
     return load_config("configs/vilg_emoji.yml", [*sizes, "text.max_length=4", *SHAPES[shape]])
 
 
-def size(of: Config, layers: range) -> int:
+def size(of: ViLGExperiment, layers: range) -> int:
     """Parameters of a stage, by the list of all."""
     first, last = layers.start == 0, layers.stop == of.transformer.layers
     everything = weights(of)

@@ -11,25 +11,23 @@ from tests.parallel import launch
 
 MODEL = ["transformer.layers=4", "transformer.hidden=64", "transformer.heads=4", "transformer.attention.kernel=3"]
 MODEL += ["text.max_length=12", "text.vocabulary_size=600", "vqgan.codebook.size=400", "train.batch_size=8"]
-STAGE_3 = {"sharding": 2, "sharding_stage": 3, "recompute": "full"}
+STAGE_3 = {"sharding_degree": 2, "sharding_stage": 3, "recompute": "full"}
 LAYOUTS = {
     2: [
-        {"dp": 2},
-        {"mp": 2},
-        {"mp": 2, "recompute": "selective"},
-        {"mp": 2, "recompute": "full"},
-        {"pp": 2},
-        {"sharding": 2},
-        {"sharding": 2, "sharding_stage": 2},
+        {"dp_degree": 2},
+        {"mp_degree": 2},
+        {"mp_degree": 2, "recompute": "full"},
+        {"pp_degree": 2},
+        {"sharding_degree": 2},
+        {"sharding_degree": 2, "sharding_stage": 2},
         STAGE_3,
     ],
     4: [
-        {"dp": 2, "mp": 2},
-        {"mp": 2, "pp": 2},
-        {"sharding": 2, "mp": 2},
-        {"dp": 2, **STAGE_3},
-        {"pp": 2, **STAGE_3},
-        {"pp": 2, "sharding": 2, "sharding_stage": 2, "tied": True},
+        {"dp_degree": 2, "mp_degree": 2},
+        {"mp_degree": 2, "pp_degree": 2},
+        {"sharding_degree": 2, "mp_degree": 2},
+        {"dp_degree": 2, **STAGE_3},
+        {"pp_degree": 2, "sharding_degree": 2, "tied": True},
     ],
 }
 
@@ -37,7 +35,7 @@ LAYOUTS = {
 def overrides(layout: dict) -> list[str]:
     tied = "true" if layout.get("tied") else "false"
     axes = [f"parallel.{key}={value}" for key, value in layout.items() if key != "tied"]
-    return [*MODEL, "train.accumulate=2", f"transformer.tie_embeddings={tied}", *axes]
+    return [*MODEL, "train.gradient_accumulation_steps=2", f"transformer.tie_embeddings={tied}", *axes]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +68,7 @@ def check(layout: dict, of_processes: list[dict]) -> None:
         if real["kept"] is not None:
             assert real["kept"] == pytest.approx(kept_bytes(config, stage), rel=0.02)
     places = {tuple(real["place"]) for real in of_processes}
-    assert len(places) == config.parallel.pp * config.parallel.sharding, "processes of every kind"
+    assert len(places) == config.parallel.pp_degree * config.parallel.sharding_degree, "processes of every kind"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[2], ids=str)

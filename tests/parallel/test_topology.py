@@ -16,8 +16,8 @@ from tests.helpers import run_tool
 
 
 def test_axes_cover_the_layout_with_mp_innermost():
-    config = ParallelConfig(dp=2, sharding=3, mp=2, pp=2)
-    places = [place(config, rank) for rank in range(config.processes)]
+    config = ParallelConfig(dp_degree=2, sharding_degree=3, mp_degree=2, pp_degree=2)
+    places = [place(config, rank) for rank in range(config.world_size)]
     seen = Counter((t.dp.rank, t.pp.rank, t.sharding.rank, t.mp.rank) for t in places)
     assert sorted(seen) == sorted(product(range(2), range(2), range(3), range(2)))
     for rank, topology in enumerate(places):
@@ -31,7 +31,7 @@ def test_axes_cover_the_layout_with_mp_innermost():
 def test_layout_and_launched_processes_have_to_agree(monkeypatch):
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", "4")
     with pytest.raises(UserError, match="dp 2 x sharding 1 x mp 1 x pp 1 are 2 processes, but 4 are running: launch 2"):
-        join(ParallelConfig(dp=2))
+        join(ParallelConfig(dp_degree=2))
 
 
 def test_the_10b_config_refuses_one_process():
@@ -47,13 +47,21 @@ def test_owners_share_out_evenly():
     assert max(loads) - min(loads) < max(sizes.values())
 
 
+EIGHT_BY_FOUR = {"mp_degree": 8, "pp_degree": 4, "dp_degree": 2, "sharding_degree": 1}
+
+
 @pytest.mark.parametrize(
     ("layout", "rank"),
-    [({"mp": 8, "pp": 4, "dp": 2, "sharding": 1}, 0), ({"mp": 8, "pp": 4, "dp": 2, "sharding": 1}, 63), ({}, 5)],
+    [
+        (EIGHT_BY_FOUR, 0),
+        (EIGHT_BY_FOUR, 63),
+        ({}, 5),
+    ],
 )
 def test_one_process_of_the_10b_model(layout, rank):
     """Shapes and counts of what a rank of the layout has, first without memory, then each layer with it, one at a time."""
-    config = load_config("configs/vilg_10b.yml", [f"parallel.{key}={value}" for key, value in layout.items()])
+    overrides = [f"parallel.{key}={value}" for key, value in layout.items()]
+    config = load_config("configs/vilg_10b_stage3.yml", ["parallel.sharding_stage=1", *overrides])
     topology = place(config.parallel, rank)
     with paddle.LazyGuard():
         model = ViLG(config, topology)

@@ -116,7 +116,9 @@ def test_unigram_baseline_against_counting(tiny_configs, tiny_runs):
 def test_validation_does_not_depend_on_the_batch_size(tiny_configs, tiny_runs):
     results = []
     for size in (2, 3):
-        task = build_task(load_config(tiny_configs / "vilg.yml", [f"train.batch_size={size}", "train.accumulate=1"]))
+        task = build_task(
+            load_config(tiny_configs / "vilg.yml", [f"train.batch_size={size}", "train.gradient_accumulation_steps=1"])
+        )
         task.model.eval()
         measures = task.validate(0)
         results.append([measures[name] for name in ("txt2img", "img2txt", "txt2img_accuracy", "img2txt_accuracy")])

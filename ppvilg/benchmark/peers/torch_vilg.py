@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppvilg.config import Config, TrainConfig
+from ppvilg.config import TrainConfig, ViLGExperiment
 
 _TEXT_SOURCE, _TEXT_TARGET, _IMAGE_SOURCE, _IMAGE_TARGET = range(4)
 
@@ -90,7 +90,7 @@ class Block(nn.Module):
 class TorchViLG(nn.Module):
     """ppvilg's transformer without dropout; `plan` names the kind of each layer's mask."""
 
-    def __init__(self, config: Config, plan: list[str]):
+    def __init__(self, config: ViLGExperiment, plan: list[str]):
         super().__init__()
         model, text, codes = config.transformer, config.text, config.vqgan.codebook.size
         rows, self.columns = config.grid

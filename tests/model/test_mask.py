@@ -1,18 +1,18 @@
-"""The patterns against their definition, slot by slot, and their blocks and cache slots against the mask."""
+"""The masks against their definition, slot by slot, and their blocks and cache slots against the mask."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppvilg.transformer.pattern import Direction, Pattern
+from ppvilg.model.mask import AttentionMask, Direction
 
 KINDS = ["dense", "row", "column", "convolution"]
 
 
 @st.composite
-def patterns(draw) -> Pattern:
-    return Pattern(
+def masks(draw) -> AttentionMask:
+    return AttentionMask(
         text_length=draw(st.integers(1, 5)),
         rows=draw(st.integers(1, 9)),
         columns=draw(st.integers(1, 5)),
@@ -23,9 +23,9 @@ def patterns(draw) -> Pattern:
     )
 
 
-def expected(pattern: Pattern, query: int, key: int) -> bool:
+def expected(attention_mask: AttentionMask, query: int, key: int) -> bool:
     """The table in the module's docstring, in words."""
-    m, to_image = pattern.text_length, pattern.direction is Direction.TEXT_TO_IMAGE
+    m, to_image = attention_mask.text_length, attention_mask.direction is Direction.TEXT_TO_IMAGE
     query_is_text, key_is_text = query < m, key < m
     query_is_source, key_is_source = query_is_text == to_image, key_is_text == to_image
     if query_is_source != key_is_source:
@@ -35,27 +35,27 @@ def expected(pattern: Pattern, query: int, key: int) -> bool:
     if query_is_text:
         return True
     query, key = query - m, key - m
-    (qr, qc), (kr, kc) = divmod(query, pattern.columns), divmod(key, pattern.columns)
-    if pattern.kind == "row" and to_image and not pattern.strict_row:
-        return key in range(query - pattern.columns, query + 1)
-    if pattern.kind == "row":
+    (qr, qc), (kr, kc) = divmod(query, attention_mask.columns), divmod(key, attention_mask.columns)
+    if attention_mask.kind == "row" and to_image and not attention_mask.strict_row:
+        return key in range(query - attention_mask.columns, query + 1)
+    if attention_mask.kind == "row":
         return qr == kr
-    if pattern.kind == "column":
+    if attention_mask.kind == "column":
         return qc == kc
-    if pattern.kind == "convolution":
-        return abs(qr - kr) <= pattern.kernel // 2 and abs(qc - kc) <= pattern.kernel // 2
+    if attention_mask.kind == "convolution":
+        return abs(qr - kr) <= attention_mask.kernel // 2 and abs(qc - kc) <= attention_mask.kernel // 2
     return True
 
 
 @settings(deadline=None, max_examples=150)
-@given(patterns())
-def test_mask_against_the_definition(pattern):
-    mask = pattern.mask()
-    length = pattern.text_length + pattern.rows * pattern.columns
+@given(masks())
+def test_mask_against_the_definition(attention_mask):
+    mask = attention_mask.mask()
+    length = attention_mask.text_length + attention_mask.rows * attention_mask.columns
     assert mask.shape == (length, length)
     for query in range(length):
         for key in range(length):
-            assert mask[query, key] == expected(pattern, query, key), (query, key)
+            assert mask[query, key] == expected(attention_mask, query, key), (query, key)
 
 
 def test_rows_columns_and_window_of_a_small_grid():
@@ -69,48 +69,50 @@ def test_rows_columns_and_window_of_a_small_grid():
         ("convolution", Direction.IMAGE_TO_TEXT): "..../.xxx/.xxx/.xxx",
     }
     for (kind, direction), drawn in pictures.items():
-        mask = Pattern(2, 4, 4, direction, kind, kernel=3).mask()[2 + 10, 2:].reshape(4, 4)
+        mask = AttentionMask(2, 4, 4, direction, kind, kernel=3).mask()[2 + 10, 2:].reshape(4, 4)
         assert "/".join("".join("x" if seen else "." for seen in row) for row in mask) == drawn, (kind, direction)
 
 
 @settings(deadline=None, max_examples=150)
-@given(patterns())
-def test_blocks_hold_exactly_the_visible_pairs(pattern):
-    for blocks, mask in (
-        (pattern.text_blocks(), pattern.mask()[: pattern.text_length, : pattern.text_length]),
-        (pattern.image_blocks(), pattern.mask()[pattern.text_length :, pattern.text_length :]),
-    ):
-        assert sorted(blocks.queries.ravel()) == list(range(len(mask))), "every token asks once"
-        rebuilt = np.zeros_like(mask)
+@given(masks())
+def test_blocks_hold_exactly_the_visible_pairs(attention_mask):
+    mask = attention_mask.mask()
+    rebuilt = np.zeros_like(mask)
+    asked = []
+    for blocks in attention_mask.blocks():
+        asked += blocks.queries.ravel().tolist()
+        if blocks.prefix is not None:
+            rebuilt[blocks.queries.ravel(), blocks.prefix] = True
         for queries, keys, seen in zip(blocks.queries, blocks.keys, blocks.mask, strict=True):
             for query, row in zip(queries, seen, strict=True):
                 for key in keys[row]:
                     assert not rebuilt[query, key], "a key is there twice"
                     rebuilt[query, key] = True
-        np.testing.assert_array_equal(rebuilt, mask)
+    assert sorted(asked) == list(range(len(mask))), "every slot asks once"
+    np.testing.assert_array_equal(rebuilt, mask)
 
 
 @settings(deadline=None, max_examples=150)
-@given(patterns())
-def test_cache_slots_keep_every_visible_token(pattern):
+@given(masks())
+def test_cache_slots_keep_every_visible_token(attention_mask):
     """Written one after another into rings, every token that the mask shows is still there when it is read."""
-    slots = pattern.cache_slots()
-    part = pattern.mask()
-    m = pattern.text_length
-    part = part[m:, m:] if pattern.to_image else part[:m, :m]
+    slots = attention_mask.cache_slots()
+    part = attention_mask.mask()
+    m = attention_mask.text_length
+    part = part[m:, m:] if attention_mask.to_image else part[:m, :m]
     buffer = np.full(slots.groups * slots.capacity, -1)
     for k in range(len(part)):
         position = np.array([k])
         buffer[slots.write(position)] = k
         held = slots.held(position)[0]
-        np.testing.assert_array_equal(buffer[slots.ring(position)[0]], held)
-        seen = (held >= 0) & pattern.target_sees(position[:, None], held[None])[0]
+        np.testing.assert_array_equal(buffer[slots.read(position)[0]], held)
+        seen = (held >= 0) & attention_mask.target_sees(position[:, None], held[None])[0]
         assert sorted(held[seen]) == np.flatnonzero(part[k]).tolist()
 
 
 @pytest.mark.parametrize(("kind", "slots"), [("dense", 1024), ("row", 33), ("column", 1024), ("convolution", 5 * 32 + 6)])
 def test_sizes_on_the_papers_grid(kind, slots):
-    found = Pattern(64, 32, 32, Direction.TEXT_TO_IMAGE, kind).cache_slots()
+    found = AttentionMask(64, 32, 32, Direction.TEXT_TO_IMAGE, kind).cache_slots()
     assert found.groups * found.capacity == slots
     largest = {"dense": 1024 * 1024, "row": 1024 * 64, "column": 1024 * 32, "convolution": 1024 * 32 * (5 + 4)}[kind]
-    assert Pattern(64, 32, 32, Direction.TEXT_TO_IMAGE, kind).image_blocks().mask.size == largest
+    assert AttentionMask(64, 32, 32, Direction.TEXT_TO_IMAGE, kind).blocks()[1].mask.size == largest

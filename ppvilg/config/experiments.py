@@ -1,0 +1,405 @@
+"""The kinds of experiments: training an image tokenizer, a transformer or a dual encoder, and evaluating a transformer.
+
+Each has a dataclass with the keys that do something for it, and `conflicts`: the values that are each fine but cannot stand
+together, as (key, value, what to write instead).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ppvilg.config.models import (
+    STRICT,
+    Count,
+    Decay,
+    DualEncoderConfig,
+    Positive,
+    PositiveFloat,
+    Probability,
+    TextConfig,
+    TextTokenizerConfig,
+    TransformerConfig,
+    VQGANConfig,
+    Weight,
+)
+
+Conflicts = Iterator[tuple[str, Any, str]]
+Keep = dict[str, list[str]]
+Precision = Literal["fp32", "bf16", "fp16"]
+Recompute = Literal["none", "full"]
+
+
+@dataclass(frozen=True)
+class ImageDataConfig:
+    """Images, and which of them are for training and validation."""
+
+    __pydantic_config__ = STRICT
+    path: str = "data/emoji"
+    """A folder of tar shards with a manifest, or a folder of images with a captions file (JSONL, CSV or TSV)."""
+    captions: str | None = None
+    """The captions file of a folder of images, relative to `path`; null: the only one there."""
+    image_size: Positive = 64
+    """Images are resized to this many pixels on the shorter side and cropped to a square at the centre."""
+    train_split: str = "train"
+    validation_split: str = "validation"
+    validation_fraction: Probability = 0.05
+    """Share of the pairs kept for validation where the data has no splits of its own."""
+    keep: Keep = field(default_factory=dict)
+    """Keep only samples whose metadata has one of these values, e.g. `{style: [noto, twemoji]}`."""
+    workers: Count = 0
+    """Threads that decode images ahead; 0 decodes in the training thread."""
+
+
+@dataclass(frozen=True)
+class DataConfig(ImageDataConfig):
+    """Pairs of images and captions."""
+
+    __pydantic_config__ = STRICT
+    languages: dict[str, PositiveFloat] = field(default_factory=dict)
+    """How often each language's captions are drawn, as weights; empty: all languages alike."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation, logging and checkpoints."""
+
+    __pydantic_config__ = STRICT
+    output: str = "runs/unnamed"
+    """The run's folder: resolved config, checkpoints, logs, preview images."""
+    seed: Count = 0
+    steps: Positive = 100_000
+    batch_size: Positive = 32
+    """Pairs (or images) per optimizer step, all processes and micro-batches together."""
+    gradient_accumulation_steps: Positive = 1
+    """Micro-batches per optimizer step."""
+    learning_rate: PositiveFloat = 4.5e-4
+    min_learning_rate: Weight = 0.0
+    """Where the cosine ends."""
+    warmup_steps: Count = 1000
+    beta1: Decay = 0.9
+    beta2: Decay = 0.96
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: Weight = 0.01
+    clip_norm: Weight = 1.0
+    """Global gradient norm that is clipped to; 0: no clipping."""
+    ema_decay: Decay = 0.999
+    """Of the weights that are evaluated and exported; 0: no average is kept."""
+    log_every: Positive = 20
+    validate_every: Positive = 1000
+    validation_samples: Positive = 256
+    save_every: Positive = 1000
+    keep_checkpoints: Positive = 2
+
+
+@dataclass(frozen=True)
+class PreviewTrainConfig(TrainConfig):
+    """Training with previews: fixed samples, drawn every so many steps to look at."""
+
+    __pydantic_config__ = STRICT
+    preview_every: Positive = 1000
+    preview_samples: Positive = 8
+
+
+@dataclass(frozen=True)
+class ViLGTrainConfig(PreviewTrainConfig):
+    """Training of the transformer."""
+
+    __pydantic_config__ = STRICT
+    tokenizer: str | None = None
+    """Run folder of the trained image tokenizer."""
+    token_noise: Probability = 0.0
+    """Most that is replaced of an image's input tokens by random ones (the targets stay); each pair draws its own share
+    below it. Small data needs it: else the transformer knows an image by its first tokens and does not learn to read."""
+    text_drop: Probability = 0.0
+    """Share of pairs whose image is generated from an empty text, for classifier-free guidance."""
+    reconstruction_weight: PositiveFloat = 1.0
+    """Weight of the reconstruction loss beside the generation losses (transformer.reconstructor)."""
+
+
+@dataclass(frozen=True)
+class DataParallelConfig:
+    """How the launched processes share out the batch; their number is dp_degree · sharding_degree."""
+
+    __pydantic_config__ = STRICT
+    dp_degree: Positive = 1
+    """Data parallel: groups of processes that each hold everything the others hold (across machines)."""
+    sharding_degree: Positive = 1
+    """Processes that see different samples, as with dp_degree, and share out the optimizer's state (within a machine)."""
+    # What only a transformer's config can set.
+    sharding_stage: ClassVar[int] = 1
+    mp_degree: ClassVar[int] = 1
+    pp_degree: ClassVar[int] = 1
+    sequence_parallel: ClassVar[bool] = False
+    recompute: ClassVar[Recompute] = "none"
+    precision: ClassVar[Precision] = "fp32"
+    offload: ClassVar[bool] = False
+
+    @property
+    def data_world_size(self) -> int:
+        """Into how many parts a batch is divided."""
+        return self.dp_degree * self.sharding_degree
+
+    @property
+    def world_size(self) -> int:
+        """How many processes have to be launched."""
+        return self.data_world_size * self.mp_degree * self.pp_degree
+
+    @property
+    def cuts_model(self) -> bool:
+        """Whether no process holds all weights."""
+        return self.mp_degree * self.pp_degree > 1 or self.sharding_stage == 3
+
+
+@dataclass(frozen=True)
+class ParallelConfig(DataParallelConfig):
+    """How the launched processes share out the work; their number is dp_degree · sharding_degree · mp_degree · pp_degree."""
+
+    __pydantic_config__ = STRICT
+    sharding_stage: Annotated[int, Field(ge=1, le=3)] = 1
+    """What is shared out over the sharding group. 1: the optimizer's state; 2: the gradients too; 3: the weights too."""
+    mp_degree: Positive = 1
+    """Tensor parallel: processes that share each layer's matrices (within a machine)."""
+    pp_degree: Positive = 1
+    """Pipeline stages that share out the layers."""
+    sequence_parallel: bool = False
+    """Divide what lies between the matrices along the sequence, too (mp_degree > 1)."""
+    recompute: Recompute = "none"
+    """Whether the backward pass computes each layer again instead of keeping its activations."""
+    precision: Precision = "fp32"
+    """Of weights and activations on GPUs; the optimizer always works on float32 weights."""
+    offload: bool = False
+    """Keep the optimizer's state in the CPU's memory (sharding_stage 2 or 3)."""
+
+    def conflicts(self) -> Conflicts:
+        """What Fleet cannot combine."""
+        stage, dp, sharding = self.sharding_stage, self.dp_degree, self.sharding_degree
+        if stage > 1 and sharding == 1:
+            yield "parallel.sharding_stage", stage, "expected 1 with sharding_degree: 1, which shares nothing out"
+        if stage > 1 and self.pp_degree > 1:
+            why = "Fleet shares out only the optimizer's state under a pipeline"
+            yield "parallel.sharding_stage", stage, f"{why}: set sharding_stage: 1, or pp_degree: 1"
+        if stage == 3 and self.mp_degree > 1:
+            why = "Fleet's stage 3 clips gradients over the sharding group alone, which is wrong with tensor parallelism"
+            yield "parallel.sharding_stage", stage, f"{why}: set sharding_stage: 2, or mp_degree: 1"
+        if self.offload and stage == 1:
+            how = "set sharding_stage: 2 and a sharding_degree of at least 2, or offload: false"
+            yield "parallel.offload", True, f"Fleet offloads only what sharding_stage 2 or 3 shares out: {how}"
+        if self.offload and dp > 1:
+            how = f"set dp_degree: 1 and sharding_degree: {dp * sharding}, or offload: false"
+            yield "parallel.offload", True, f"Fleet cannot offload with data parallelism: {how}"
+        if self.sequence_parallel and self.mp_degree == 1:
+            yield "parallel.sequence_parallel", True, "expected false with mp_degree: 1, whose processes share no sequence"
+
+
+class TrainingExperiment:
+    """What the experiments that train have in common."""
+
+    task: str
+    data: ImageDataConfig
+    train: TrainConfig
+    parallel: DataParallelConfig
+
+    @property
+    def micro_batch(self) -> int:
+        """Pairs (or images) that one process computes at once."""
+        return self.train.batch_size // (self.train.gradient_accumulation_steps * self.parallel.data_world_size)
+
+    def conflicts(self) -> Conflicts:
+        """Of the `train` section."""
+        train, steps = self.train, self.train.gradient_accumulation_steps
+        if train.batch_size % steps:
+            expected = f"expected a divisor of train.batch_size = {train.batch_size}"
+            yield "train.gradient_accumulation_steps", steps, expected
+        parts = steps * self.parallel.data_world_size
+        if train.batch_size % parts:
+            expected = f"expected a multiple of gradient_accumulation_steps x dp_degree x sharding_degree = {parts}"
+            yield "train.batch_size", train.batch_size, expected
+        if train.warmup_steps >= train.steps:
+            yield "train.warmup_steps", train.warmup_steps, f"expected fewer than train.steps = {train.steps}"
+        if train.min_learning_rate > train.learning_rate:
+            yield "train.min_learning_rate", train.min_learning_rate, f"expected at most {train.learning_rate}"
+
+
+class ImageTokensExperiment(TrainingExperiment):
+    """What the image tokenizer's and the transformer's experiments have in common."""
+
+    vqgan: VQGANConfig
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of image tokens."""
+        side = self.data.image_size // self.vqgan.downsampling
+        return side, side
+
+    @property
+    def image_tokens(self) -> int:
+        """n: image tokens per image."""
+        rows, columns = self.grid
+        return rows * columns
+
+    def conflicts(self) -> Conflicts:
+        """Of the `vqgan` section too."""
+        yield from super().conflicts()
+        vqgan, codebook = self.vqgan, self.vqgan.codebook
+        if self.data.image_size % vqgan.downsampling:
+            yield "data.image_size", self.data.image_size, f"expected a multiple of f = {vqgan.downsampling} (vqgan)"
+        if vqgan.loss.perceptual and not vqgan.loss.perceptual_weights:
+            yield "vqgan.loss.perceptual", vqgan.loss.perceptual, "expected 0 unless perceptual_weights names a file"
+        if codebook.learning == "gumbel" and codebook.normalize:
+            yield "vqgan.codebook.normalize", True, "expected false with learning: gumbel, which compares no distances"
+        if codebook.learning == "gumbel" and codebook.revive_after:
+            yield "vqgan.codebook.revive_after", codebook.revive_after, "expected 0 with learning: gumbel"
+
+
+@dataclass(frozen=True)
+class VQGANExperiment(ImageTokensExperiment):
+    """Training the image tokenizer."""
+
+    __pydantic_config__ = STRICT
+    task: Literal["vqgan"] = "vqgan"
+    data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    vqgan: VQGANConfig = field(default_factory=VQGANConfig)
+    train: PreviewTrainConfig = field(default_factory=PreviewTrainConfig)
+    parallel: DataParallelConfig = field(default_factory=DataParallelConfig)
+
+
+@dataclass(frozen=True)
+class ViLGExperiment(ImageTokensExperiment):
+    """Training the transformer over a trained image tokenizer."""
+
+    __pydantic_config__ = STRICT
+    task: Literal["vilg"] = "vilg"
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    vqgan: VQGANConfig = field(default_factory=VQGANConfig)
+    """The image tokenizer in `train.tokenizer`."""
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    train: ViLGTrainConfig = field(default_factory=ViLGTrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def conflicts(self) -> Conflicts:
+        """Of all sections."""
+        yield from super().conflicts()
+        model, text, parallel = self.transformer, self.text, self.parallel
+        if model.hidden % model.heads:
+            yield "transformer.heads", model.heads, f"expected a divisor of transformer.hidden = {model.hidden}"
+        if model.tie_embeddings and text.embedding_width not in (None, model.hidden):
+            expected = "expected false where text.embedding_width differs from the width"
+            yield "transformer.tie_embeddings", True, expected
+        if model.attention.kernel % 2 == 0:
+            yield "transformer.attention.kernel", model.attention.kernel, "expected an odd number"
+        for name, templates in text.styles.items():
+            for language, template in templates.items():
+                if template.count("{}") != 1:
+                    expected = "expected a prompt with one {} for what is shown"
+                    yield f"text.styles.{name}.{language}", template, expected
+        yield from parallel.conflicts()
+        for name, size in (
+            ("transformer.heads", model.heads),
+            ("text.vocabulary_size", text.vocabulary_size),
+            ("vqgan.codebook.size", self.vqgan.codebook.size),
+        ):
+            if size % parallel.mp_degree:
+                yield "parallel.mp_degree", parallel.mp_degree, f"expected a divisor of {name} = {size}"
+        if parallel.pp_degree > model.layers:
+            yield "parallel.pp_degree", parallel.pp_degree, f"expected at most transformer.layers = {model.layers}"
+
+
+@dataclass(frozen=True)
+class DualEncoderExperiment(TrainingExperiment):
+    """Training the dual encoder."""
+
+    __pydantic_config__ = STRICT
+    task: Literal["dual_encoder"] = "dual_encoder"
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextTokenizerConfig = field(default_factory=TextTokenizerConfig)
+    dual_encoder: DualEncoderConfig = field(default_factory=DualEncoderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: DataParallelConfig = field(default_factory=DataParallelConfig)
+
+    def conflicts(self) -> Conflicts:
+        """Of all sections."""
+        yield from super().conflicts()
+        model, size = self.dual_encoder, self.data.image_size
+        if model.hidden % model.heads:
+            yield "dual_encoder.heads", model.heads, f"expected a divisor of dual_encoder.hidden = {model.hidden}"
+        if size % model.patch_size:
+            yield "dual_encoder.patch_size", model.patch_size, f"expected a divisor of data.image_size = {size}"
+
+
+@dataclass(frozen=True)
+class EvalDataConfig:
+    """The pairs that a model is evaluated on."""
+
+    __pydantic_config__ = STRICT
+    path: str = "data/emoji"
+    """As in training: a folder of tar shards, or of images with a captions file."""
+    captions: str | None = None
+    """The captions file of a folder of images, relative to `path`; null: the only one there."""
+    validation_fraction: Probability = 0.05
+    """Share of the pairs in the split `validation` where the data has no splits of its own."""
+    seed: Count = 0
+    """What that split is drawn with, `train.seed` in training."""
+    keep: Keep = field(default_factory=dict)
+    """What the model was trained on: samples whose metadata has one of these values."""
+    languages: dict[str, PositiveFloat] = field(default_factory=dict)
+    """Weights of the captions' languages, of which the heaviest is evaluated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalExperiment:
+    """What tools/eval.py measures of a trained transformer, and how."""
+
+    __pydantic_config__ = STRICT
+    task: Literal["eval"] = "eval"
+    model: str
+    """Folder of a run or a model."""
+    data: EvalDataConfig | None = None
+    """null: the data that the model was trained on."""
+    keep: Keep | None = None
+    """Evaluate only pairs whose metadata has one of these values; null: as `data.keep`, which says what was trained on."""
+    samples: Positive | None = None
+    """Pairs drawn at random from the split; null: all."""
+    captions: Literal["canonical", "any"] = "canonical"
+    """Each image with the first caption of its heaviest language, or any caption of that language with its image (COCO)."""
+    seed: Count = 0
+    training_split: str | None = "train"
+    """Where the baselines find real images and captions besides those of the split; null: without these baselines."""
+    extractor: str = "efficientnet-lite0"
+    """Features of images: efficientnet-lite0, or the file that tools/convert_inception.py made."""
+    dual_encoder: str | None = None
+    """Run folder of a dual encoder, or an ErnieViL: retrieval, scores, and the best of several candidates."""
+    best_of: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [1])
+    """Candidates per prompt of which the dual encoder takes the best."""
+    pool: Annotated[int, Field(ge=2)] = 100
+    """Captions among which an image has to find its own (R@1, R@5)."""
+    blur: Annotated[list[Weight], Field(min_length=1)] = field(default_factory=lambda: [0.0])
+    """Deviations in pixels of the blur before features are taken (FID-k)."""
+    temperature: Weight = 1.0
+    top_k: Count = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    guidance: Weight = 1.0
+    decoder: Literal["codebook", "hidden"] = "codebook"
+    """What paints the tokens: the image tokenizer, or the reconstructor of an end-to-end model."""
+    beams: Positive = 1
+    """Of the search for captions; 1: the likeliest token each time."""
+    unit: Literal["characters", "words"] = "characters"
+    """What captions are cut into before they are compared."""
+
+    def with_data_of(self, trained: ViLGExperiment) -> "EvalExperiment":
+        """The same with the data of the model's training where `data` is null."""
+        if self.data is not None:
+            return self
+        found, seed = trained.data, trained.train.seed
+        values = (found.path, found.captions, found.validation_fraction, seed, found.keep, found.languages)
+        return replace(self, data=EvalDataConfig(*values))
+
+    def conflicts(self) -> Conflicts:
+        """Of all keys."""
+        if max(self.best_of) > 1 and not self.dual_encoder:
+            yield "best_of", self.best_of, "expected [1] unless dual_encoder names a model that chooses"
+
+
+Experiment = VQGANExperiment | ViLGExperiment | DualEncoderExperiment | EvalExperiment

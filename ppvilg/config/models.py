@@ -1,0 +1,165 @@
+"""What the models are made of: one dataclass for each section of a config that describes one."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+AttentionKind = Literal["dense", "row", "column", "convolution"]
+
+
+@dataclass(frozen=True)
+class CodebookConfig:
+    """The vector quantizer."""
+
+    __pydantic_config__ = STRICT
+    size: Positive = 8192
+    dim: Positive = 256
+    """Width of a code; the latents are projected to it and the codes back to `vqgan.latent_channels`."""
+    learning: Literal["gradient", "ema", "gumbel"] = "gradient"
+    """How codes learn: by gradient (VQGAN), by exponential moving average, or by Gumbel-softmax (dVAE)."""
+    normalize: bool = False
+    """Compare l2-normalised latents with l2-normalised codes (ViT-VQGAN)."""
+    commitment: Weight = 0.25
+    ema_decay: Decay = 0.99
+    revive_after: Count = 0
+    """Steps without use after which a code is replaced by a latent of the batch; 0: never."""
+    temperature: PositiveFloat = 1.0
+    """Gumbel-softmax temperature (learning: gumbel)."""
+    kl_weight: Weight = 5e-4
+    """Weight of the KL term towards uniform code use (learning: gumbel)."""
+
+
+@dataclass(frozen=True)
+class VQGANLossConfig:
+    """What the image tokenizer is trained on."""
+
+    __pydantic_config__ = STRICT
+    l1: Weight = 1.0
+    l2: Weight = 0.0
+    perceptual: Weight = 0.0
+    """Weight of LPIPS over VGG16; needs `perceptual_weights`."""
+    perceptual_weights: str | None = None
+    """A safetensors file with VGG16's and LPIPS's weights, made by tools/convert_vqgan.py lpips."""
+    adversarial: Weight = 0.0
+    """Weight of the patch GAN, on top of the adaptive weight."""
+    adversarial_start: Count = 0
+    """Step at which the discriminator starts."""
+    discriminator_channels: Positive = 64
+    discriminator_layers: Positive = 3
+
+
+@dataclass(frozen=True)
+class VQGANConfig:
+    """The image tokenizer: picture <-> grid of tokens."""
+
+    __pydantic_config__ = STRICT
+    channels: Positive = 128
+    """Channels at the highest resolution."""
+    channel_multipliers: list[Positive] = field(default_factory=lambda: [1, 1, 2, 4])
+    """Channels at each resolution as multiples of `channels`; each further entry halves the resolution."""
+    res_blocks: Positive = 2
+    attention_resolutions: list[Positive] = field(default_factory=lambda: [16])
+    """Resolutions (in pixels) whose residual blocks are followed by attention."""
+    latent_channels: Positive = 256
+    patch_size: Positive = 1
+    """Pixels per side that are folded into channels before the first convolution; 1 is the paper's network."""
+    dropout: Decay = 0.0
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    loss: VQGANLossConfig = field(default_factory=VQGANLossConfig)
+
+    @property
+    def downsampling(self) -> int:
+        """f: pixels per side of the picture for one token."""
+        return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
+
+
+@dataclass(frozen=True)
+class TextTokenizerConfig:
+    """The text tokenizer and its vocabulary."""
+
+    __pydantic_config__ = STRICT
+    tokenizer: Literal["ernie", "sentencepiece"] = "ernie"
+    vocabulary: str = "data/emoji/vocab.txt"
+    """A vocab.txt, a folder with one, a name of an ERNIE model (downloaded), or a sentencepiece .model file."""
+    vocabulary_size: Positive = 40000
+    """Rows of the text embedding table; at least as many as the tokenizer has tokens."""
+    max_length: Annotated[int, Field(ge=3)] = 64
+    """Text tokens per sequence, begin and end tokens included; longer captions are cut in training."""
+
+
+@dataclass(frozen=True)
+class TextConfig(TextTokenizerConfig):
+    """The transformer's text: tokenizer, embedding table, and the styles that prompts can ask for."""
+
+    __pydantic_config__ = STRICT
+    embeddings: str | None = None
+    """An ERNIE model (name or local folder) whose token embeddings the text table starts from."""
+    embedding_width: Positive | None = None
+    """Width of the text table where it differs from `transformer.hidden`; it is then projected."""
+    styles: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Named styles and how a prompt asks for each, by language, with {} for what is shown, e.g.
+    `{noto: {zh: "Noto风格的{}", en: "{} in Noto style"}}`: what an API or a page offers to choose from."""
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Which image tokens an image token sees, layer by layer; the defaults are the paper's (3.1.4)."""
+
+    __pydantic_config__ = STRICT
+    plan: Annotated[list[AttentionKind], Field(min_length=1)] = field(default_factory=lambda: ["row", "column", "row", "row"])
+    """Kinds of the layers, from the first on and over again; `[dense]`: every layer sees everything."""
+    last: AttentionKind | None = "convolution"
+    """Kind of the last layer; null: as the plan has it."""
+    kernel: Positive = 11
+    """Width and height of the convolution kind's window, odd."""
+    strict_row: bool = False
+    """Let row layers see their own row only, instead of the tokens back to the one right above."""
+
+    def kinds(self, layers: int) -> list[AttentionKind]:
+        """The kind of each layer."""
+        kinds = [self.plan[i % len(self.plan)] for i in range(layers)]
+        return kinds if self.last is None else [*kinds[:-1], self.last]
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The one stack that serves both directions."""
+
+    __pydantic_config__ = STRICT
+    layers: Positive = 24
+    hidden: Positive = 1024
+    heads: Positive = 16
+    ffn_multiplier: Positive = 4
+    dropout: Decay = 0.0
+    tie_embeddings: bool = False
+    """Use the embedding tables as the output head."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    reconstructor: bool = False
+    """A second way from the last hidden states to a picture, trained with the transformer (end to end; paper 3.1.3)."""
+
+
+@dataclass(frozen=True)
+class DualEncoderConfig:
+    """The model that says how well an image and a text fit: two encoders into one space."""
+
+    __pydantic_config__ = STRICT
+    hidden: Positive = 192
+    heads: Positive = 4
+    image_layers: Positive = 4
+    text_layers: Positive = 3
+    patch_size: Positive = 8
+    """Pixels per side of the patches that the image encoder reads."""
+    embedding: Positive = 128
+    """Width of the common space."""
+    temperature: PositiveFloat = 0.07
+    """What the similarities are divided by at first; it is learned."""
+    dropout: Decay = 0.0

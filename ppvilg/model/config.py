@@ -1,0 +1,48 @@
+"""What a ViLG is made of, apart from how it is trained and on what."""
+
+from dataclasses import dataclass, field
+
+from ppvilg.config import AttentionConfig, VQGANConfig
+from ppvilg.model.mask import AttentionMask, Direction
+
+
+@dataclass(frozen=True)
+class ViLGConfig:
+    """Sizes and attention of the transformer (paper 3.1); raises `ValueError` for sizes that do not fit each other."""
+
+    text_vocab_size: int
+    max_text_length: int
+    image_vocab_size: int
+    rows: int
+    columns: int
+    layers: int
+    hidden: int
+    heads: int
+    ffn_multiplier: int = 4
+    dropout: float = 0.0
+    tie_embeddings: bool = False
+    """Use the embedding tables as the output head."""
+    text_embedding_width: int | None = None
+    """Width of the text table where it differs from `hidden`; it is then projected."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    reconstructor: VQGANConfig | None = None
+    """The decoder that end-to-end training draws pixels with (paper 3.1.3); None: without."""
+
+    def __post_init__(self):
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden is {self.hidden}: give a multiple of the number of heads, {self.heads}")
+
+    @property
+    def image_length(self) -> int:
+        """n, the number of image tokens."""
+        return self.rows * self.columns
+
+    @property
+    def kinds(self) -> list[str]:
+        """The attention kind of each layer."""
+        return self.attention.kinds(self.layers)
+
+    def mask(self, kind: str, direction: Direction, text_length: int) -> AttentionMask:
+        """The attention mask of a kind of layer for texts of a length."""
+        attention = self.attention
+        return AttentionMask(text_length, self.rows, self.columns, direction, kind, attention.kernel, attention.strict_row)

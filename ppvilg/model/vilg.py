@@ -1,0 +1,247 @@
+"""ERNIE-ViLG's transformer (paper 3.1): one stack of layers that writes image tokens from text and text from image tokens.
+
+    text, image tokens -> Embedding -> x [2B, m+n, hidden] -> Block, Block, ... -> Head -> logits of both directions
+
+Both directions of a pair are two sequences of one batch: the first half of x writes images, the second half texts. A slot holds
+its own token, and its last hidden state decides the next one: the last real text token decides the first image token, the
+first text token is the begin token and given.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppvilg.model.attention import Attention
+from ppvilg.model.batch import Batch
+from ppvilg.model.config import ViLGConfig
+from ppvilg.model.kv_cache import DecodeInputs, Prefix, keeps_inputs
+from ppvilg.model.layers import MLP, LayerNorm, column_linear, dropout, embedding, sizes, tied_logits
+from ppvilg.model.mask import Direction
+from ppvilg.model.reconstructor import Reconstructor
+
+BOTH = (Direction.TEXT_TO_IMAGE, Direction.IMAGE_TO_TEXT)
+_TEXT_PREFIX, _TEXT_TARGET, _IMAGE_PREFIX, _IMAGE_TARGET = range(4)  # segments
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the head makes of B pairs; tensor parallel processes have their share of the vocabularies."""
+
+    image_logits: paddle.Tensor
+    """Float [B, n, image vocabulary]."""
+    text_logits: paddle.Tensor
+    """Float [B, m-1, text vocabulary], for text tokens 1 .. m-1."""
+    pixels: paddle.Tensor | None = None
+    """Float [B, 3, H, W], drawn from the hidden states by a model with a reconstructor."""
+
+
+class Embedding(nn.Layer):
+    """Tokens, their positions, and a segment that says which modality they are and whether prefix or target."""
+
+    def __init__(self, config: ViLGConfig, mp_group=None):
+        super().__init__()
+        hidden, text_width = config.hidden, config.text_embedding_width or config.hidden
+        self.columns = config.columns
+        self.text = embedding(config.text_vocab_size, text_width, mp_group)
+        self.text_projection = nn.Linear(text_width, hidden, bias_attr=False) if text_width != hidden else None
+        self.image = embedding(config.image_vocab_size, hidden, mp_group)
+        self.text_position = nn.Embedding(config.max_text_length, hidden)
+        self.row_position = nn.Embedding(config.rows, hidden)
+        self.column_position = nn.Embedding(config.columns, hidden)
+        self.segment = nn.Embedding(4, hidden)
+
+    def forward(self, batch: Batch) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Both directions of B pairs -> x [2B, m+n, hidden] and the key mask bool [2B, m+n], False for padding."""
+        to_image = self.sequence(batch.prompt, batch.image_input, Direction.TEXT_TO_IMAGE)
+        to_text = self.sequence(batch.text, batch.image_input, Direction.IMAGE_TO_TEXT)
+        text_mask = paddle.concat([batch.prompt_mask, batch.text_mask])
+        return paddle.concat([to_image, to_text]), key_mask(text_mask, batch.image.shape[1])
+
+    def sequence(self, text: paddle.Tensor, image: paddle.Tensor, direction: Direction) -> paddle.Tensor:
+        """One direction of texts int64 [B, m] with images int64 [B, n] -> [B, m+n, hidden]."""
+        return paddle.concat([self.embed_text(text, direction), self.embed_image(image, direction)], axis=1)
+
+    def embed_text(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
+        """Ids int64 [B, L] in slots int64 [L] or [B, L] of the text (None: 0 .. L-1) -> [B, L, hidden]."""
+        slots = paddle.arange(ids.shape[1]) if slots is None else slots
+        vectors = self.text(ids)
+        if self.text_projection is not None:
+            vectors = self.text_projection(vectors)
+        segment = _TEXT_PREFIX if direction is Direction.TEXT_TO_IMAGE else _TEXT_TARGET
+        return vectors + (self.text_position(slots) + self.segment.weight[segment])
+
+    def embed_image(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
+        """Ids int64 [B, L] in slots int64 [L] or [B, L] of the image (None: 0 .. L-1) -> [B, L, hidden]."""
+        slots = paddle.arange(ids.shape[1]) if slots is None else slots
+        position = self.row_position(slots // self.columns) + self.column_position(slots % self.columns)
+        segment = _IMAGE_TARGET if direction is Direction.TEXT_TO_IMAGE else _IMAGE_PREFIX
+        return self.image(ids) + (position + self.segment.weight[segment])
+
+    def embed(self, ids: paddle.Tensor, direction: Direction, target: bool, slots: paddle.Tensor) -> paddle.Tensor:
+        """The target's or the prefix's tokens of a direction, as `embed_text` and `embed_image`."""
+        is_image = (direction is Direction.TEXT_TO_IMAGE) == target
+        return (self.embed_image if is_image else self.embed_text)(ids, direction, slots)
+
+
+def key_mask(text_mask: paddle.Tensor, image_length: int) -> paddle.Tensor:
+    """Bool [S, m], True for real text tokens -> bool [S, m+n], True for whatever may be seen."""
+    return paddle.concat([text_mask, paddle.ones([text_mask.shape[0], image_length], "bool")], axis=1)
+
+
+class Block(nn.Layer):
+    """One pre-LayerNorm transformer layer; `kind` says which image tokens see which (paper 3.1.4)."""
+
+    def __init__(self, config: ViLGConfig, kind: str, mp_group=None):
+        super().__init__()
+        self.config, self.kind = config, kind
+        self.norm1 = LayerNorm(config.hidden)
+        self.attention = Attention(config.hidden, config.heads, mp_group)
+        self.norm2 = LayerNorm(config.hidden)
+        self.mlp = MLP(config.hidden, config.ffn_multiplier, mp_group)
+
+    def forward(self, x: paddle.Tensor, key_mask: paddle.Tensor, directions: tuple[Direction, ...] = BOTH) -> paddle.Tensor:
+        """Sequences [S, m+n, hidden], shared evenly among the directions, key_mask bool [S, m+n] -> [S, m+n, hidden]."""
+        masks = [self.mask(direction, x.shape[1] - self.config.image_length) for direction in directions]
+        x = x + self._dropout(self.attention(self.norm1(x), masks, key_mask))
+        return self._feed_forward(x)
+
+    def prefill(self, x: paddle.Tensor, key_mask: paddle.Tensor, direction: Direction) -> tuple[paddle.Tensor, Prefix]:
+        """Prefixes alone [P, s, hidden], key_mask bool [P, s] -> [P, s, hidden] and what their targets read of them."""
+        # A text sees all of itself; an image is a sequence without text slots.
+        masks = None if direction is Direction.TEXT_TO_IMAGE else [self.mask(direction, 0)]
+        attended, prefix = self.attention.prefill(self.norm1(x), masks, key_mask)
+        return self._feed_forward(x + attended), prefix
+
+    def decode_step(self, x: paddle.Tensor, prefix: Prefix, cache, step) -> paddle.Tensor:
+        """The next target token of each sequence: [B, hidden] -> [B, hidden]; arguments as of `Attention.decode_step`."""
+        return self._feed_forward(x + self.attention.decode_step(self.norm1(x), prefix, cache, step))
+
+    def mask(self, direction: Direction, text_length: int):
+        """Who sees whom in this layer."""
+        return self.config.mask(self.kind, direction, text_length)
+
+    def _feed_forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return x + self._dropout(self.mlp(self.norm2(x)))
+
+    def _dropout(self, x: paddle.Tensor) -> paddle.Tensor:
+        return dropout(x, self.config.dropout, self.training)
+
+
+class Head(nn.Layer):
+    """The last norm, logits of the next token, and where the config asks for it the reconstructor (paper 3.1.3).
+
+    It is one head over the joint vocabulary, kept as its two parts, since only the target's part is ever needed.
+    """
+
+    def __init__(self, config: ViLGConfig, mp_group=None):
+        super().__init__()
+        self.image_length, self.mp_group = config.image_length, mp_group
+        self.norm = LayerNorm(config.hidden)
+        self.text = self.image = None
+        if not config.tie_embeddings:
+            self.text = column_linear(config.hidden, config.text_vocab_size, bias=False, mp_group=mp_group)
+            self.image = column_linear(config.hidden, config.image_vocab_size, bias=False, mp_group=mp_group)
+        self.reconstructor = None
+        if config.reconstructor is not None:
+            self.reconstructor = Reconstructor(config.hidden, (config.rows, config.columns), config.reconstructor)
+
+    def forward(self, x: paddle.Tensor, key_mask: paddle.Tensor, tables: Embedding | None = None) -> Outputs:
+        """Last block's x [2B, m+n, hidden] of both directions, key_mask bool [2B, m+n]; `tables`: the embedding of a model that
+        ties its head to it."""
+        to_image, to_text = self.norm(x).split(2)
+        m = x.shape[1] - self.image_length
+        last = last_real_token(to_image[:, :m], key_mask[: len(to_image), :m]).unsqueeze(1)
+        image_states = to_image[:, m:]
+        image_logits = self.image_logits(paddle.concat([last, image_states[:, :-1]], axis=1), tables)
+        pixels = None if self.reconstructor is None else self.reconstructor(image_states)
+        return Outputs(image_logits, self.text_logits(to_text[:, : m - 1], tables), pixels)
+
+    def image_logits(self, states: paddle.Tensor, tables: Embedding | None = None) -> paddle.Tensor:
+        """[..., hidden] -> [..., image vocabulary], or the tensor parallel process's share."""
+        return tied_logits(states, tables.image.weight, self.mp_group) if self.image is None else self.image(states)
+
+    def text_logits(self, states: paddle.Tensor, tables: Embedding | None = None) -> paddle.Tensor:
+        """[..., hidden] -> [..., text vocabulary], or the tensor parallel process's share."""
+        return tied_logits(states, tables.text.weight, self.mp_group) if self.text is None else self.text(states)
+
+
+class ViLG(nn.Layer):
+    """The whole model; tensor parallel processes hold their share of it."""
+
+    def __init__(self, config: ViLGConfig, mp_group=None):
+        super().__init__()
+        self.config = config
+        self.embedding = Embedding(config, mp_group)
+        self.blocks = nn.LayerList([Block(config, kind, mp_group) for kind in config.kinds])
+        self.head = Head(config, mp_group)
+
+    @property
+    def reconstructor(self) -> Reconstructor | None:
+        """What draws pixels from hidden states, if the model has it."""
+        return self.head.reconstructor
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Logits of both directions of each pair."""
+        x, mask = self.embedding(batch)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.head(x, mask, self.embedding)
+
+    def hidden_states(
+        self, text: paddle.Tensor, text_mask: paddle.Tensor, image: paddle.Tensor, direction: Direction
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Last hidden states of one direction of texts int64 [B, m], text_mask bool [B, m], with images int64 [B, n]:
+        of the text slots [B, m, hidden] and of the image slots [B, n, hidden]."""
+        x, mask = self.embedding.sequence(text, image, direction), key_mask(text_mask, image.shape[1])
+        for block in self.blocks:
+            x = block(x, mask, (direction,))
+        return tuple(self.head.norm(x).split([text.shape[1], image.shape[1]], axis=1))
+
+    def image_logits(self, states: paddle.Tensor) -> paddle.Tensor:
+        """[..., hidden] -> [..., image vocabulary]."""
+        return self.head.image_logits(states, self.embedding)
+
+    def text_logits(self, states: paddle.Tensor) -> paddle.Tensor:
+        """[..., hidden] -> [..., text vocabulary]."""
+        return self.head.text_logits(states, self.embedding)
+
+    @paddle.no_grad()
+    def prefill(self, direction: Direction, ids: paddle.Tensor, mask: paddle.Tensor) -> tuple[paddle.Tensor, list[Prefix]]:
+        """Read P prefixes int64 [P, s], mask bool [P, s] True for real tokens.
+
+        Returns the last hidden states [P, s, hidden] and for each layer what its targets read.
+        """
+        if paddle.in_dynamic_mode():  # the weights may have changed
+            self.absorb_projections(direction)
+        x = self.embedding.embed(ids, direction, target=False, slots=paddle.arange(sizes(ids)[1]))
+        prefixes = []
+        for block in self.blocks:
+            x, prefix = block.prefill(x, mask, direction)
+            prefixes.append(prefix)
+        return self.head.norm(x), prefixes
+
+    @paddle.no_grad()
+    def decode_step(self, direction: Direction, inputs: DecodeInputs) -> paddle.Tensor:
+        """Read one target token of each of B sequences -> its last hidden state [B, hidden], which decides the token after it.
+        What later steps need of it is written into the caches."""
+        ids, slots = (paddle.to_tensor(x) if isinstance(x, np.ndarray) else x for x in (inputs.ids, inputs.slots))
+        x = self.embedding.embed(ids.unsqueeze(1), direction, target=True, slots=slots.unsqueeze(1)).squeeze(1)
+        steps = {kind: step.to_tensors(x.dtype) for kind, step in inputs.steps.items()}
+        for block, prefix, cache in zip(self.blocks, inputs.prefixes, inputs.caches, strict=True):
+            x = block.decode_step(x, prefix, cache, steps[block.kind])
+        return self.head.norm(x)
+
+    def absorb_projections(self, direction: Direction) -> None:
+        """Have the weights ready that the caches of a direction need."""
+        for block in self.blocks:
+            if keeps_inputs(block.mask(direction, 1)):
+                block.attention.absorb_projections()
+
+
+def last_real_token(states: paddle.Tensor, text_mask: paddle.Tensor) -> paddle.Tensor:
+    """The state [B, hidden] of each text's last real token; states [B, m, hidden], text_mask bool [B, m]."""
+    batch, m = text_mask.shape
+    rows = text_mask.astype("int64").sum(1) - 1 + paddle.arange(batch) * m
+    return paddle.gather(states.reshape([batch * m, -1]), rows)
