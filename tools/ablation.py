@@ -42,17 +42,17 @@ def measure(configs: list, network, seed: int, output: Path) -> None:
     import numpy as np
 
     from ppvilg.data.loader import canonical_caption
+    from ppvilg.data.splits import evenly_spaced, load_images, open_splits
     from ppvilg.evaluation.ablation import ROWS, five_rows
     from ppvilg.evaluation.frechet import frechet_distance
     from ppvilg.generate.sampling import Sampling
     from ppvilg.pictures import labelled_grid, save_png
     from ppvilg.pipeline import Pipeline
-    from ppvilg.training import data
 
     two_stage, end_to_end = (Pipeline.load(config.train.output) for config in configs)
     settings = configs[0].data
-    splits = data.open_splits(settings, configs[0].train.seed)
-    pictures = np.concatenate([data.pictures(split, list(range(len(split))), settings.image_size) for split in splits])
+    splits = open_splits(settings, configs[0].train.seed)
+    pictures = np.concatenate([load_images(split, list(range(len(split))), settings.image_size) for split in splits])
     prompts = [
         canonical_caption(record.captions, settings.languages, i) for split in splits for i, record in enumerate(split.records)
     ]
@@ -74,7 +74,7 @@ def measure(configs: list, network, seed: int, output: Path) -> None:
         print(f"{row['generator']:12} {row['reconstructor']:14} {row['FD-EffLite0']:12.1f} {psnr:>8}")
     output.mkdir(parents=True, exist_ok=True)
     (output / "table.json").write_text(json.dumps({"pictures": len(pictures), "rows": rows}, indent=2) + "\n", "utf-8")
-    chosen = data.spread(len(pictures), 12)
+    chosen = evenly_spaced(len(pictures), 12)
     cells = [([pictures[i], *(made[row][i] for row in ROWS)], prompts[i]) for i in chosen]
     save_png(labelled_grid(cells, columns=2), output / "grid.png")
     print(output / "grid.png")

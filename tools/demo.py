@@ -65,14 +65,14 @@ def draw(run_folder: Path, prompts: Path, output: Path) -> None:
 
 def describe(config: ViLGExperiment, run_folder: Path, output: Path) -> None:
     """captions.png and captions.txt: 24 pictures that were not trained on, with the caption the model writes."""
+    from ppvilg.data import splits
     from ppvilg.data.loader import canonical_caption
     from ppvilg.pictures import labelled_grid, save_png
     from ppvilg.pipeline import Pipeline
-    from ppvilg.training import data
 
-    _, validation = data.open_splits(config.data, config.train.seed)
-    chosen = data.spread(len(validation), 24)
-    pictures = data.pictures(validation, chosen, config.data.image_size)
+    _, validation = splits.open_splits(config.data, config.train.seed)
+    chosen = splits.evenly_spaced(len(validation), 24)
+    pictures = splits.load_images(validation, chosen, config.data.image_size)
     captions = [texts[0] for texts in Pipeline.load(run_folder).caption(list(pictures))]
     true = [canonical_caption(validation.records[i].captions, config.data.languages) for i in chosen]
     cells = [([picture], written) for picture, written in zip(pictures, captions, strict=True)]

@@ -12,6 +12,7 @@ import paddle
 
 from ppvilg.checkpoint import checksum, weights_file
 from ppvilg.config import EvalExperiment
+from ppvilg.data import splits
 from ppvilg.data.sources import Source
 from ppvilg.errors import UserError
 from ppvilg.evaluation.blur import blurred
@@ -24,7 +25,6 @@ from ppvilg.generate.sampling import Sampling
 from ppvilg.matching import Scorer, load_scorer
 from ppvilg.pictures import from_model
 from ppvilg.pipeline import Pipeline
-from ppvilg.training import data
 
 PAIRS_PER_PART = 32
 EXAMPLES = 24
@@ -77,7 +77,7 @@ class Evaluation:
     @cached_property
     def examples(self) -> list[int]:
         """The pairs whose pictures are kept to be looked at."""
-        return data.spread(len(self.pairs), EXAMPLES)
+        return splits.evenly_spaced(len(self.pairs), EXAMPLES)
 
     @cached_property
     def partner(self) -> np.ndarray:
@@ -126,7 +126,7 @@ def joined_parts(files: list[Path]) -> Arrays:
 def real_pictures(evaluation: Evaluation, places: range) -> np.ndarray:
     """The pictures uint8 [P, H, W, 3] of some pairs, of the size the model draws."""
     size = evaluation.pipeline.config.data.image_size
-    return data.pictures(evaluation.chosen.source, [evaluation.pairs[i].index for i in places], size)
+    return splits.load_images(evaluation.chosen.source, [evaluation.pairs[i].index for i in places], size)
 
 
 def _claim(evaluation: Evaluation) -> None:
@@ -167,7 +167,7 @@ def _measured(evaluation: Evaluation, places: range) -> Arrays:
     for name, found in (("others", evaluation.others), ("nearest", evaluation.nearest)):
         if found:
             source, indices = found
-            sets[name] = data.pictures(source, [indices[i] for i in places], len(real[0]))
+            sets[name] = splits.load_images(source, [indices[i] for i in places], len(real[0]))
     shown = [i - places[0] for i in evaluation.examples if i in places]
     for name, pictures in sets.items():
         arrays |= {f"{kind}/{name}": values for kind, values in _seen(evaluation, pictures).items()}

@@ -1,6 +1,5 @@
 """From the parts of an evaluation to its report: every measure of every set of pictures and captions, baselines beside them."""
 
-import io
 import json
 from dataclasses import asdict
 from hashlib import sha256
@@ -8,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from ppvilg.config import EvalExperiment
 from ppvilg.errors import UserError
 from ppvilg.evaluation.captions import caption_scores
 from ppvilg.evaluation.frechet import frechet_distance, has_singular_covariance
 from ppvilg.evaluation.inception_score import inception_score
-from ppvilg.evaluation.parts import Arrays, Evaluation, compute, joined_parts, open_evaluation
+from ppvilg.evaluation.parts import Arrays, Evaluation
 from ppvilg.evaluation.precision_recall import precision_recall
 from ppvilg.evaluation.retrieval import pooled_recall, style_accuracy
-from ppvilg.files import write_whole
 
 Report = dict[str, Any]
 
@@ -31,33 +27,6 @@ BASELINES = {
 }
 _PICTURES_PER_SCORE = 500  # of a part of the Inception score, at least
 _NEIGHBOURS = 3
-
-
-def evaluate(config: EvalExperiment, split: str, output: Path, rank: int = 0, processes: int = 1) -> bool:
-    """Evaluate the model in the folder `config.model` on a split and write report.json and report.html into a folder.
-
-    Of several processes each computes every `processes`th part, beginning with its `rank`; whoever finds all parts there
-    writes the report. Finished parts of an interrupted evaluation are kept. Returns whether the report was written. Raises
-    `UserError` as `open_evaluation` does.
-    """
-    from ppvilg.evaluation.page import write_page
-
-    evaluation = open_evaluation(config, split, output)
-    own = evaluation.parts[rank::processes]
-    progress = tqdm(own, unit="part", desc=f"{split}, {len(evaluation.pairs)} pairs", disable=rank > 0)
-    for part in progress:
-        if not part.is_file():
-            compute(evaluation, part)
-    if not all(part.is_file() for part in evaluation.parts):
-        return False
-    arrays = joined_parts(evaluation.parts)
-    report = summarise(evaluation, arrays)
-    examples = io.BytesIO()
-    np.savez_compressed(examples, **{name: array for name, array in arrays.items() if name.startswith("pictures/")})
-    write_whole(output / "examples.npz", examples.getvalue())
-    write_whole(output / "report.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
-    write_page(output / "report.html", [output])
-    return True
 
 
 def read_report(folder: Path) -> Report:

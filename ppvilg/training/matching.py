@@ -6,13 +6,13 @@ import numpy as np
 import paddle
 
 from ppvilg.config import DualEncoderExperiment
+from ppvilg.data import splits
 from ppvilg.data.loader import canonical_caption, draw_caption, own_places, sample_indices
 from ppvilg.data.sources import Source
 from ppvilg.matching import Matching
 from ppvilg.parallel.topology import Topology
 from ppvilg.pictures import to_model
 from ppvilg.text import cut, load_text_tokenizer, pad_batch
-from ppvilg.training import data
 from ppvilg.training.logs import Preview
 from ppvilg.training.loop import Scalars, means
 
@@ -29,13 +29,13 @@ class MatchingTask:
         self.config = config
         self.topology = topology or Topology()
         self.text = load_text_tokenizer(config.text)
-        self.training, self.validation = data.open_splits(config.data, config.train.seed)
+        self.training, self.validation = splits.open_splits(config.data, config.train.seed)
         self.model = Matching(config)
         self.modules = {"model": self.model}
 
     def prepare(self, run: Path) -> None:
         """Say what the data left out, and put the vocabulary beside the checkpoints."""
-        data.report(run, self.training, self.validation)
+        splits.write_reports(run, self.training, self.validation)
         (run / "text").mkdir(exist_ok=True)
         self.text.save(run / "text")
 
@@ -64,7 +64,7 @@ class MatchingTask:
     def validate(self, step: int) -> dict[str, float]:
         """Loss and shares found over validation pairs, in batches of the training's size (a smaller rest is left out)."""
         count = min(self.config.train.validation_samples, len(self.validation))
-        chosen, size = data.spread(len(self.validation), count), min(self.config.micro_batch, count)
+        chosen, size = splits.evenly_spaced(len(self.validation), count), min(self.config.micro_batch, count)
         results = []
         for first in range(0, count - size + 1, size):
             part = chosen[first : first + size]
@@ -79,7 +79,7 @@ class MatchingTask:
 
     def _batch(self, source: Source, chosen: list[int], captions: list[str]) -> Batch:
         ids = [cut(self.text.encode(caption), self.config.text.max_length) for caption in captions]
-        return data.pictures(source, chosen, self.config.data.image_size), *pad_batch(ids, self.text.pad)
+        return splits.load_images(source, chosen, self.config.data.image_size), *pad_batch(ids, self.text.pad)
 
 
 def _tensors(batch: Batch) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:

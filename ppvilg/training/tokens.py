@@ -8,9 +8,9 @@ import paddle
 from tqdm import tqdm
 
 from ppvilg.data.sources import Source
+from ppvilg.data.splits import load_images
 from ppvilg.parallel.topology import Topology
 from ppvilg.pictures import to_model
-from ppvilg.training.data import pictures
 from ppvilg.vqgan.model import VQGAN
 
 _BATCH = 64
@@ -47,7 +47,7 @@ def _tokens(source: Source, vqgan: VQGAN, image_size: int, chosen: np.ndarray) -
     vqgan.eval()
     parts = [np.empty((0, vqgan.encode(paddle.zeros([1, 3, image_size, image_size])).flatten(1).shape[1]), np.int32)]
     for first in tqdm(range(0, len(chosen), _BATCH), desc="image tokens", unit="batch", leave=False):
-        batch = paddle.to_tensor(to_model(pictures(source, chosen[first : first + _BATCH].tolist(), image_size)))
+        batch = paddle.to_tensor(to_model(load_images(source, chosen[first : first + _BATCH].tolist(), image_size)))
         parts.append(vqgan.encode(batch).flatten(1).numpy().astype(np.int32))
     return np.concatenate(parts)
 

@@ -9,6 +9,7 @@ import paddle
 
 from ppvilg import checkpoint
 from ppvilg.config import ViLGExperiment, save_config
+from ppvilg.data import splits
 from ppvilg.data.loader import canonical_caption, draw_caption, own_places, sample_indices
 from ppvilg.data.sources import Source
 from ppvilg.errors import UserError
@@ -19,7 +20,6 @@ from ppvilg.parallel import pipeline
 from ppvilg.parallel.topology import Topology
 from ppvilg.pictures import labelled_grid, to_model
 from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer, pad_batch
-from ppvilg.training import data
 from ppvilg.training.logs import Preview
 from ppvilg.training.loop import Scalars, means
 from ppvilg.training.tokens import picture_tokens
@@ -45,7 +45,7 @@ class ViLGTask:
             raise UserError("train.tokenizer is not set: give the run folder of a trained image tokenizer")
         self.vqgan, tokenizer_checksum = load_tokenizer(config, folder)
         self.text = load_text_tokenizer(config.text)
-        self.training, self.validation = data.open_splits(config.data, config.train.seed)
+        self.training, self.validation = splits.open_splits(config.data, config.train.seed)
         self.tokens, self.validation_tokens = (
             picture_tokens(
                 source, self.vqgan, tokenizer_checksum, config.data.image_size, Path(folder) / "tokens", self.topology
@@ -62,7 +62,7 @@ class ViLGTask:
 
     def prepare(self, run: Path) -> None:
         """Put the frozen tokenizer and the vocabulary beside the checkpoints."""
-        data.report(run, self.training, self.validation)
+        splits.write_reports(run, self.training, self.validation)
         source = Path(self.config.train.tokenizer)
         (run / "tokenizer").mkdir(exist_ok=True)
         save_config(checkpoint.model_config(source, "vqgan"), run / "tokenizer" / "config.yml")
@@ -101,7 +101,7 @@ class ViLGTask:
     def validate(self, step: int) -> dict[str, float]:
         """Losses and accuracies over validation pairs, and those of a unigram model of the training split."""
         count = min(self.config.train.validation_samples, len(self.validation))
-        chosen = data.spread(len(self.validation), count)
+        chosen = splits.evenly_spaced(len(self.validation), count)
         sums: dict[str, float] = {}
         size = self.config.micro_batch
         batches = [
@@ -127,7 +127,7 @@ class ViLGTask:
             ("train", self.training, self.tokens),
             ("validation", self.validation, self.validation_tokens),
         ):
-            chosen = data.spread(len(source), half)
+            chosen = splits.evenly_spaced(len(source), half)
             pictures[f"{name}_pictures"] = self._drawn(source, chosen)
             texts[f"{name}_captions"] = self._captioned(source, chosen, tokens)
         return Preview(pictures, texts)
@@ -139,7 +139,7 @@ class ViLGTask:
         seeds = list(range(each * len(texts)))
         decoders = ["codebook"] if self.model.reconstructor is None else ["codebook", "hidden"]
         *_, written = write_images(self.model, texts, self.text, seeds, Sampling(), read_last=len(decoders) > 1)
-        real = data.pictures(source, chosen, self.config.data.image_size)
+        real = splits.load_images(source, chosen, self.config.data.image_size)
         rows = [[picture] for picture in real]
         for decoder in decoders:
             drawn = paint(self.model, self.vqgan, written, decoder)
@@ -159,7 +159,7 @@ class ViLGTask:
         pairs = Pairs.plain(text, valid, tokens[chosen].astype(np.int64))
         if self.model.reconstructor is None:
             return pairs
-        return replace(pairs, pictures=to_model(data.pictures(source, chosen, self.config.data.image_size)))
+        return replace(pairs, pictures=to_model(splits.load_images(source, chosen, self.config.data.image_size)))
 
     def _encode(self, caption: str) -> list[int]:
         return cut(self.text.encode(caption), self.config.text.max_length)
@@ -169,7 +169,7 @@ class ViLGTask:
 
     def _unigram(self, batches: list[Pairs]) -> dict[str, float]:
         """What a model scores that knows only how often each token occurs in the training split."""
-        texts = [self._encode(self._canonical(self.training, i)) for i in data.spread(len(self.training), 2000)]
+        texts = [self._encode(self._canonical(self.training, i)) for i in splits.evenly_spaced(len(self.training), 2000)]
         seen_text = np.concatenate([ids[1:] for ids in texts])
         image = np.concatenate([batch.image.ravel() for batch in batches])
         text = np.concatenate([batch.text[:, 1:][batch.valid[:, 1:]] for batch in batches])

@@ -7,11 +7,11 @@ import numpy as np
 import paddle
 
 from ppvilg.config import VQGANExperiment
+from ppvilg.data import splits
 from ppvilg.data.loader import own_places, sample_indices
 from ppvilg.data.sources import Source
 from ppvilg.parallel.topology import Topology
 from ppvilg.pictures import from_model, plain_grid, to_model
-from ppvilg.training import data
 from ppvilg.training.logs import Preview
 from ppvilg.training.loop import Scalars, means
 from ppvilg.vqgan.loss import VQGANLoss
@@ -26,7 +26,7 @@ class VQGANTask:
     def __init__(self, config: VQGANExperiment, topology: Topology | None = None):
         self.config = config
         self.topology = topology or Topology()
-        self.training, self.validation = data.open_splits(config.data, config.train.seed)
+        self.training, self.validation = splits.open_splits(config.data, config.train.seed)
         self.model = VQGAN(config.vqgan, config.data.image_size)
         self.objective = VQGANLoss(config.vqgan.loss)
         self.modules = {"model": self.model}
@@ -35,14 +35,14 @@ class VQGANTask:
 
     def prepare(self, run: Path) -> None:
         """Say what the data left out."""
-        data.report(run, self.training, self.validation)
+        splits.write_reports(run, self.training, self.validation)
 
     def batch(self, first: int, part: int) -> np.ndarray:
         """Pictures uint8 [B, H, W, 3]."""
         settings = self.config.train
         places = own_places(first, part, settings.batch_size // settings.gradient_accumulation_steps, self.topology)
         chosen = [i for _, i in sample_indices(len(self.training), settings.seed, places)]
-        return data.pictures(self.training, chosen, self.config.data.image_size)
+        return splits.load_images(self.training, chosen, self.config.data.image_size)
 
     def units(self, batch: np.ndarray) -> int:
         """Pictures of a micro-batch."""
@@ -87,15 +87,15 @@ class VQGANTask:
 
     def _batches(self, source: Source) -> Iterator[paddle.Tensor]:
         """Pictures spread over a source, in batches of one size, so that means over batches are means over pictures."""
-        chosen = data.spread(len(source), self.config.train.validation_samples)
+        chosen = splits.evenly_spaced(len(source), self.config.train.validation_samples)
         size = min(len(chosen), self.config.train.batch_size)
         for first in range(0, len(chosen) - size + 1, size):
-            batch = data.pictures(source, chosen[first : first + size], self.config.data.image_size)
+            batch = splits.load_images(source, chosen[first : first + size], self.config.data.image_size)
             yield paddle.to_tensor(to_model(batch))
 
     def preview(self) -> Preview:
         """Validation pictures, each beside its reconstruction."""
-        samples = data.spread(len(self.validation), self.config.train.preview_samples)
-        originals = data.pictures(self.validation, samples, self.config.data.image_size)
+        samples = splits.evenly_spaced(len(self.validation), self.config.train.preview_samples)
+        originals = splits.load_images(self.validation, samples, self.config.data.image_size)
         reconstruction, _ = self.model(paddle.to_tensor(to_model(originals)))
         return Preview({"reconstructions": plain_grid([list(originals), list(from_model(reconstruction.numpy()))])})
