@@ -3,6 +3,7 @@
 import numpy as np
 
 from ppvilg.errors import UserError
+from ppvilg.evaluation.features import check_features
 
 _ROWS = 1024
 
@@ -20,17 +21,10 @@ def precision_recall(real: np.ndarray, made: np.ndarray, neighbours: int = 3) ->
     """
     if neighbours < 1:
         raise UserError(f"neighbours is {neighbours}: expected 1 or more")
-    for features in (real, made):
-        if features.ndim != 2:
-            raise UserError(f"the features have the shape {list(features.shape)}: expected [samples, features]")
-        if len(features) <= neighbours:
-            raise UserError(f"{len(features)} samples have no {neighbours} neighbours each: use more pictures")
-        if not np.isfinite(features).all():
-            raise UserError("the features hold values that are not finite: check the pictures' and the network's values")
-    if real.shape[1] != made.shape[1]:
-        raise UserError(
-            f"the features have different lengths, {real.shape[1]} and {made.shape[1]}: use one network for both sets"
-        )
+    check_features(real, made)
+    fewest = min(len(real), len(made))
+    if fewest <= neighbours:
+        raise UserError(f"{fewest} samples have no {neighbours} neighbours each: use more pictures")
     real, made = real.astype("float64"), made.astype("float64")
     centre = real.mean(0)  # distances stay the same, and their squares lose fewer digits near 0
     real, made = real - centre, made - centre

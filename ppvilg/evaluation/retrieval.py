@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ppvilg.errors import UserError
+from ppvilg.evaluation.features import check_features
 
 
 def recall_at(
@@ -91,14 +92,9 @@ def _style_distances(features: np.ndarray, style_features: Mapping[str, np.ndarr
     """Squared distances float64 [N, styles] to the centroids."""
     if not style_features:
         raise UserError("there are no styles to compare with: give features of pictures of each")
+    check_features(features, *style_features.values())
     for found in (features, *style_features.values()):
-        if found.ndim != 2 or not len(found):
+        if not len(found):
             raise UserError(f"features have the shape {list(found.shape)}: expected [samples, features]")
-        if found.shape[1] != features.shape[1]:
-            raise UserError(
-                f"the features have different lengths, {features.shape[1]} and {found.shape[1]}: use one network for all"
-            )
-        if not np.isfinite(found).all():
-            raise UserError("the features hold values that are not finite: check the pictures' and the network's values")
     centroids = [found.astype("float64").mean(0) for found in style_features.values()]
     return np.stack([((features - centroid) ** 2).sum(1) for centroid in centroids], axis=1)
