@@ -76,6 +76,18 @@ class CacheSlots:
 
 
 @dataclass(frozen=True)
+class FullMask:
+    """Every one of `length` slots sees every other."""
+
+    length: int
+
+    def blocks(self) -> tuple[Blocks]:
+        """One part, one group."""
+        slots = np.arange(self.length)[None]
+        return (Blocks(slots, None, slots, np.ones((1, self.length, self.length), bool)),)
+
+
+@dataclass(frozen=True)
 class AttentionMask:
     """The visible pairs of slots for m text slots and a grid of rows x columns image slots.
 

@@ -1,31 +1,20 @@
-"""temporary stand-in"""
+"""The model's functions: plain paddle for any device and dtype, and C++ kernels with equal results for a CPU.
 
-import numpy as np, paddle
-from paddle.nn import functional as F
+Which of the two runs is decided at each call (`extension.has_kernels`); nothing outside of this package knows of it.
+"""
 
+from ppvilg.ops.attention import sparse_attention
+from ppvilg.ops.functions import cross_entropy, gelu, layer_norm, linear
+from ppvilg.ops.optimizer import AdamW, ClipGradByGlobalNorm, lerp_, squared_sum
 
-def linear(x, w, b=None):
-    return F.linear(x, w, b)
-
-
-def layer_norm(x, w, b, e):
-    return F.layer_norm(x, x.shape[-1:], w, b, e)
-
-
-def gelu(x):
-    return F.gelu(x, approximate=True)
-
-
-def cross_entropy(l, y):
-    return F.cross_entropy(l, y.unsqueeze(-1), reduction="none").squeeze(-1)
-
-
-def sparse_attention(q, k, v, masks, key_mask):
-    q, k, v = (t.transpose([0, 2, 1, 3]) for t in (q, k, v))
-    s = paddle.matmul(q * q.shape[-1] ** -0.5, k, transpose_y=True)
-    seen = key_mask.unsqueeze([1, 2])
-    if masks is not None:
-        n = q.shape[0] // len(masks)
-        seen = seen & paddle.to_tensor(np.stack([m.mask() for m in masks for _ in range(n)])).unsqueeze(1)
-    w = F.softmax(paddle.where(seen, s, paddle.full([], -1e9, s.dtype)))
-    return paddle.matmul(w, v).transpose([0, 2, 1, 3])
+__all__ = [
+    "AdamW",
+    "ClipGradByGlobalNorm",
+    "cross_entropy",
+    "gelu",
+    "layer_norm",
+    "lerp_",
+    "linear",
+    "sparse_attention",
+    "squared_sum",
+]

@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppvilg.config import CodebookConfig, DataConfig, VQGANConfig, VQGANExperiment
+from ppvilg.config import CodebookConfig, ImageDataConfig, VQGANConfig, VQGANExperiment
 from ppvilg.errors import UserError
 from ppvilg.vqgan.folder import load_vqgan, save_vqgan
 from ppvilg.vqgan.model import VQGAN
@@ -85,7 +85,7 @@ def test_pictures_of_a_wrong_shape_are_refused(shape):
 
 def test_a_saved_tokenizer_loads(tmp_path):
     vqgan = small([1, 2], 2, normalize=True, revive_after=3)
-    config = VQGANExperiment(data=DataConfig(image_size=16), vqgan=vqgan)
+    config = VQGANExperiment(data=ImageDataConfig(image_size=16), vqgan=vqgan)
     model = VQGAN(vqgan, 16)
     pictures = paddle.rand([2, 3, 16, 16]) * 2 - 1
     model(pictures)
@@ -101,7 +101,7 @@ def test_a_saved_tokenizer_loads(tmp_path):
 def test_a_folder_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a run or model folder"):
         load_vqgan(tmp_path)
-    config = VQGANExperiment(data=DataConfig(image_size=16), vqgan=small([1, 2], 2))
+    config = VQGANExperiment(data=ImageDataConfig(image_size=16), vqgan=small([1, 2], 2))
     save_vqgan(VQGAN(small([1, 2], 2, dim=5), 16), config, tmp_path)
     with pytest.raises(UserError, match=r"quantize\.embedding\.weight is \[16, 5\], not \[16, 4\]"):
         load_vqgan(tmp_path)
