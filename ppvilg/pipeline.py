@@ -14,7 +14,7 @@ import paddle
 
 from ppvilg import checkpoint
 from ppvilg.config import ViLGExperiment
-from ppvilg.data.pictures import decode_picture
+from ppvilg.data.images import decode_image
 from ppvilg.errors import UserError
 from ppvilg.export.folder import is_export, load_parts
 from ppvilg.export.model import ExportedViLG, ExportedVQGAN
@@ -180,7 +180,7 @@ class Pipeline:
     def tokens(self, pictures: list[Picture]) -> np.ndarray:
         """Image tokens int64 [B, n] of pictures."""
         size = self.config.data.image_size
-        arrays = [decode_picture(p, size) if isinstance(p, bytes) else _fitted(p, size) for p in pictures]
+        arrays = [decode_image(p, size) if isinstance(p, bytes) else _fitted(p, size) for p in pictures]
         parts = (arrays[first : first + _BATCH] for first in range(0, len(arrays), _BATCH))
         return np.concatenate([self.vqgan.encode(paddle.to_tensor(to_model(np.stack(p)))).flatten(1).numpy() for p in parts])
 
@@ -236,4 +236,4 @@ def _fitted(picture: np.ndarray, size: int) -> np.ndarray:
 
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
         raise UserError(f"expected a picture uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}")
-    return decode_picture(cv2.imencode(".png", picture[..., ::-1])[1].tobytes(), size)
+    return decode_image(cv2.imencode(".png", picture[..., ::-1])[1].tobytes(), size)

@@ -162,10 +162,10 @@ def read_picture(path: str) -> bytes:
 
 def check_picture(path: str, content: bytes, size: int) -> None:
     """Name the file that is not a picture."""
-    from ppvilg.data.pictures import decode_picture
+    from ppvilg.data.images import decode_image
 
     try:
-        decode_picture(content, size)
+        decode_image(content, size)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -1,6 +1,6 @@
-"""Pairs of pictures and captions, wherever they lie: one kind of `Source` for shards and for plain folders.
+"""Pairs of images and captions, wherever they lie: one kind of `Source` for shards and for plain folders.
 
-`open_source` reads the names, captions and metadata of everything once; pictures stay where they are until asked for.
+`open_source` reads the names, captions and metadata of everything once; images stay where they are until asked for.
 What can't be used is left out and named in the source's `report`.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ppvilg.data.folder import read_folder
-from ppvilg.data.pictures import decode_picture
+from ppvilg.data.images import decode_image
 from ppvilg.data.records import Place, Record, take_captions
 from ppvilg.data.report import Report
 from ppvilg.data.shards import read_manifest, shard_members, verify_shard
@@ -24,11 +24,11 @@ SPLITS_OF_OWN_DATA = ("train", "validation", "all")
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture with its captions."""
+    """One image with its captions."""
 
     key: str
-    picture: bytes
-    """The encoded file; see `ppvilg.data.pictures.decode_picture`."""
+    image: bytes
+    """The encoded file; see `ppvilg.data.images.decode_image`."""
     captions: dict[str, list[str]]
     """{language: captions}, none of them empty; where there is a canonical caption it is the first."""
     metadata: dict[str, Any]
@@ -62,7 +62,7 @@ class Source:
         return digest.hexdigest()
 
     def check(self, threads: int = 2) -> "Source":
-        """The source without the pictures that can't be decoded, each of which is decoded once to find out.
+        """The source without the images that can't be decoded, each of which is decoded once to find out.
 
         Not needed for shards with a manifest. The report is carried on; raises `UserError` if nothing is left.
         """
@@ -88,18 +88,18 @@ def open_source(
 ) -> Source:
     """Open a split of a data set.
 
-    path: a folder of tar shards with or without a manifest, or a folder of pictures with a captions file. Checksums are
+    path: a folder of tar shards with or without a manifest, or a folder of images with a captions file. Checksums are
         verified where there is a manifest.
     split: a split the data has; "all"; or "train" or "validation" of data that has no splits, which are then
         made by hashing the keys, `validation_fraction` and `seed`.
     keep: {field: values}: only samples whose metadata has one of the values (compared as text, null as "null").
-    captions: the captions file of a folder of pictures, relative to it; None finds it.
+    captions: the captions file of a folder of images, relative to it; None finds it.
 
     Raises `UserError` if the path is no such folder, a shard is damaged, or nothing is left.
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"data.path {path} is not a folder; give a folder of tar shards or of pictures with captions")
+        raise UserError(f"data.path {path} is not a folder; give a folder of tar shards or of images with captions")
     report = Report(f"{path} ({split})")
     shards = sorted([*path.glob("*.tar"), *path.glob("*.tar.gz"), *path.glob("*.tgz")])
     if (path / "manifest.json").exists():
@@ -126,7 +126,7 @@ def _read(place: Place) -> bytes:
 
 def _fault(record: Record) -> str | None:
     try:
-        decode_picture(_read(record.place), 8)
+        decode_image(_read(record.place), 8)
     except UserError as error:
         return str(error)
     return None
@@ -175,7 +175,7 @@ def _shard_records(path: Path, content: bytes | None, report: Report) -> list[Re
         name = f"{path.name}:{key}"
         place = next((parts[kind] for kind in parts if kind in _PICTURES), None)
         if place is None:
-            return report.skip("no picture in the shard", name)
+            return report.skip("no image in the shard", name)
         metadata: dict[str, Any] = {}
         if "json" in parts:
             try:

@@ -6,7 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ppvilg.config import EvalDataConfig, ImageDataConfig
-from ppvilg.data.pictures import decode_picture
+from ppvilg.data.images import decode_image
 from ppvilg.data.sources import Source, open_source
 
 
@@ -41,7 +41,7 @@ def write_reports(run: Path, *sources: Source) -> None:
 
 def load_images(source: Source, indices: list[int], size: int) -> np.ndarray:
     """Images uint8 [len(indices), size, size, 3]."""
-    return np.stack([decode_picture(source[i].picture, size) for i in indices])
+    return np.stack([decode_image(source[i].image, size) for i in indices])
 
 
 def evenly_spaced(samples: int, count: int) -> list[int]:

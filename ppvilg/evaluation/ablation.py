@@ -18,16 +18,16 @@ ROWS = (
     ("gold tokens", "end-to-end"),
 )
 """(generator, reconstructor). The two-stage reconstructor is the image tokenizer's decoder, the end-to-end one paints hidden
-states; those of gold tokens are the states of the real picture's tokens, read with its caption."""
+states; those of gold tokens are the states of the real image's tokens, read with its caption."""
 
 _BATCH = 64
 
 
 def five_rows(
-    two_stage: Pipeline, end_to_end: Pipeline, prompts: list[str], pictures: np.ndarray, seed: int, sampling: Sampling
+    two_stage: Pipeline, end_to_end: Pipeline, prompts: list[str], images: np.ndarray, seed: int, sampling: Sampling
 ) -> dict[tuple[str, str], np.ndarray]:
-    """For each row pictures uint8 [N, H, W, 3]: one for each prompt, sample i drawn with seed + i, or redrawn from the real
-    pictures uint8 [N, H, W, 3] of the prompts."""
+    """For each row images uint8 [N, H, W, 3]: one for each prompt, sample i drawn with seed + i, or redrawn from the real
+    images uint8 [N, H, W, 3] of the prompts."""
     made: dict[tuple[str, str], list[np.ndarray]] = {row: [] for row in ROWS}
     for first in range(0, len(prompts), _BATCH):
         part = slice(first, first + _BATCH)
@@ -37,17 +37,17 @@ def five_rows(
         written = end_to_end.write(prompts[part], seeds, sampling, read_last=True)
         made[ROWS[1]] += paint(end_to_end.model, end_to_end.vqgan, written)
         made[ROWS[2]] += paint(end_to_end.model, end_to_end.vqgan, written, "hidden")
-        gold = read_gold(end_to_end, prompts[part], pictures[part])
+        gold = read_gold(end_to_end, prompts[part], images[part])
         made[ROWS[3]] += paint(end_to_end.model, end_to_end.vqgan, gold)
         made[ROWS[4]] += paint(end_to_end.model, end_to_end.vqgan, gold, "hidden")
     return {row: np.stack(drawn) for row, drawn in made.items()}
 
 
 @paddle.no_grad()
-def read_gold(pipeline: Pipeline, prompts: list[str], pictures: np.ndarray) -> Written:
-    """The tokens of real pictures uint8 [B, H, W, 3] and the hidden states that have read them after their captions."""
+def read_gold(pipeline: Pipeline, prompts: list[str], images: np.ndarray) -> Written:
+    """The tokens of real images uint8 [B, H, W, 3] and the hidden states that have read them after their captions."""
     direction = Direction.TEXT_TO_IMAGE
     text, valid = map(paddle.to_tensor, pad_batch(pipeline.encode_prompts(prompts), pipeline.text.pad))
-    tokens = pipeline.tokens(list(pictures))
+    tokens = pipeline.tokens(list(images))
     _, states = pipeline.model.hidden({direction: (text, valid)}, paddle.to_tensor(tokens))
     return Written(tokens, paddle.unstack(states, axis=1))

@@ -16,4 +16,4 @@ def check_features(*sets: np.ndarray) -> None:
                 f"the features have different lengths, {length} and {features.shape[1]}: use one network for all sets"
             )
         if not np.isfinite(features).all():
-            raise UserError("the features hold values that are not finite: check the pictures' and the network's values")
+            raise UserError("the features hold values that are not finite: check the images' and the network's values")

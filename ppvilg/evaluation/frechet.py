@@ -18,7 +18,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """
     check_features(a, b)
     if min(len(a), len(b)) < 2:
-        raise UserError(f"a covariance needs 2 or more samples, but there are {min(len(a), len(b))}: use more pictures")
+        raise UserError(f"a covariance needs 2 or more samples, but there are {min(len(a), len(b))}: use more images")
     a, b = a.astype("float64"), b.astype("float64")
     mean_a, mean_b = a.mean(0), b.mean(0)
     covariance_a, covariance_b = _covariance(a - mean_a), _covariance(b - mean_b)

@@ -1,4 +1,4 @@
-"""Which pairs of a split are evaluated, and which training pictures stand beside them as baselines."""
+"""Which pairs of a split are evaluated, and which training images stand beside them as baselines."""
 
 from dataclasses import dataclass
 
@@ -15,16 +15,16 @@ from ppvilg.text import TextTokenizer
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture of the split with the caption it is evaluated with."""
+    """One image of the split with the caption it is evaluated with."""
 
     index: int
-    """Of the picture in the source."""
+    """Of the image in the source."""
     key: str
     caption: str
     references: list[str]
-    """All captions of the picture in the caption's language."""
+    """All captions of the image in the caption's language."""
     style: str | None
-    """What the picture's metadata calls its style."""
+    """What the image's metadata calls its style."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def choose_pairs(config: EvalExperiment, split: str, text: TextTokenizer, max_le
 
 
 def others_of_the_styles(config: EvalExperiment, pairs: list[Pair]) -> tuple[Source, list[int]] | None:
-    """For each pair a real training picture of its style, no picture twice while there are enough: what the distance
-    between real pictures and real pictures is. None where the config names no training split."""
+    """For each pair a real training image of its style, no image twice while there are enough: what the distance
+    between real images and real images is. None where the config names no training split."""
     if config.training_split is None:
         return None
     source = open_split(config.data, config.training_split, config.data.seed, config.keep)
@@ -80,7 +80,7 @@ def others_of_the_styles(config: EvalExperiment, pairs: list[Pair]) -> tuple[Sou
 
 
 def nearest_by_caption(config: EvalExperiment, pairs: list[Pair]) -> tuple[Source, list[int]] | None:
-    """For each pair the picture whose caption is nearest, of those that the model was trained on: what looking things up
+    """For each pair the image whose caption is nearest, of those that the model was trained on: what looking things up
     instead of drawing them would give. None where the config names no training split.
 
     Nearest by the cosine of the captions' TF-IDF over sequences of one to three characters; of equals, the first.

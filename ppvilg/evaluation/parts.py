@@ -60,7 +60,7 @@ class Evaluation:
 
     @property
     def sampling(self) -> Sampling:
-        """How pictures are drawn."""
+        """How images are drawn."""
         settings = self.config
         return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.guidance)
 
@@ -71,12 +71,12 @@ class Evaluation:
 
     @property
     def best_of(self) -> list[int]:
-        """From how many candidates pictures are chosen, ascending."""
+        """From how many candidates images are chosen, ascending."""
         return sorted(set(self.config.best_of))
 
     @cached_property
     def examples(self) -> list[int]:
-        """The pairs whose pictures are kept to be looked at."""
+        """The pairs whose images are kept to be looked at."""
         return splits.evenly_spaced(len(self.pairs), EXAMPLES)
 
     @cached_property
@@ -123,8 +123,8 @@ def joined_parts(files: list[Path]) -> Arrays:
     return {name: np.concatenate(arrays) for name, arrays in found.items()}
 
 
-def real_pictures(evaluation: Evaluation, places: range) -> np.ndarray:
-    """The pictures uint8 [P, H, W, 3] of some pairs, of the size the model draws."""
+def real_images(evaluation: Evaluation, places: range) -> np.ndarray:
+    """The images uint8 [P, H, W, 3] of some pairs, of the size the model draws."""
     size = evaluation.pipeline.config.data.image_size
     return splits.load_images(evaluation.chosen.source, [evaluation.pairs[i].index for i in places], size)
 
@@ -159,7 +159,7 @@ def _measured(evaluation: Evaluation, places: range) -> Arrays:
     settings, pipeline = evaluation.config, evaluation.pipeline
     captions = [evaluation.pairs[i].caption for i in places]
     wrong = [evaluation.pairs[evaluation.partner[i]].caption for i in places]
-    real = real_pictures(evaluation, places)
+    real = real_images(evaluation, places)
     rebuilt = _rebuilt(pipeline, real)
     error = np.mean((rebuilt.astype(np.float64) - real) ** 2, axis=(1, 2, 3))
     arrays: Arrays = {"captions": np.array(captions), "psnr": 10 * np.log10(255**2 / np.maximum(error, 1e-10))}
@@ -169,9 +169,9 @@ def _measured(evaluation: Evaluation, places: range) -> Arrays:
             source, indices = found
             sets[name] = splits.load_images(source, [indices[i] for i in places], len(real[0]))
     shown = [i - places[0] for i in evaluation.examples if i in places]
-    for name, pictures in sets.items():
-        arrays |= {f"{kind}/{name}": values for kind, values in _seen(evaluation, pictures).items()}
-        arrays[f"pictures/{name}"] = pictures[shown]
+    for name, images in sets.items():
+        arrays |= {f"{kind}/{name}": values for kind, values in _seen(evaluation, images).items()}
+        arrays[f"pictures/{name}"] = images[shown]
 
     candidates = _candidates(evaluation, places, captions)
     chosen = {"best of 1": np.zeros(len(places), dtype=np.int64)}
@@ -183,7 +183,7 @@ def _measured(evaluation: Evaluation, places: range) -> Arrays:
         chosen = {f"best of {count}": fits[:, :count].argmax(1) for count in evaluation.best_of}
     rows = np.arange(len(places))
     flat = {name: rows * candidates.shape[1] + choice for name, choice in chosen.items()}
-    # The best of 8 is often the best of 4 too: each picture is looked at once.
+    # The best of 8 is often the best of 4 too: each image is looked at once.
     looked_at, places_of = np.unique(np.concatenate(list(flat.values())), return_inverse=True)
     seen = _seen(evaluation, candidates.reshape([-1, *real.shape[1:]])[looked_at])
     for name, where in zip(flat, places_of.reshape([len(flat), -1]), strict=True):
@@ -200,21 +200,21 @@ def _measured(evaluation: Evaluation, places: range) -> Arrays:
     return arrays
 
 
-def _seen(evaluation: Evaluation, pictures: np.ndarray) -> Arrays:
-    """What the networks see in pictures uint8 [P, H, W, 3]: features for each blur, logits for the least, embeddings."""
+def _seen(evaluation: Evaluation, images: np.ndarray) -> Arrays:
+    """What the networks see in images uint8 [P, H, W, 3]: features for each blur, logits for the least, embeddings."""
     found: Arrays = {}
     for radius in evaluation.radii:
-        features, logits = evaluation.extractor.network(blurred(pictures, radius))
+        features, logits = evaluation.extractor.network(blurred(images, radius))
         found[f"features@{radius:g}"] = features
         if radius == evaluation.radii[0]:
             found["logits"] = logits
     if evaluation.scorer:
-        found["embeddings"] = evaluation.scorer.embed_pictures(pictures)
+        found["embeddings"] = evaluation.scorer.embed_pictures(images)
     return found
 
 
 def _candidates(evaluation: Evaluation, places: range, captions: list[str]) -> np.ndarray:
-    """Pictures uint8 [P, N, H, W, 3], N for each caption; every pair has its own seeds, so that they do not depend on the
+    """Images uint8 [P, N, H, W, 3], N for each caption; every pair has its own seeds, so that they do not depend on the
     part."""
     pipeline, most, decoder = evaluation.pipeline, evaluation.best_of[-1], evaluation.config.decoder
     base = evaluation.config.seed * len(evaluation.pairs) * most
@@ -230,8 +230,8 @@ def _candidates(evaluation: Evaluation, places: range, captions: list[str]) -> n
 
 
 @paddle.no_grad()
-def _rebuilt(pipeline: Pipeline, pictures: np.ndarray) -> np.ndarray:
-    """Pictures uint8 [P, H, W, 3] after the image tokenizer."""
+def _rebuilt(pipeline: Pipeline, images: np.ndarray) -> np.ndarray:
+    """Images uint8 [P, H, W, 3] after the image tokenizer."""
     rows, columns = pipeline.config.grid
-    tokens = pipeline.tokens(list(pictures)).reshape([len(pictures), rows, columns])
+    tokens = pipeline.tokens(list(images)).reshape([len(images), rows, columns])
     return from_model(pipeline.vqgan.decode(paddle.to_tensor(tokens)).numpy())

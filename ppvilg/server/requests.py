@@ -11,7 +11,7 @@ from anyio import CapacityLimiter, to_thread
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ppvilg import __version__
-from ppvilg.data.pictures import decode_picture
+from ppvilg.data.images import decode_image
 from ppvilg.errors import UserError
 from ppvilg.generate.sampling import Sampling
 from ppvilg.matching import Scorer
@@ -249,7 +249,7 @@ class Forms:
         except (binascii.Error, ValueError):
             raise UserError("image is not base64") from None
         size, most = self._config.data.image_size, self._settings.max_pixels
-        return await to_thread.run_sync(decode_picture, content, size, most, limiter=self._decoding)
+        return await to_thread.run_sync(decode_image, content, size, most, limiter=self._decoding)
 
 
 def complaint(error: ValidationError) -> str:

@@ -89,7 +89,7 @@ class Stage(nn.Layer):
 
 
 class Encoder(nn.Layer):
-    """Pictures -> latents, f = 2^(number of resolutions - 1) · patch_size."""
+    """Images -> latents, f = 2^(number of resolutions - 1) · patch_size."""
 
     def __init__(self, config: VQGANConfig, image_size: int):
         super().__init__()
@@ -110,9 +110,9 @@ class Encoder(nn.Layer):
         self.norm_out = group_norm(channels)
         self.conv_out = Conv2D(channels, config.latent_channels, 3, padding=1)
 
-    def forward(self, pictures: paddle.Tensor) -> paddle.Tensor:
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Float32 [B, 3, H, W] -> float32 [B, latent_channels, H/f, W/f]."""
-        x = pictures if self.patch_size == 1 else F.pixel_unshuffle(pictures, self.patch_size)
+        x = images if self.patch_size == 1 else F.pixel_unshuffle(images, self.patch_size)
         x = self.conv_in(x)
         for stage in self.down:
             x = stage(x)
@@ -120,7 +120,7 @@ class Encoder(nn.Layer):
 
 
 class Decoder(nn.Layer):
-    """Latents -> pictures, the encoder's mirror image with one residual block more per resolution."""
+    """Latents -> images, the encoder's mirror image with one residual block more per resolution."""
 
     def __init__(self, config: VQGANConfig, image_size: int):
         super().__init__()

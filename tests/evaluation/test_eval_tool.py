@@ -23,7 +23,7 @@ from tests.helpers import run_tool
 
 @pytest.fixture(scope="module")
 def config(tiny_configs, tiny_runs, tmp_path_factory):
-    """Best of 1 and 3 by a dual encoder of three steps, the tiny model's own pictures evaluated."""
+    """Best of 1 and 3 by a dual encoder of three steps, the tiny model's own images evaluated."""
     folder = tmp_path_factory.mktemp("eval")
     bases = [str(tiny_configs / "base.yml"), str(tiny_configs / "text.yml")]
     encoder = {"base": bases, "task": "dual_encoder", "train": {"output": str(folder / "dual_encoder")}}
@@ -91,8 +91,8 @@ def test_measures_are_those_of_the_parts(output):
     assert any("fewer than the 1281" in warning for warning in report["warnings"])
 
 
-def test_examples_are_pictures_of_the_model_and_of_the_data(output, tiny_data):
-    """Features of the kept pictures are those in the parts; the real ones are the files."""
+def test_examples_are_images_of_the_model_and_of_the_data(output, tiny_data):
+    """Features of the kept images are those in the parts; the real ones are the files."""
     report = json.loads((output / "report.json").read_text("utf-8"))
     arrays = joined_parts(sorted((output / "parts").glob("*.npz")))
     with np.load(output / "examples.npz") as examples:
@@ -229,15 +229,15 @@ def test_damaged_predictions_are_refused(text, message, tmp_path):
 
 
 def test_distance_of_folders_and_features(tiny_data, tmp_path):
-    pictures = np.stack([cv2.imread(str(path))[..., ::-1] for path in sorted(tiny_data.glob("*.png"))])
-    features, _ = load_efficientnet()(pictures[:12])
+    images = np.stack([cv2.imread(str(path))[..., ::-1] for path in sorted(tiny_data.glob("*.png"))])
+    features, _ = load_efficientnet()(images[:12])
     np.savez(tmp_path / "a.npz", features)
     done = run_tool("eval", "distance", tiny_data, tmp_path / "a.npz", "--size", 16)
     assert done.returncode == 0, done.stderr
     assert "24 real and 12 made pictures, 1280 features" in done.stdout
     assert "covariances are singular" in done.stderr
     shown = float(re.search(r"FD-EffLite0 +([\d.]+)", done.stdout).group(1))
-    assert shown == pytest.approx(frechet(load_efficientnet()(pictures)[0].astype("f8"), features.astype("f8")), rel=1e-3)
+    assert shown == pytest.approx(frechet(load_efficientnet()(images)[0].astype("f8"), features.astype("f8")), rel=1e-3)
     np.savez(tmp_path / "b.npz", features[:, :7])
     done = run_tool("eval", "distance", tmp_path / "a.npz", tmp_path / "b.npz")
     assert done.returncode == 2
@@ -248,9 +248,9 @@ def test_distance_of_folders_and_features(tiny_data, tmp_path):
     (tmp_path / "bad" / "x.png").write_bytes(b"nothing")
     extractor = load_extractor("efficientnet-lite0")
     for other, message in (
-        ("empty", "no pictures"),
+        ("empty", "no images"),
         ("c.npz", "c.npz is damaged: give a folder"),
-        ("bad", "x.png: not a picture"),
+        ("bad", "x.png: not an image"),
     ):
         with pytest.raises(UserError, match=message):
             read_features(tmp_path / other, extractor, 16)

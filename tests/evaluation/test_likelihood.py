@@ -23,7 +23,7 @@ def pipeline(tiny_runs):
 
 
 @pytest.fixture(scope="module")
-def pictures(tiny_data):
+def images(tiny_data):
     return [cv2.imread(str(path))[..., ::-1].copy() for path in sorted(tiny_data.glob("*.png"))[:3]]
 
 
@@ -32,27 +32,27 @@ def bits(logits: np.ndarray, targets: list[int]) -> float:
     return -sum(math.log2(row[target]) for row, target in zip(probabilities, targets, strict=True))
 
 
-def test_bits_of_each_pair_alone_add_up(pipeline, pictures):
+def test_bits_of_each_pair_alone_add_up(pipeline, images):
     """Each pair by itself, unpadded, its probabilities read off slot by slot."""
     model, image_bits, text_bits = pipeline.model, 0.0, 0.0
     with paddle.no_grad():
-        for picture, caption in zip(pictures, CAPTIONS, strict=True):
-            ids, tokens = pipeline.text.encode(caption), pipeline.tokens([picture])
+        for image, caption in zip(images, CAPTIONS, strict=True):
+            ids, tokens = pipeline.text.encode(caption), pipeline.tokens([image])
             text, valid = paddle.to_tensor([ids]), paddle.ones([1, len(ids)], "bool")
             prompt, image = model.hidden({Direction.TEXT_TO_IMAGE: (text, valid)}, paddle.to_tensor(tokens))
             deciding = paddle.concat([last_real(prompt, valid).unsqueeze(1), image[:, :-1]], 1)
             image_bits += bits(model.image_logits(deciding)[0].numpy(), tokens[0].tolist())
             states, _ = model.hidden({Direction.IMAGE_TO_TEXT: (text, valid)}, paddle.to_tensor(tokens))
             text_bits += bits(model.text_logits(states[0, :-1]).numpy(), ids[1:])
-    measured = likelihood(pipeline, pictures, CAPTIONS, batch=2)
+    measured = likelihood(pipeline, images, CAPTIONS, batch=2)
     assert measured["bits_per_image_token"] == pytest.approx(image_bits / (3 * 16), rel=1e-4)
     assert measured["bits_per_character"] == pytest.approx(text_bits / 14, rel=1e-4)
 
 
-def test_bad_input(pipeline, pictures):
-    with pytest.raises(UserError, match="3 pictures and 2 captions"):
-        likelihood(pipeline, pictures, CAPTIONS[:2])
-    with pytest.raises(UserError, match="0 pictures"):
+def test_bad_input(pipeline, images):
+    with pytest.raises(UserError, match="3 images and 2 captions"):
+        likelihood(pipeline, images, CAPTIONS[:2])
+    with pytest.raises(UserError, match="0 images"):
         likelihood(pipeline, [], [])
     with pytest.raises(UserError, match="empty"):
-        likelihood(pipeline, pictures, ["红", " ", "绿"])
+        likelihood(pipeline, images, ["红", " ", "绿"])

@@ -23,13 +23,13 @@ def test_f_is_patch_size_times_two_to_the_halvings(multipliers, patch_size, f):
     config = small(multipliers, patch_size)
     assert config.downsampling == f
     model = VQGAN(config, 16)
-    pictures = paddle.rand([2, 3, 16, 8]) * 2 - 1
-    ids = model.encode(pictures)
+    images = paddle.rand([2, 3, 16, 8]) * 2 - 1
+    ids = model.encode(images)
     assert (ids.shape, ids.dtype) == ([2, 16 // f, 8 // f], paddle.int64)
     assert ids.min() >= 0
     assert ids.max() < 16
     assert model.decode(ids).shape == [2, 3, 16, 8]
-    reconstruction, quantized = model(pictures)
+    reconstruction, quantized = model(images)
     assert reconstruction.shape == [2, 3, 16, 8]
     assert quantized.latents.shape == [2, 4, 16 // f, 8 // f]
 
@@ -37,9 +37,9 @@ def test_f_is_patch_size_times_two_to_the_halvings(multipliers, patch_size, f):
 def test_decode_and_forward_agree():
     model = VQGAN(small(patch_size=2, normalize=True), 16)
     model.eval()
-    pictures = paddle.rand([2, 3, 16, 16]) * 2 - 1
-    reconstruction, quantized = model(pictures)
-    np.testing.assert_array_equal(model.encode(pictures).numpy(), quantized.ids.numpy())
+    images = paddle.rand([2, 3, 16, 16]) * 2 - 1
+    reconstruction, quantized = model(images)
+    np.testing.assert_array_equal(model.encode(images).numpy(), quantized.ids.numpy())
     np.testing.assert_allclose(model.decode(quantized.ids).numpy(), reconstruction.numpy(), atol=1e-5)
     np.testing.assert_allclose(model.decode_latents(quantized.latents).numpy(), reconstruction.numpy(), atol=1e-5)
 
@@ -48,8 +48,8 @@ def test_a_patch_holds_the_pixels_of_its_square():
     """One pixel changes: only latents near its patch change, and each output patch is written from one position."""
     model = VQGAN(small([1], patch_size=4), 16)
     model.eval()
-    pictures = paddle.zeros([1, 3, 16, 16])
-    x = paddle.nn.functional.pixel_unshuffle(pictures + paddle.arange(16, dtype="float32"), 4)
+    images = paddle.zeros([1, 3, 16, 16])
+    x = paddle.nn.functional.pixel_unshuffle(images + paddle.arange(16, dtype="float32"), 4)
     assert x.shape == [1, 48, 4, 4]
     np.testing.assert_array_equal(x[0, 0, 0].numpy(), [0, 4, 8, 12])
     np.testing.assert_array_equal(paddle.nn.functional.pixel_shuffle(x, 4)[0, 0, 0].numpy(), np.arange(16))
@@ -76,7 +76,7 @@ def test_every_weight_gets_a_gradient():
 
 
 @pytest.mark.parametrize("shape", [[1, 3, 15, 16], [1, 1, 16, 16], [3, 16, 16], [1, 3, 16, 18]])
-def test_pictures_of_a_wrong_shape_are_refused(shape):
+def test_images_of_a_wrong_shape_are_refused(shape):
     model = VQGAN(small([1, 2], 2), 16)
     for call in (model, model.encode):
         with pytest.raises(UserError, match="multiples of f = 4, got"):
@@ -87,14 +87,14 @@ def test_a_saved_tokenizer_loads(tmp_path):
     vqgan = small([1, 2], 2, normalize=True, revive_after=3)
     config = VQGANExperiment(data=ImageDataConfig(image_size=16), vqgan=vqgan)
     model = VQGAN(vqgan, 16)
-    pictures = paddle.rand([2, 3, 16, 16]) * 2 - 1
-    model(pictures)
+    images = paddle.rand([2, 3, 16, 16]) * 2 - 1
+    model(images)
     save_vqgan(model, config, tmp_path / "run")
     loaded = load_vqgan(tmp_path / "run")
     assert not loaded.training
     np.testing.assert_array_equal(loaded.quantize.idle.numpy(), model.quantize.idle.numpy())
     model.eval()
-    np.testing.assert_array_equal(loaded(pictures)[0].numpy(), model(pictures)[0].numpy())
+    np.testing.assert_array_equal(loaded(images)[0].numpy(), model(images)[0].numpy())
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yml", "model.safetensors"]
 
 

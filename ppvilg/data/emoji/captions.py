@@ -1,4 +1,4 @@
-"""Captions of a picture: a few short sentences per language from its names, tags and style."""
+"""Captions of an image: a few short sentences per language from its names, tags and style."""
 
 from hashlib import sha256
 

@@ -1,4 +1,4 @@
-"""What there are pictures of: every emoji's id, its names in three languages, its tone and its group."""
+"""What there are images of: every emoji's id, its names in three languages, its tone and its group."""
 
 import json
 from dataclasses import dataclass

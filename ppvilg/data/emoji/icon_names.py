@@ -1,6 +1,6 @@
 """Which emoji an icon's name means.
 
-The icon sets name their pictures after CLDR or Unicode names of their day, or after nothing but their own taste. An
+The icon sets name their images after CLDR or Unicode names of their day, or after nothing but their own taste. An
 icon is taken only if its name is one of the emoji's official names or stands in a table of icon_names.yml.
 """
 
@@ -52,7 +52,7 @@ class IconNames:
         if style == "fxemoji":
             return self._find_fxemoji(names[0])
         found = {self._find(name) for name in names} - {None}
-        # Names that disagree (a picture shared by two emoji) are settled by the icon's own name, which comes first.
+        # Names that disagree (an image shared by two emoji) are settled by the icon's own name, which comes first.
         return self._find(names[0]) or min(found) if found else None
 
     def _find(self, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The seven free picture styles: where each comes from, under which licence, and what captions call it."""
+"""The seven free image styles: where each comes from, under which licence, and what captions call it."""
 
 from dataclasses import dataclass
 from importlib.resources import files
@@ -23,14 +23,14 @@ class Package:
 
 @dataclass(frozen=True)
 class Style:
-    """A set of pictures drawn in one hand."""
+    """A set of images drawn in one hand."""
 
     id: str
     package: Package
     kind: str
-    """How the package holds its pictures: `images` (files named by code points) or `icons` (SVG in JSON)."""
+    """How the package holds its images: `images` (files named by code points) or `icons` (SVG in JSON)."""
     location: str
-    """Folder of the pictures inside the package (images) or the file with the icons (icons)."""
+    """Folder of the images inside the package (images) or the file with the icons (icons)."""
     words: dict[str, str]
     """What captions call the style, by language."""
 
