@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -164,46 +165,39 @@ def _from_shards(
     return records, [f"{s.name} {st.st_size} {st.st_mtime_ns}" for s, st in zip(shards, status, strict=True)]
 
 
-_PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
+_IMAGES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
 
 
 def _shard_records(path: Path, content: bytes | None, report: Report) -> list[Record]:
-    """The samples of one shard: files that share the name up to the first dot."""
+    """The samples of one shard: files in a row that share the name up to the first dot."""
     records = []
-
-    def finish(key: str, parts: dict[str, Any]) -> None:
-        name = f"{path.name}:{key}"
-        place = next((parts[kind] for kind in parts if kind in _PICTURES), None)
-        if place is None:
-            return report.skip("no image in the shard", name)
-        metadata: dict[str, Any] = {}
-        if "json" in parts:
+    for key, members in groupby(shard_members(path, content), lambda member: _split_name(member[0])[0]):
+        parts = {_split_name(name)[1]: (path, offset, size) if data is None else data for name, offset, size, data in members}
+        place = next((parts[kind] for kind in parts if kind in _IMAGES), None)
+        metadata, fault = {}, None if place else "no image in the shard"
+        if place and "json" in parts:
             try:
                 metadata = json.loads(_read(parts["json"]))
             except ValueError:
-                return report.skip("damaged JSON", name)
-            if not isinstance(metadata, dict):
-                return report.skip("damaged JSON", name)
-        if "txt" in parts:
-            metadata["caption"] = _read(parts["txt"]).decode("utf-8", "replace")
-        captions = take_captions(metadata)
-        if not captions:
-            return report.skip("no caption", name)
-        records.append(Record(key, captions, metadata, place))
-
-    last, parts = None, {}
-    for name, offset, size, data in shard_members(path, content):
-        folder, slash, base = name.rpartition("/")
-        stem, _, kind = base.partition(".")
-        key = folder + slash + stem
-        if key != last and last is not None:
-            finish(last, parts)
-            parts = {}
-        last = key
-        parts[kind.lower()] = data if data is not None else (path, offset, size)
-    if last is not None:
-        finish(last, parts)
+                metadata = None
+            fault = None if isinstance(metadata, dict) else "damaged JSON"
+        if not fault:
+            if "txt" in parts:
+                metadata["caption"] = _read(parts["txt"]).decode("utf-8", "replace")
+            captions = take_captions(metadata)
+            fault = None if captions else "no caption"
+        if fault:
+            report.skip(fault, f"{path.name}:{key}")
+        else:
+            records.append(Record(key, captions, metadata, place))
     return records
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """A file's key (with its folder) and kind: `a/b.seg.PNG` -> `a/b`, `seg.png`."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, kind = base.partition(".")
+    return folder + slash + stem, kind.lower()
 
 
 def _own_split(
