@@ -178,8 +178,9 @@ def _shard_records(path: Path, content: bytes | None, report: Report) -> list[Re
             return report.skip("no picture in the shard", name)
         metadata: dict[str, Any] = {}
         if "json" in parts:
+            content = _read(parts["json"])
             try:
-                metadata = json.loads(_read(parts["json"]))
+                metadata = json.loads(content)
             except ValueError:
                 return report.skip("damaged JSON", name)
             if not isinstance(metadata, dict):
