@@ -6,17 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import paddle
-from paddle import nn
 
 from ppvilg.benchmark.random_pairs import random_pairs
 from ppvilg.benchmark.runner import Allocated, Competitor, Timing, compare
-from ppvilg.config import AttentionConfig, TrainConfig, ViLGExperiment, VQGANExperiment
+from ppvilg.config import AttentionConfig, ViLGExperiment, VQGANExperiment
 from ppvilg.model.batch import Batch
 from ppvilg.model.config import vilg_config
 from ppvilg.model.loss import ReconstructionWeights, vilg_loss
-from ppvilg.model.vilg import ViLG
-from ppvilg.vqgan.loss import VQGANLoss
-from ppvilg.vqgan.model import VQGAN
+from ppvilg.model.vilg import Outputs, ViLG
+from ppvilg.train.trainer import Trainer
+from ppvilg.train.vqgan import VQGANTask
 
 
 def dense(config: ViLGExperiment) -> ViLGExperiment:
@@ -24,85 +23,57 @@ def dense(config: ViLGExperiment) -> ViLGExperiment:
     return replace(config, transformer=replace(config.transformer, attention=AttentionConfig(plan=["dense"], last=None)))
 
 
-def random_batch(config: ViLGExperiment) -> Batch:
-    """A micro-batch of random pairs, as arrays."""
-    batch = Batch.plain(*random_pairs(config, config.micro_batch))
-    if not config.transformer.reconstructor:
-        return batch
-    shape = [config.micro_batch, 3, config.data.image_size, config.data.image_size]
-    return replace(batch, pixel_values=np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32))
+class RandomPairs:
+    """Stands for the transformer's task, with random tokens and pixels instead of data."""
+
+    def __init__(self, config: ViLGExperiment):
+        self.config, self.model = config, ViLG(vilg_config(config))
+        self.modules = {"model": self.model}
+        self.reconstruction = ReconstructionWeights() if config.transformer.reconstructor else None
+
+    def batch(self) -> Batch:
+        """A micro-batch, as arrays."""
+        batch = Batch.plain(*random_pairs(self.config, self.config.micro_batch))
+        if self.reconstruction is None:
+            return batch
+        shape = [self.config.micro_batch, 3, self.config.data.image_size, self.config.data.image_size]
+        return replace(batch, pixel_values=np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32))
+
+    def loss(self, model: Callable[[Batch], Outputs], batch: Batch, step: int) -> dict[str, paddle.Tensor]:
+        """As `ViLGTask.loss`."""
+        tensors = batch.to_tensors()
+        return vilg_loss(model(tensors), tensors, self.reconstruction)
 
 
 def vilg_step(config: ViLGExperiment) -> Callable[[], None]:
-    """A training step of a transformer: losses and gradients of all micro-batches, clipping, AdamW, moving average."""
-    model = ViLG(vilg_config(config))
-    reconstruction = ReconstructionWeights() if config.transformer.reconstructor else None
-    batch, parts = random_batch(config), config.train.gradient_accumulation_steps
-    update = _update(model, config.train)
-
-    def step() -> None:
-        for _ in range(parts):
-            tensors = batch.to_tensors()
-            (vilg_loss(model(tensors), tensors, reconstruction)["loss"] / parts).backward()
-        update()
-
-    return step
+    """A training step of a transformer on random pairs."""
+    task = RandomPairs(config)
+    return _step(Trainer(config, task), [task.batch()] * config.train.gradient_accumulation_steps)
 
 
 def vqgan_step(config: VQGANExperiment) -> Callable[[], None]:
-    """A training step of an image tokenizer before its discriminator starts, on random images."""
-    model, objective = VQGAN(config.vqgan, config.data.image_size), VQGANLoss(config.vqgan.loss)
-    shape = [config.micro_batch, 3, config.data.image_size, config.data.image_size]
-    images, parts = paddle.uniform(shape, min=-1, max=1), config.train.gradient_accumulation_steps
-    update = _update(model, config.train)
+    """A training step of an image tokenizer on the first images of its data."""
+    trainer = Trainer(config, VQGANTask(config))
+    return _step(trainer, trainer.micro_batches(0))
 
+
+def _step(trainer: Trainer, micro_batches: list) -> Callable[[], None]:
     def step() -> None:
-        for _ in range(parts):
-            reconstruction, quantized = model(images)
-            loss, _ = objective.generator(images, reconstruction, quantized, model.last_layer, 0)
-            (loss / parts).backward()
-        update()
+        trainer.train_step(micro_batches)  # returns tensors, which belong to this process
 
     return step
-
-
-def _update(model: nn.Layer, settings: TrainConfig) -> Callable[[], None]:
-    """Clipping, AdamW and the moving average of the weights."""
-    parameters = model.parameters()
-    decayed = {p.name for p in parameters if p.ndim > 1}
-    optimizer = paddle.optimizer.AdamW(
-        settings.learning_rate,
-        settings.beta1,
-        settings.beta2,
-        settings.epsilon,
-        parameters=parameters,
-        weight_decay=settings.weight_decay,
-        apply_decay_param_fun=lambda name: name in decayed,
-        grad_clip=nn.ClipGradByGlobalNorm(settings.clip_norm) if settings.clip_norm else None,
-    )
-    average = [p.detach().clone() for p in parameters]
-
-    @paddle.no_grad()
-    def update() -> None:
-        optimizer.step()
-        optimizer.clear_grad()
-        for mean, p in zip(average, parameters, strict=True):
-            mean.lerp_(p, paddle.full([], 1 - settings.ema_decay))
-
-    return update
 
 
 def forward_bytes(config: ViLGExperiment) -> Callable[[], int]:
     """A function that runs a forward pass over a micro-batch and returns how many bytes it keeps for its backward pass, logits
     included. What the first call allocates once and for all (masks, caches) is not among them in later calls."""
-    model = ViLG(vilg_config(config))
-    batch = random_batch(config).to_tensors()
-    reconstruction = ReconstructionWeights() if config.transformer.reconstructor else None
+    task = RandomPairs(config)
+    batch = task.batch()
 
     def run() -> int:
         gc.collect()
         allocated = Allocated()
-        loss = vilg_loss(model(batch), batch, reconstruction)["loss"]  # holds what the backward needs for as long as it lives
+        loss = task.loss(task.model, batch, 0)["loss"]  # holds what the backward needs for as long as it lives
         kept = allocated.now()
         del loss
         return kept

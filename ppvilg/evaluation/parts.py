@@ -132,7 +132,7 @@ def joined_parts(files: list[Path]) -> Arrays:
     return {name: np.concatenate(arrays) for name, arrays in found.items()}
 
 
-def real_pictures(evaluation: Evaluation, places: range) -> np.ndarray:
+def real_images(evaluation: Evaluation, places: range) -> np.ndarray:
     """The pictures uint8 [P, H, W, 3] of some pairs, of the size the model draws."""
     size = evaluation.pipeline.config.image_size
     return load_images(evaluation.chosen.source, [evaluation.pairs[i].index for i in places], size)
@@ -168,7 +168,7 @@ def _measured(evaluation: Evaluation, places: range) -> Arrays:
     settings, pipeline = evaluation.config, evaluation.pipeline
     captions = [evaluation.pairs[i].caption for i in places]
     wrong = [evaluation.pairs[evaluation.partner[i]].caption for i in places]
-    real = real_pictures(evaluation, places)
+    real = real_images(evaluation, places)
     tokens = ImageTokens(pipeline.encode_images(real))
     rebuilt = np.stack(decode_images(pipeline.model, pipeline.vqgan, tokens))
     error = np.mean((rebuilt.astype(np.float64) - real) ** 2, axis=(1, 2, 3))

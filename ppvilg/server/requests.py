@@ -13,7 +13,7 @@ from anyio import CapacityLimiter, to_thread
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ppvilg import __version__
-from ppvilg.data.pictures import decode_picture
+from ppvilg.data.images import decode_image
 from ppvilg.generate.sampling import Sampling
 from ppvilg.pipeline import ViLGPipeline
 from ppvilg.server.engine import CaptionJob, ImageJob
@@ -266,7 +266,7 @@ class Forms:
             raise RequestError("image is not base64") from None
         size, most = self._config.image_size, self._settings.max_pixels
         with request_errors():
-            return await to_thread.run_sync(decode_picture, content, size, most, limiter=self._decoding)
+            return await to_thread.run_sync(decode_image, content, size, most, limiter=self._decoding)
 
 
 def error_message(error: ValidationError) -> str:

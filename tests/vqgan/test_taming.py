@@ -50,8 +50,8 @@ class Original(torch.nn.Module):
         for parameter in self.parameters():  # as far from their start as trained weights are
             parameter.data.add_(0.02 * torch.randn_like(parameter))
 
-    def ids(self, pictures):
-        latents = self.quant_conv(self.encoder(pictures))
+    def ids(self, images):
+        latents = self.quant_conv(self.encoder(images))
         if isinstance(self.quantize, taming_quantize.GumbelQuantize):
             return self.quantize.proj(latents).argmax(1)
         return self.quantize(latents)[2][2]
@@ -76,12 +76,12 @@ def write_original(folder, gumbel, network, dim, size, **extra):
 def assert_parity(folder, original, side, batch=2):
     convert_taming(folder / "last.ckpt", folder / "model.yaml", folder / "out")
     ours = load_vqgan(folder / "out")
-    pictures = np.random.default_rng(0).uniform(-1, 1, [batch, 3, side, side]).astype("float32")
+    images = np.random.default_rng(0).uniform(-1, 1, [batch, 3, side, side]).astype("float32")
     with torch.no_grad(), paddle.no_grad():
-        expected_ids = original.ids(torch.from_numpy(pictures))
+        expected_ids = original.ids(torch.from_numpy(images))
         expected = original.decode(expected_ids).numpy()
-        ids = ours.encode(paddle.to_tensor(pictures))
-        reconstruction = ours(paddle.to_tensor(pictures))[0].numpy()
+        ids = ours.encode(paddle.to_tensor(images))
+        reconstruction = ours(paddle.to_tensor(images))[0].numpy()
         decoded = ours.decode(ids).numpy()
     assert len(np.unique(ids.numpy())) > 1
     np.testing.assert_array_equal(ids.numpy(), expected_ids.numpy())
@@ -90,7 +90,7 @@ def assert_parity(folder, original, side, batch=2):
 
 
 @pytest.mark.parametrize("gumbel", [False, True], ids=["vqmodel", "gumbel"])
-def test_same_ids_and_pictures(tmp_path, gumbel):
+def test_same_ids_and_images(tmp_path, gumbel):
     original = write_original(tmp_path, gumbel, SMALL, dim=24, size=512)
     assert_parity(tmp_path, original, side=32)
     config = read_config(tmp_path / "out", ImageTokenizerConfig)
@@ -102,7 +102,7 @@ def test_same_ids_and_pictures(tmp_path, gumbel):
 @pytest.mark.parametrize(
     ("gumbel", "network", "size"), [(False, F16, 16384), (True, F8_GUMBEL, 8192)], ids=["f16", "gumbel-f8"]
 )
-def test_same_ids_and_pictures_at_full_size(tmp_path, gumbel, network, size):
+def test_same_ids_and_images_at_full_size(tmp_path, gumbel, network, size):
     assert_parity(tmp_path, write_original(tmp_path, gumbel, network, 256, size), side=256, batch=1)
 
 
