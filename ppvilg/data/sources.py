@@ -176,8 +176,9 @@ def _shard_records(path: Path, content: bytes | None, report: Report) -> list[Re
         place = next((parts[kind] for kind in parts if kind in _IMAGES), None)
         metadata, fault = {}, None if place else "no image in the shard"
         if place and "json" in parts:
+            text = _read(parts["json"])
             try:
-                metadata = json.loads(_read(parts["json"]))
+                metadata = json.loads(text)
             except ValueError:
                 metadata = None
             fault = None if isinstance(metadata, dict) else "damaged JSON"
