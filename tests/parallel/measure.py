@@ -1,101 +1,65 @@
-"""What one training step sends and keeps in some layouts, one after the other, counted by each process:
-python -m paddle.distributed.launch ... tests/parallel/measure.py LAYOUTS.json FOLDER
+"""What a process of a layout holds between two training steps:
+python -m paddle.distributed.launch ... tests/parallel/measure.py FOLDER -o key=value ...
 
-LAYOUTS.json has a list of overrides of configs/vilg_emoji.yml for each layout; FOLDER/RANK.json gets a dict for each.
+The overrides are of configs/vilg_emoji.yml; FOLDER/RANK.json gets numbers.
 """
 
 import gc
 import json
+import os
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import ppvilg  # noqa: F401  isort: skip  sets paddle's flags
-
-import paddle.distributed as dist
-
-from ppvilg.benchmark.timing import allocated, peak_of
-from ppvilg.benchmark.training import RandomPairs, activation_bytes, random_pairs, step_of
-from ppvilg.config import ViLGExperiment, load_config
-from ppvilg.parallel.sharding import Sharding
-from ppvilg.parallel.topology import Topology, join
+import ppvilg  # noqa: F401  sets paddle's flags
 from tests.parallel.gloo import cure, leave
 
+cure()
 
-def measure(config: ViLGExperiment) -> dict:
-    """What a process finds.
+from ppvilg.benchmark.random_pairs import random_pairs  # noqa: E402  the cure comes before Fleet
+from ppvilg.benchmark.runner import Allocated  # noqa: E402
+from ppvilg.config import ViLGExperiment, load_config  # noqa: E402
+from ppvilg.model.batch import Batch  # noqa: E402
+from ppvilg.model.config import vilg_config  # noqa: E402
+from ppvilg.model.loss import vilg_loss  # noqa: E402
+from ppvilg.model.vilg import ViLG  # noqa: E402
+from ppvilg.train.fleet import init_distributed  # noqa: E402
+from ppvilg.train.pipe import ViLGPipe  # noqa: E402
+from ppvilg.train.trainer import Trainer  # noqa: E402
 
-    place       numbers of its pipeline stage and of itself in its sharding group
-    sent        bytes of each kind in a step
-    standing    bytes that are there after it
-    peak        most bytes in a step, above those
-    kept        bytes that a forward keeps, where mp makes them other than in one process
-    """
-    topology = join(config.parallel)
-    kept = None
-    if config.parallel.mp_degree > 1 and config.parallel.pp_degree == 1:
-        activation_bytes(config, topology)  # what is made once and stays
-        gc.collect()
-        kept = activation_bytes(config, topology)
+
+def measure(config: ViLGExperiment) -> dict[str, int]:
+    """The pipeline stage; values of all its parameters, and of what the process updates; bytes allocated after two steps,
+    and those of them that are gradients, which Fleet drops or sets to zero."""
+    context = init_distributed(config.parallel, config.train.gradient_accumulation_steps)
     gc.collect()
-    before = allocated()
-    task = RandomPairs(config, topology)
-    step = step_of(
-        task, config, [random_pairs(config, config.micro_batch)] * config.train.gradient_accumulation_steps, topology
-    )
-    with counted(topology) as sent:
-        step()
+    allocated = Allocated()
+    model = ViLG(vilg_config(config), context.mp_group) if context.pp_group is None else ViLGPipe(vilg_config(config), context)
+    values = sum(parameter.size for parameter in model.parameters())
+
+    def criterion(outputs, batch):
+        return vilg_loss(outputs, batch, None, context.mp_group)
+
+    def loss(model, batch, step):
+        tensors = batch.to_tensors()
+        return criterion(model(tensors), tensors)
+
+    task = SimpleNamespace(modules={"model": model}, loss=loss, criterion=criterion)
+    trainer = Trainer(config, task, context)
+    batches = [Batch.plain(*random_pairs(config, config.micro_batch))] * config.train.gradient_accumulation_steps
+    for _ in range(2):
+        trainer.train_step(batches)
     gc.collect()
-    standing = allocated() - before
-    peak = peak_of(step)
-    return {"place": [topology.pp.rank, topology.sharding.rank], "sent": sent, "standing": standing, "peak": peak, "kept": kept}
-
-
-@contextmanager
-def counted(topology: Topology) -> Iterator[Counter]:
-    """Bytes of the tensors that are passed to paddle.distributed, scalars left out, by the names of the plan."""
-    real = {name: getattr(dist, name) for name in ("all_reduce", "reduce", "broadcast", "send", "recv")}
-    spread, spreading, sent = Sharding.spread, [], Counter()
-    sums = {"dp_all_reduce": topology.dp, "mp_all_reduce": topology.mp, "tied_all_reduce": topology.ends}
-
-    def kind(name: str, group: object) -> str:
-        if name == "all_reduce":
-            return next(said for said, axis in sums.items() if axis.size > 1 and axis.group is group)
-        if name == "broadcast":
-            return "sharding_broadcast" if spreading else "layer_broadcast"
-        return {"reduce": "sharding_reduce", "send": "pp_send_receive", "recv": "pp_send_receive"}[name]
-
-    def counting(name: str):
-        def call(tensor, *arguments, group=None, **options):
-            if tensor.size > 1:
-                sent[kind(name, group)] += tensor.size * tensor.element_size()
-            return real[name](tensor, *arguments, group=group, **options)
-
-        return call
-
-    def spread_noted(sharding: Sharding) -> None:
-        spreading.append(True)
-        spread(sharding)
-        spreading.clear()
-
-    Sharding.spread = spread_noted
-    for name in real:
-        setattr(dist, name, counting(name))
-    try:
-        yield sent
-    finally:
-        Sharding.spread = spread
-        for name, function in real.items():
-            setattr(dist, name, function)
+    gradients = sum(p.grad.size * 4 for p in model.parameters() if p.grad is not None and p.grad._is_initialized())
+    owned = sum(weight.size for weight in trainer.models["model"].state.weights().values())
+    number = 0 if context.pp_group is None else context.pp_group.rank
+    return {"stage": number, "values": values, "owned": owned, "bytes": allocated.now(), "gradients": gradients}
 
 
 if __name__ == "__main__":
-    cure()
-    layouts, folder = json.loads(Path(sys.argv[1]).read_text("utf-8")), Path(sys.argv[2])
-    found = [measure(load_config("configs/vilg_emoji.yml", overrides)) for overrides in layouts]
-    (folder / f"{dist.get_rank()}.json").write_text(json.dumps(found), "utf-8")
+    folder, overrides = Path(sys.argv[1]), sys.argv[3::2]
+    found = measure(load_config("configs/vilg_emoji.yml", overrides, ViLGExperiment))
+    (folder / f"{os.environ['PADDLE_TRAINER_ID']}.json").write_text(json.dumps(found), "utf-8")
     leave()
