@@ -1,31 +1,41 @@
-"""Write a trained model as one folder for Paddle Inference, which tools/infer.py --model and Pipeline.load read like a run.
+"""Write a trained model as one folder for Paddle Inference, which tools/infer.py and ViLGPipeline read like a run.
 
 python deploy/export.py -c configs/vilg_emoji.yml --out export/vilg_emoji
 python deploy/export.py --checkpoint runs/vilg_emoji --dual-encoder runs/dual_encoder_emoji --out export/vilg_emoji
 """
 
 import argparse
+from pathlib import Path
 
 from ppvilg.cli import run
 from ppvilg.config import ViLGExperiment, load_config
-from ppvilg.errors import UserError
 
 
 def main() -> None:
     """Parse the arguments and export."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--config", help="a config whose run (train.output) is exported")
-    parser.add_argument("--checkpoint", help="the run's folder, where it is another than the config's")
-    parser.add_argument("--dual-encoder", help="a dual encoder's run, for the best of several pictures")
-    parser.add_argument("--out", required=True, help="a new folder")
+    parser.add_argument("--checkpoint", help="folder of a model or a run, where it is another than the config's run")
+    parser.add_argument("--dual-encoder", help="folder of a dual encoder, for the best of several images")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
     arguments = parser.parse_args()
     if arguments.config is None and arguments.checkpoint is None:
-        raise UserError("there is no model: give a config (-c) or a run's folder (--checkpoint)")
+        raise ValueError("there is no model: give a config (-c) or a run's folder (--checkpoint)")
+    if arguments.out.exists():
+        raise ValueError(f"{arguments.out} exists already: give a new folder")
     folder = arguments.checkpoint or load_config(arguments.config, kind=ViLGExperiment).train.output
 
-    from ppvilg.export.write import export
+    from ppvilg import ViLGPipeline
+    from ppvilg.dual_encoder import DualEncoderScorer
+    from ppvilg.export.write import origin, write_export
 
-    export(folder, arguments.out, arguments.dual_encoder)
+    pipe, made_from, dual_encoder = ViLGPipeline.from_pretrained(folder), {}, None
+    if arguments.dual_encoder is not None:
+        scorer = DualEncoderScorer.from_pretrained(arguments.dual_encoder)
+        dual_encoder = (scorer.model, scorer.text_tokenizer, scorer.config)
+        made_from["dual_encoder"] = origin(arguments.dual_encoder)
+    made_from["model"] = origin(folder)
+    write_export(arguments.out, pipe.model, pipe.vqgan, pipe.text_tokenizer, pipe.config, made_from, dual_encoder)
     print(arguments.out)
 
 

@@ -31,11 +31,11 @@ def main() -> None:
     """Parse the arguments, load the models and serve until a signal comes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", default="runs/vilg_emoji", help="folder of a transformer run or export (default: %(default)s)"
+        "--model", default="runs/vilg_emoji", help="folder of a model, a training run or an export (default: %(default)s)"
     )
     parser.add_argument(
         "--dual-encoder",
-        help="what chooses among candidates and scores: a dual encoder's run, or ernie_vil-2.0-base-zh (default: none)",
+        help="what chooses among candidates and scores: folder of a dual encoder, or ernie_vil-2.0-base-zh (default: none)",
     )
     parser.add_argument(
         "--api-keys", metavar="FILE", help="file with an API key on each line; PPVILG_API_KEYS may hold more (default: no keys)"
@@ -50,13 +50,12 @@ def main() -> None:
     chosen = {name: getattr(arguments, name) for name in _HELP}
     settings = Settings(**chosen, api_keys=read_api_keys(arguments.api_keys))
 
-    from ppvilg.matching import load_scorer
-    from ppvilg.pipeline import Pipeline
+    from ppvilg import ViLGPipeline
     from ppvilg.server.app import create_app
     from ppvilg.server.run import serve
 
-    scorer = None if arguments.dual_encoder is None else load_scorer(arguments.dual_encoder)
-    serve(create_app(Pipeline.load(arguments.model), settings, scorer), settings)
+    pipeline = ViLGPipeline.from_pretrained(arguments.model, dual_encoder=arguments.dual_encoder)
+    serve(create_app(pipeline, settings), settings)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,20 @@
 import sys
 from collections.abc import Callable
 
-from ppvilg.errors import UserError
-
 
 def run(main: Callable[[], int | None]) -> None:
     """Call a tool's `main` and exit with its code."""
     try:
         code = main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
+    except ValueError as error:
+        code = _refuse(" ".join(str(error).split()))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        code = _refuse(f"{error.filename}: {error.strerror}")
     sys.exit(code or 0)
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

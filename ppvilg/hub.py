@@ -2,7 +2,7 @@
 
 from ppvilg.hub import ErnieVilG
 module = ErnieVilG("runs/vilg_emoji")
-pictures = module.generate_image(text_prompts=["红苹果"], style="noto", topk=2)
+images = module.generate_image(text_prompts=["红苹果"], style="noto", topk=2)
 """
 
 import re
@@ -12,9 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ppvilg.errors import UserError
-from ppvilg.pictures import save_png
-from ppvilg.pipeline import Pipeline
+from ppvilg.options import check_count
+from ppvilg.pipeline import ViLGPipeline
 from ppvilg.text import styled
 
 NO_STYLE = "探索无限"
@@ -22,11 +21,11 @@ NO_STYLE = "探索无限"
 
 
 class ErnieVilG:
-    """A trained run behind the interface of PaddleHub's module."""
+    """A trained model behind the interface of PaddleHub's module."""
 
     def __init__(self, model: str | Path):
-        """`model`: a transformer run's folder; raises `UserError` as `Pipeline.load` does."""
-        self.pipeline = Pipeline.load(model)
+        """`model`: the folder of a model, a run or an export; raises as `ViLGPipeline.from_pretrained` does."""
+        self.pipeline = ViLGPipeline.from_pretrained(model)
 
     def generate_image(
         self,
@@ -38,27 +37,25 @@ class ErnieVilG:
         output_dir: str | Path = "ernievilg_output",
         seed: int | None = None,
     ) -> list[Image.Image]:
-        """`topk` pictures for each prompt, one prompt's after another's; `visualization` saves them as {text}_{idx}.png.
+        """`topk` images for each prompt, one prompt's after another's; `visualization` saves them as {text}_{idx}.png.
 
         `style` is one of the model's `text.styles`; `resolution` may name the model's own, e.g. 64*64. Without a seed every
-        call draws others. Raises `UserError` for an unknown style, another resolution, and prompts the model cannot read.
+        call draws others. Raises `ValueError` for an unknown style, another resolution, and prompts the model cannot read.
         """
         prompts = [text_prompts] if isinstance(text_prompts, str) else text_prompts
-        if topk < 1:
-            raise UserError(f"topk is {topk}: give at least 1")
-        check_resolution(resolution, self.pipeline.config.data.image_size)
-        asked = [hub_styled(prompt, style, self.pipeline.config.text.styles) for prompt in prompts]
-        first = secrets.randbelow(2**31) if seed is None else seed
-        made = self.pipeline.generate(asked, topk, first)
+        check_count("topk", topk, 1)
+        config = self.pipeline.config
+        check_resolution(resolution, config.image_size)
+        texts = [hub_styled(prompt, style, config.styles) for prompt in prompts]
+        images = self.pipeline(texts, topk, seed=secrets.randbelow(2**31) if seed is None else seed).images
         if visualization:
             folder, saved = Path(output_dir), Counter()
             folder.mkdir(parents=True, exist_ok=True)
-            for prompt, pictures in zip(prompts, made, strict=True):
-                name = _file_name(prompt)
-                for picture in pictures:
-                    save_png(picture, folder / f"{name}_{saved[name]}.png")
-                    saved[name] += 1
-        return [Image.fromarray(picture) for pictures in made for picture in pictures]
+            for i, image in enumerate(images):
+                name = _file_name(prompts[i // topk])
+                image.save(folder / f"{name}_{saved[name]}.png")
+                saved[name] += 1
+        return images
 
 
 def hub_styled(prompt: str, style: str | None, styles: dict[str, dict[str, str]]) -> str:
@@ -67,9 +64,9 @@ def hub_styled(prompt: str, style: str | None, styles: dict[str, dict[str, str]]
 
 
 def check_resolution(resolution: str | None, size: int) -> None:
-    """Raise `UserError` for another resolution than the model's `size` x `size`."""
+    """Raise `ValueError` for another resolution than the model's `size` x `size`."""
     if resolution not in (None, f"{size}*{size}"):
-        raise UserError(f"resolution is {resolution[:40]!r}: this model writes {size}*{size}")
+        raise ValueError(f"resolution is {resolution[:40]!r}: this model writes {size}*{size}")
 
 
 def _file_name(text: str) -> str:

@@ -1,239 +1,291 @@
-"""The Python API: a trained run or an exported model, ready to write pictures from texts and captions from pictures.
+"""The Python API: a trained model, ready to draw images from texts and to write captions of images.
 
-from ppvilg.pipeline import Pipeline
-model = Pipeline.load("runs/vilg_emoji")
-pictures = model.generate(["Noto风格的红苹果"], samples=4)[0]    # four uint8 arrays [64, 64, 3]
-caption = model.caption([pictures[0]])[0][0]                    # a string
+from ppvilg import ViLGPipeline
+pipe = ViLGPipeline.from_pretrained("runs/vilg_emoji")
+images = pipe("Noto风格的红苹果", num_images_per_prompt=4, guidance_scale=2.0).images    # PIL images
+captions = pipe.caption(images)                                                         # for each image a list of strings
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import paddle
+from PIL import Image
 
-from ppvilg import checkpoint
-from ppvilg.config import ViLGExperiment
-from ppvilg.data.images import decode_image
-from ppvilg.errors import UserError
-from ppvilg.export.folder import is_export, load_parts
-from ppvilg.export.model import ExportedViLG, ExportedVQGAN
-from ppvilg.generate.decoding import Written, search_texts, write_images, write_texts
-from ppvilg.generate.painting import PictureDecoder, paint
+from ppvilg.data.images import load_image
+from ppvilg.dual_encoder import DualEncoderScorer, Scorer, load_scorer, rerank, scores
+from ppvilg.export.folder import is_export, load_export
+from ppvilg.folder import PipelineConfig, new_folder, read_config, read_weights, write_model
+from ppvilg.generate.beam_search import beam_search
+from ppvilg.generate.engine import GenerativeModel, generate_images, generate_texts
+from ppvilg.generate.images import ImageDecoder, decode_images
 from ppvilg.generate.sampling import Sampling
-from ppvilg.matching import Scorer, best_first
+from ppvilg.model.vilg import ViLG
+from ppvilg.options import CaptionOptions, ImageOptions, check_count
 from ppvilg.pictures import to_model
 from ppvilg.text import TextTokenizer, encode_prompt, saved_text_tokenizer
-from ppvilg.transformer.model import ViLG
-from ppvilg.vqgan.folder import load_vqgan
+from ppvilg.vqgan.folder import load_vqgan, save_vqgan
 from ppvilg.vqgan.model import VQGAN
 
-_BATCH = 64  # sequences decoded together
+_BATCH = 64  # sequences that are generated together
 
-Picture = np.ndarray | bytes
-"""Uint8 RGB [H, W, 3], or the bytes of a picture file."""
+ImageInput = Image.Image | np.ndarray | bytes | str | Path
+"""A PIL image, an array uint8 [H, W, 3] (RGB), or an image file's bytes or path."""
+Images = ImageInput | Sequence[ImageInput]
+"""One image or several; an array uint8 [N, H, W, 3] is several."""
 
 
-class Pipeline:
-    """A transformer with its image tokenizer and its text tokenizer."""
+@dataclass(frozen=True)
+class PipelineOutput:
+    """What `ViLGPipeline` returns."""
 
-    def __init__(self, config: ViLGExperiment, model: ViLG | ExportedViLG, vqgan: VQGAN | ExportedVQGAN, text: TextTokenizer):
-        self.config = config
-        self.model = model
-        self.vqgan = vqgan
-        self.text = text
+    images: list[Image.Image] | list[np.ndarray]
+    """Prompt by prompt, `num_images_per_prompt` of each; as arrays uint8 [H, W, 3]."""
+
+
+class ViLGPipeline:
+    """A transformer with its image tokenizer, its text tokenizer and, if given, a dual encoder that ranks and scores.
+
+    Invalid arguments raise `ValueError`, files that cannot be read `OSError`.
+    """
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        vqgan: VQGAN,
+        text_tokenizer: TextTokenizer,
+        config: PipelineConfig,
+        dual_encoder: Scorer | None = None,
+    ):
+        self.model, self.vqgan, self.text_tokenizer = model, vqgan, text_tokenizer
+        self.config, self.dual_encoder = config, dual_encoder
+        if isinstance(dual_encoder, DualEncoderScorer):
+            size = dual_encoder.config.dual_encoder.image_size
+            if size != config.image_size:
+                raise ValueError(f"the dual encoder reads images of {size}x{size} pixels, the model draws {config.image_size}")
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Pipeline":
-        """Read the newest checkpoint of a transformer run, or an exported model.
+    def from_pretrained(cls, folder: str | Path, dual_encoder: str | Path | Scorer | None = None) -> "ViLGPipeline":
+        """Read a model folder, a training run (the averaged weights of its newest checkpoint) or an export.
 
-        Raises `UserError` for a folder that is missing, incomplete, damaged, of another task, or does not fit its config.
+        `dual_encoder` is a folder too, the name of an ErnieViL, or a scorer. Raises `ValueError` for a folder that is missing,
+        incomplete, damaged, or of another kind of model.
         """
         folder = Path(folder)
+        if isinstance(dual_encoder, str | Path):
+            dual_encoder = load_scorer(dual_encoder)
         if is_export(folder):
-            return cls(*load_parts(folder))
-        weights = checkpoint.weights_file(folder)
-        config = checkpoint.model_config(folder, "vilg")
+            return cls(*load_export(folder), dual_encoder)
+        config = read_config(folder, PipelineConfig)
         vqgan = load_vqgan(folder / "tokenizer")
-        text = saved_text_tokenizer(folder, config.text)
-        model = ViLG(config)
-        checkpoint.load_weights(model, weights)
-        model.eval()
-        return cls(config, model, vqgan, text)
+        text_tokenizer = saved_text_tokenizer(folder, config.text_tokenizer, config.transformer.text_vocab_size)
+        model = ViLG(config.transformer)
+        read_weights(model, folder)
+        return cls(model, vqgan, text_tokenizer, config, dual_encoder)
 
-    def generate(
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a model folder, without the dual encoder; raises `ValueError` where it exists already, and for an export."""
+        if not isinstance(self.model, ViLG):
+            raise ValueError("an exported model cannot be saved as a model folder: save the model that it was made from")
+        with new_folder(folder) as temporary:
+            save_vqgan(self.vqgan, temporary / "tokenizer")
+            write_model(temporary, self.config, self.model, self.text_tokenizer)
+
+    def __call__(
         self,
-        prompts: list[str],
-        samples: int = 1,
+        prompt: str | Sequence[str],
+        num_images_per_prompt: int = 1,
+        guidance_scale: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
         seed: int = 0,
-        sampling: Sampling = Sampling(),
-        decoder: PictureDecoder = "codebook",
-    ) -> list[list[np.ndarray]]:
-        """For each prompt, `samples` pictures uint8 [H, W, 3].
+        generator: np.random.Generator | None = None,
+        output_type: Literal["pil", "np"] = "pil",
+        decoder: ImageDecoder = "codebook",
+        num_candidates: int | None = None,
+        callback: Callable[[int, list], Any] | None = None,
+        callback_steps: int = 1,
+    ) -> PipelineOutput:
+        """Draw images of one or more prompts; for the options see `ImageOptions`.
 
-        Sample i of any prompt is drawn with seed + i, whatever else is in the call. `decoder` says what paints the tokens: the
-        image tokenizer, or the reconstructor from the hidden states (end-to-end models).
+        `callback` is called with the number of tokens and the images so far (of all candidates) after every `callback_steps`
+        tokens, and with the result. What is not generated yet is decoded as code 0.
         """
-        *_, last = self.generate_partial(prompts, samples, seed, sampling, decoder)
-        return last
+        if callback is not None:
+            check_count("callback_steps", callback_steps, 1)
+        options = ImageOptions(
+            num_images_per_prompt=num_images_per_prompt,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            generator=generator,
+            output_type=output_type,
+            decoder=decoder,
+            num_candidates=num_candidates,
+        )
+        for step, images in self._generate(prompt, options, 0 if callback is None else callback_steps):
+            if callback is not None:
+                callback(step, images)
+        return PipelineOutput(images)
 
-    def generate_best(
-        self,
-        prompts: list[str],
-        scorer: Scorer,
-        candidates: int,
-        samples: int = 1,
-        seed: int = 0,
-        sampling: Sampling = Sampling(),
-        decoder: PictureDecoder = "codebook",
-    ) -> list[list[np.ndarray]]:
-        """As `generate`, but of `candidates` pictures for each prompt those `samples` that fit it best, the best first (the
-        paper takes the best of 60). Raises `UserError` for fewer candidates than samples."""
-        if candidates < samples:
-            raise UserError(f"the best of {candidates} candidates cannot be {samples} pictures: give more candidates")
-        drawn = self.generate(prompts, candidates, seed, sampling, decoder)
-        pairs = zip(drawn, prompts, strict=True)
-        return [[pictures[i] for i in best_first(scorer, pictures, prompt)[:samples]] for pictures, prompt in pairs]
+    def stream(self, prompt: str | Sequence[str], every: int = 1, **options: Any) -> Iterator[tuple[int, list]]:
+        """Yield the number of tokens and the images so far after every `every` tokens; the last images are the result.
 
-    def generate_partial(
-        self,
-        prompts: list[str],
-        samples: int = 1,
-        seed: int = 0,
-        sampling: Sampling = Sampling(),
-        decoder: PictureDecoder = "codebook",
-        every: int = 0,
-    ) -> Iterator[list[list[np.ndarray]]]:
-        """As `generate`, but yields the growing pictures after each `every` tokens (0: only when done).
-
-        What is not written yet stands as code 0. Raises `UserError` for an empty or overlong prompt, and for a decoder or a
-        guidance that the model was not trained for.
+        `options`: as of a call.
         """
-        yield from self._written(prompts, samples, seed, sampling, decoder, every, None)
+        check_count("every", every, 1)
+        return self._generate(prompt, ImageOptions(**options), every)
 
-    def complete(
-        self,
-        picture: Picture,
-        keep_rows: int,
-        prompt: str,
-        samples: int = 1,
-        seed: int = 0,
-        sampling: Sampling = Sampling(),
-        decoder: PictureDecoder = "codebook",
-    ) -> list[np.ndarray]:
-        """`samples` pictures uint8 [H, W, 3] that start with the upper `keep_rows` rows of tokens of a picture.
-
-        Raises `UserError` as `generate_partial` does, for bytes that are not a picture, and for rows that are not there.
-        """
-        rows, columns = self.config.grid
-        if not 0 < keep_rows < rows:
-            raise UserError(f"keep_rows is {keep_rows}: the picture has {rows} rows of tokens, keep 1 to {rows - 1}")
-        given = self.tokens([picture])[0, : keep_rows * columns]
-        *_, last = self._written([prompt], samples, seed, sampling, decoder, 0, given)
-        return last[0]
+    def complete(self, image: ImageInput, keep_rows: int, prompt: str | Sequence[str], **options: Any) -> PipelineOutput:
+        """Draw images that start with the upper `keep_rows` rows of tokens of an image; `options`: as of a call."""
+        rows, columns = self.config.transformer.rows, self.config.transformer.columns
+        check_count("keep_rows", keep_rows, 1)
+        if keep_rows >= rows:
+            raise ValueError(f"keep_rows is {keep_rows}: the image has {rows} rows of tokens, keep 1 to {rows - 1}")
+        options = ImageOptions(**options)
+        tokens = self.encode_images([image])[0, : keep_rows * columns]
+        *_, (_, images) = self._generate(prompt, options, 0, tokens)
+        return PipelineOutput(images)
 
     def caption(
         self,
-        pictures: list[Picture],
-        samples: int = 1,
-        seed: int = 0,
-        sampling: Sampling = Sampling(0),
-        beams: int = 1,
+        images: Images,
+        num_captions: int = 1,
+        num_beams: int = 1,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
         length_penalty: float = 1.0,
+        seed: int = 0,
+        generator: np.random.Generator | None = None,
     ) -> list[list[str]]:
-        """For each picture `samples` captions; greedy by default, the best of a beam search with `beams` above 1.
-
-        `length_penalty`: beam search divides log p by the caption's length to this power. Raises `UserError` for bytes that
-        are not a picture, and for beams together with samples.
-        """
-        if beams < 1:
-            raise UserError(f"beams is {beams}: give 1 (no search) or more")
-        if beams > 1 and (samples > 1 or sampling.temperature):
-            raise UserError("a beam search finds one caption and draws nothing: give beams, or samples and temperature")
-        if sampling.guidance != 1:
-            raise UserError("guidance is for pictures: captions have none")
-        tokens = self.tokens(pictures)
-        longest = self.config.text.max_length
-        at_once = max(1, _BATCH // max(samples, beams))
-        captions = []
-        for first in range(0, len(tokens), at_once):
-            part = paddle.to_tensor(tokens[first : first + at_once])
-            if beams > 1:
-                texts = search_texts(self.model, part, self.text, longest, beams, length_penalty)
+        """For each image `num_captions` captions; for the options see `CaptionOptions`."""
+        options = CaptionOptions(
+            num_captions=num_captions,
+            num_beams=num_beams,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            length_penalty=length_penalty,
+            seed=seed,
+            generator=generator,
+        )
+        tokens, tokenizer, longest = self.encode_images(images), self.text_tokenizer, self.config.transformer.max_text_length
+        seeds, sampling = options.seeds(num_captions), Sampling(temperature, top_k, top_p)
+        batch_size = max(1, _BATCH // max(num_captions, num_beams))
+        captions: list[str] = []
+        for first in range(0, len(tokens), batch_size):
+            batch = tokens[first : first + batch_size]
+            if num_beams > 1:
+                texts = beam_search(self.model, batch, tokenizer, longest, num_beams, length_penalty)
             else:
-                seeds = [seed + i for i in range(samples)] * len(part)
-                texts = write_texts(self.model, part, self.text, longest, seeds, sampling)
-            captions += [self.text.decode(ids) for ids in texts]
-        return [captions[i : i + samples] for i in range(0, len(captions), samples)]
+                texts = generate_texts(self.model, batch, tokenizer, longest, seeds * len(batch), sampling)
+            captions += [tokenizer.decode(ids) for ids in texts]
+        return [captions[i : i + num_captions] for i in range(0, len(captions), num_captions)]
 
-    def write(self, prompts: list[str], seeds: list[int], sampling: Sampling, read_last: bool = False) -> Written:
-        """All image tokens for each prompt, len(seeds) / len(prompts) candidates of each, not painted yet; `read_last` for the
-        decoder `hidden`. Raises `UserError` as `generate_partial` does."""
-        self._check(sampling, "hidden" if read_last else "codebook")
-        *_, written = write_images(self.model, self.encode_prompts(prompts), self.text, seeds, sampling, None, read_last)
-        return written
+    def score(self, images: Images, texts: str | Sequence[str]) -> np.ndarray:
+        """How well each image fits its text, or all the one text: float32 [N] in [0, 1]. Needs a dual encoder."""
+        arrays, texts = self._load_images(images), _texts("texts", texts)
+        texts = texts * len(arrays) if len(texts) == 1 else texts
+        if len(texts) != len(arrays):
+            raise ValueError(f"texts has {len(texts)} texts for {len(arrays)} images: give each image its text")
+        return scores(self._scorer(), np.stack(arrays), texts)
 
-    def encode_prompts(self, prompts: list[str]) -> list[list[int]]:
-        """Token ids; raises `UserError` for an empty or overlong prompt."""
-        return [encode_prompt(self.text, prompt, self.config.text.max_length) for prompt in prompts]
+    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids; raises `ValueError` for an empty or overlong prompt."""
+        return [encode_prompt(self.text_tokenizer, text, self.config.transformer.max_text_length) for text in prompts]
 
-    def tokens(self, pictures: list[Picture]) -> np.ndarray:
-        """Image tokens int64 [B, n] of pictures."""
-        size = self.config.data.image_size
-        arrays = [decode_image(p, size) if isinstance(p, bytes) else _fitted(p, size) for p in pictures]
-        parts = (arrays[first : first + _BATCH] for first in range(0, len(arrays), _BATCH))
-        return np.concatenate([self.vqgan.encode(paddle.to_tensor(to_model(np.stack(p)))).flatten(1).numpy() for p in parts])
+    def encode_images(self, images: Images) -> np.ndarray:
+        """Image tokens int64 [N, n]."""
+        arrays, tokens = self._load_images(images), []
+        for first in range(0, len(arrays), _BATCH):
+            pixels = paddle.to_tensor(to_model(np.stack(arrays[first : first + _BATCH])))
+            tokens.append(self.vqgan.encode(pixels).flatten(1).numpy())
+        return np.concatenate(tokens)
 
-    def _written(
-        self,
-        prompts: list[str],
-        samples: int,
-        seed: int,
-        sampling: Sampling,
-        decoder: PictureDecoder,
-        every: int,
-        given: np.ndarray | None,
-    ) -> Iterator[list[list[np.ndarray]]]:
-        self._check(sampling, decoder)
-        texts = self.encode_prompts(prompts)
-        done: list[np.ndarray] = []
-        for part, first, last in _batches(len(texts), samples):
-            seeds = [seed + i for i in range(first, last)] * len(part)
-            start = None if given is None else np.tile(given, (len(seeds), 1))
-            chosen = [texts[i] for i in part]
-            steps = write_images(self.model, chosen, self.text, seeds, sampling, start, decoder == "hidden")
-            for written in steps:
-                k = written.tokens.shape[1]
-                complete = k == self.config.image_tokens
-                if complete or (every and k % every == 0):
-                    pictures = [*done, *paint(self.model, self.vqgan, written, decoder)]
-                    if complete:
-                        done = pictures
-                    if len(pictures) == len(texts) * samples or not complete:
-                        yield [pictures[i * samples : (i + 1) * samples] for i in range(len(texts))]
-
-    def _check(self, sampling: Sampling, decoder: PictureDecoder) -> None:
+    def check_supported(self, guidance_scale: float, decoder: ImageDecoder) -> None:
+        """Raise `ValueError` for a guidance or a decoder that the model was not trained for."""
         if decoder == "hidden" and self.model.reconstructor is None:
-            raise UserError("this model has no reconstructor (transformer.reconstructor): use the decoder `codebook`")
-        if sampling.guidance != 1 and not self.config.train.text_drop:
-            raise UserError("this model was trained without text_drop, so it knows no empty text: use guidance 1")
+            raise ValueError("decoder is 'hidden', but this model has no reconstructor: use 'codebook'")
+        if guidance_scale != 1 and not self.config.classifier_free_guidance:
+            why = "this model was trained without text_drop and knows no empty text"
+            raise ValueError(f"guidance_scale is {guidance_scale}, but {why}: use 1")
+
+    def _generate(
+        self, prompt: str | Sequence[str], options: ImageOptions, every: int, prefix_tokens: np.ndarray | None = None
+    ) -> Iterator[tuple[int, list]]:
+        """The number of tokens and the images so far, after each `every` tokens (0: never) and at the end."""
+        self.check_supported(options.guidance_scale, options.decoder)
+        scorer = None if options.num_candidates is None else self._scorer()
+        prompts = _texts("prompt", prompt)
+        texts, n = self.encode_prompts(prompts), self.config.transformer.image_length
+        count = options.num_candidates or options.num_images_per_prompt
+        seeds = options.seeds(count)
+        sampling = Sampling(options.temperature, options.top_k, options.top_p, options.guidance_scale)
+        images: list[np.ndarray] = []
+        for some, own_seeds in _batches(texts, seeds):
+            returns_states = options.decoder == "hidden"
+            outputs = generate_images(self.model, some, self.text_tokenizer, own_seeds, sampling, prefix_tokens, returns_states)
+            for output in outputs:
+                step = output.tokens.shape[1]
+                if step == n:
+                    images += decode_images(self.model, self.vqgan, output, options.decoder)
+                elif every and step % every == 0:
+                    partial = decode_images(self.model, self.vqgan, output, options.decoder)
+                    yield step, _converted([*images, *partial], options.output_type)
+        if scorer is not None:
+            images = self._best(scorer, images, prompts, options.num_images_per_prompt)
+        yield n, _converted(images, options.output_type)
+
+    def _best(self, scorer: Scorer, images: list[np.ndarray], prompts: list[str], kept: int) -> list[np.ndarray]:
+        """Of each prompt's candidates the `kept` best."""
+        count, best = len(images) // len(prompts), []
+        for i, text in enumerate(prompts):
+            own = images[i * count : (i + 1) * count]
+            best += [own[j] for j in rerank(scorer, own, text)[:kept]]
+        return best
+
+    def _scorer(self) -> Scorer:
+        if self.dual_encoder is None:
+            raise ValueError("there is no dual encoder to rank or score with: give from_pretrained a dual_encoder")
+        return self.dual_encoder
+
+    def _load_images(self, images: Images) -> list[np.ndarray]:
+        """Uint8 [H, W, 3] each, of the model's size."""
+        if isinstance(images, ImageInput) and not (isinstance(images, np.ndarray) and images.ndim == 4):
+            images = [images]
+        if not isinstance(images, Sequence | np.ndarray) or not len(images):
+            raise ValueError(f"images is {images!r}: give an image, or a list of at least one")
+        return [load_image(image, self.config.image_size) for image in images]
 
 
-def _batches(prompts: int, samples: int) -> Iterator[tuple[range, int, int]]:
-    """Prompts and their samples first .. last-1 that are decoded together, at most `_BATCH` sequences, in order."""
-    if samples >= _BATCH:
-        for prompt in range(prompts):
-            for first in range(0, samples, _BATCH):
-                yield range(prompt, prompt + 1), first, min(first + _BATCH, samples)
+def _batches(texts: list[list[int]], seeds: list[int]) -> Iterator[tuple[list[list[int]], list[int]]]:
+    """The texts and seeds that are generated together, at most `_BATCH` sequences, in the order of the texts; every text has
+    all the seeds."""
+    if len(seeds) >= _BATCH:
+        for text in texts:
+            for first in range(0, len(seeds), _BATCH):
+                yield [text], seeds[first : first + _BATCH]
     else:
-        at_once = _BATCH // samples
-        for first in range(0, prompts, at_once):
-            yield range(first, min(first + at_once, prompts)), 0, samples
+        size = _BATCH // len(seeds)
+        for first in range(0, len(texts), size):
+            some = texts[first : first + size]
+            yield some, seeds * len(some)
 
 
-def _fitted(picture: np.ndarray, size: int) -> np.ndarray:
-    import cv2
+def _converted(images: list[np.ndarray], output_type: str) -> list:
+    return [Image.fromarray(image) for image in images] if output_type == "pil" else list(images)
 
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise UserError(f"expected a picture uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}")
-    return decode_image(cv2.imencode(".png", picture[..., ::-1])[1].tobytes(), size)
+
+def _texts(name: str, texts: str | Sequence[str]) -> list[str]:
+    """A list of at least one text."""
+    found = [texts] if isinstance(texts, str) else texts
+    if not isinstance(found, Sequence) or not found or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"{name} is {texts!r}: expected a text, or a list of at least one")
+    return list(found)

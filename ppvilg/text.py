@@ -3,13 +3,12 @@
 import re
 import shutil
 import unicodedata
-from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
-from ppvilg.config import TextConfig
+from ppvilg.config import TextTokenizerConfig
 from ppvilg.errors import UserError
 
 
@@ -143,7 +142,7 @@ class SentencePieceText:
         return "text.model"
 
 
-def load_text_tokenizer(config: TextConfig) -> TextTokenizer:
+def load_text_tokenizer(config: TextTokenizerConfig) -> TextTokenizer:
     """The tokenizer that a config names.
 
     Raises `UserError` where it cannot be had or has more tokens than the text table has rows.
@@ -158,12 +157,12 @@ def load_text_tokenizer(config: TextConfig) -> TextTokenizer:
     return tokenizer
 
 
-def saved_text_tokenizer(run: Path, config: TextConfig) -> TextTokenizer:
-    """The tokenizer that `save` put into a run's folder; raises `UserError` where it is missing."""
-    vocabulary = next((run / "text").glob("*"), None)
+def saved_text_tokenizer(folder: Path, kind: Literal["ernie", "sentencepiece"], vocab_size: int) -> TextTokenizer:
+    """The tokenizer that `save` put into a model's folder, which may have at most `vocab_size` tokens."""
+    vocabulary = next((folder / "text").glob("*"), None)
     if vocabulary is None:
-        raise UserError(f"{run / 'text'} holds no vocabulary: the run folder is incomplete")
-    return load_text_tokenizer(replace(config, vocabulary=str(vocabulary)))
+        raise ValueError(f"{folder / 'text'} holds no vocabulary: the folder is incomplete")
+    return load_text_tokenizer(TextTokenizerConfig(kind, str(vocabulary), vocab_size))
 
 
 def encode_prompt(tokenizer: TextTokenizer, text: str, max_length: int) -> list[int]:

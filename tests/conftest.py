@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.helpers import run_tool
+from tests.models import random_pipeline, random_scorer
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +95,30 @@ def tiny_runs(tiny_configs) -> Path:
         done = run_tool("train", "-c", tiny_configs / f"{name}.yml")
         assert done.returncode == 0, done.stderr
     return tiny_configs / "runs"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_data, tmp_path_factory) -> Path:
+    """A model folder with random weights for images 16x16 and the vocabulary of `tiny_data`."""
+    paddle.seed(1)
+    folder = tmp_path_factory.mktemp("tiny_model") / "vilg"
+    random_pipeline(tiny_data / "vocab.txt").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model_e2e(tiny_data, tmp_path_factory) -> Path:
+    """As `tiny_model`, with a reconstructor."""
+    paddle.seed(2)
+    folder = tmp_path_factory.mktemp("tiny_model_e2e") / "vilg"
+    random_pipeline(tiny_data / "vocab.txt", reconstructor=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dual_encoder(tiny_data, tmp_path_factory) -> Path:
+    """The folder of a dual encoder with random weights for the same images and vocabulary."""
+    paddle.seed(3)
+    folder = tmp_path_factory.mktemp("tiny_dual_encoder") / "dual_encoder"
+    random_scorer(tiny_data / "vocab.txt").save_pretrained(folder)
+    return folder

@@ -14,5 +14,10 @@ def run_tool(name: str, *arguments, stdin: str | None = None) -> subprocess.Comp
 
 def losses(run: Path) -> list[dict]:
     """The training lines of a run's metrics."""
+    return metrics(run, "train")
+
+
+def metrics(run: Path, group: str) -> list[dict]:
+    """The lines of one group of a run's metrics."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
-    return [line for line in lines if line["group"] == "train"]
+    return [line for line in lines if line["group"] == group]

@@ -1,5 +1,7 @@
 """Text tokenizers: round trips, prompts, padding, ERNIE's embeddings."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import sentencepiece
@@ -8,6 +10,9 @@ from hypothesis import strategies as st
 
 from ppvilg.config import TextConfig, TransformerConfig, ViLGExperiment
 from ppvilg.errors import UserError
+from ppvilg.model.config import vilg_config
+from ppvilg.model.init import init_weights
+from ppvilg.model.vilg import ViLG
 from ppvilg.text import (
     ErnieText,
     SentencePieceText,
@@ -17,8 +22,7 @@ from ppvilg.text import (
     load_text_tokenizer,
     pad_batch,
 )
-from ppvilg.training.vilg import start_from
-from ppvilg.transformer.model import ViLG
+from ppvilg.train.vilg import text_table
 
 EMOJI = "data/emoji/vocab.txt"
 
@@ -150,16 +154,12 @@ def test_starting_from_ernies_embeddings(tmp_path):
         text=TextConfig(vocabulary_size=40, embeddings=str(tmp_path), embedding_width=8),
         transformer=TransformerConfig(layers=1, hidden=16, heads=2),
     )
-    model = ViLG(config)
-    tail = model.text_embedding.weight.numpy()[30:]
-    start_from(model, embeddings, config)
-    np.testing.assert_array_equal(model.text_embedding.weight.numpy()[:30], embeddings)
-    np.testing.assert_array_equal(model.text_embedding.weight.numpy()[30:], tail)
-    with pytest.raises(UserError, match=r"text\.embedding_width=8"):
-        start_from(
-            ViLG(ViLGExperiment(text=config.text.__class__(vocabulary_size=40), transformer=config.transformer)),
-            embeddings,
-            config,
-        )
+    table = text_table(embeddings, config)
+    np.testing.assert_array_equal(table[:30], embeddings)
+    drawn = ViLG(vilg_config(config))
+    init_weights(dict(drawn.named_parameters()), config.train.seed, layers=1)
+    np.testing.assert_array_equal(table[30:], drawn.embedding.text.weight.numpy()[30:])
+    with pytest.raises(ValueError, match=r"text\.embedding_width=8"):
+        text_table(embeddings, replace(config, text=TextConfig(vocabulary_size=40)))
     with pytest.raises(UserError, match="no ERNIE model could be loaded"):
         ernie_embeddings(str(tmp_path / "missing"))

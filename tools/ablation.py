@@ -27,7 +27,7 @@ def main() -> int:
     from ppvilg.evaluation.efficientnet import load_efficientnet
 
     network = load_efficientnet()  # before the training, since it may be missing
-    from ppvilg.training import finish
+    from ppvilg.train import finish
 
     for config in configs:
         if not finish(config):
@@ -41,22 +41,21 @@ def measure(configs: list, network, seed: int, output: Path) -> None:
     """Draw for all pairs of both splits; print and write the table, write a grid of twelve pairs."""
     import numpy as np
 
+    from ppvilg import ViLGPipeline
     from ppvilg.data.loader import canonical_caption
     from ppvilg.data.splits import evenly_spaced, load_images, open_splits
     from ppvilg.evaluation.ablation import ROWS, five_rows
     from ppvilg.evaluation.frechet import frechet_distance
-    from ppvilg.generate.sampling import Sampling
     from ppvilg.pictures import labelled_grid, save_png
-    from ppvilg.pipeline import Pipeline
 
-    two_stage, end_to_end = (Pipeline.load(config.train.output) for config in configs)
+    two_stage, end_to_end = (ViLGPipeline.from_pretrained(config.train.output) for config in configs)
     settings = configs[0].data
     splits = open_splits(settings, configs[0].train.seed)
     pictures = np.concatenate([load_images(split, list(range(len(split))), settings.image_size) for split in splits])
     prompts = [
         canonical_caption(record.captions, settings.languages, i) for split in splits for i, record in enumerate(split.records)
     ]
-    made = five_rows(two_stage, end_to_end, prompts, pictures, seed, Sampling())
+    made = five_rows(two_stage, end_to_end, prompts, pictures, seed)
     features, _ = network(pictures)
     rows = []
     for generator, reconstructor in ROWS:

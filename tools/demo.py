@@ -1,4 +1,4 @@
-"""Train both emoji models (or continue), then write pictures from words and words from pictures."""
+"""Train both emoji models (or continue), then draw images from words and write captions of images."""
 
 import argparse
 import json
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ppvilg.cli import run
 from ppvilg.config import ViLGExperiment, VQGANExperiment, load_config
-from ppvilg.errors import UserError
 
 
 def main() -> int:
@@ -24,20 +23,22 @@ def main() -> int:
     overrides = [f"train.output={run_folder}", f"train.tokenizer={tokenizer_run}"]
     transformer = load_config(arguments.config, overrides, ViLGExperiment)
 
-    from ppvilg import training
+    from ppvilg import ViLGPipeline
+    from ppvilg.train import finish
 
     seconds = {}
     for name, config in (("tokenizer", tokenizer), ("transformer", transformer)):
         print(f"training the {name}: {config.train.steps} steps into {config.train.output}", flush=True)
         began = time.perf_counter()
-        if not training.finish(config):
+        if not finish(config):
             print("interrupted and saved; the same command continues")
             return 130
         seconds[name] = time.perf_counter() - began
 
     arguments.output.mkdir(parents=True, exist_ok=True)
-    draw(run_folder, arguments.prompts, arguments.output)
-    describe(transformer, run_folder, arguments.output)
+    pipe = ViLGPipeline.from_pretrained(run_folder)
+    draw(pipe, arguments.prompts, arguments.output)
+    describe(pipe, transformer, arguments.output)
     (arguments.output / "reconstructions.png").write_bytes((tokenizer_run / "preview" / "reconstructions.png").read_bytes())
     print(f"\ntraining took {seconds['tokenizer'] / 60:.1f} + {seconds['transformer'] / 60:.1f} minutes")
     print(last_validation(tokenizer_run, ["psnr", "ssim", "codes_used"]))
@@ -49,35 +50,30 @@ def main() -> int:
     return 0
 
 
-def draw(run_folder: Path, prompts: Path, output: Path) -> None:
-    """grid.png: for each prompt four pictures."""
-    from ppvilg.generate.sampling import Sampling
+def draw(pipe, prompts: Path, output: Path) -> None:
+    """grid.png: for each prompt four images."""
     from ppvilg.pictures import labelled_grid, save_png
-    from ppvilg.pipeline import Pipeline
 
-    try:
-        texts = [line.strip() for line in prompts.read_text("utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise UserError(f"cannot read prompts from {prompts}: {error.strerror}") from None
-    made = Pipeline.load(run_folder).generate(texts, samples=4, sampling=Sampling(temperature=0.7, top_k=64))
-    save_png(labelled_grid(list(zip(made, texts, strict=True)), columns=4), output / "grid.png")
+    texts = [line.strip() for line in prompts.read_text("utf-8").splitlines() if line.strip()]
+    images = pipe(texts, num_images_per_prompt=4, temperature=0.7, top_k=64, output_type="np").images
+    cells = [(images[4 * i : 4 * i + 4], text) for i, text in enumerate(texts)]
+    save_png(labelled_grid(cells, columns=4), output / "grid.png")
 
 
-def describe(config: ViLGExperiment, run_folder: Path, output: Path) -> None:
-    """captions.png and captions.txt: 24 pictures that were not trained on, with the caption the model writes."""
-    from ppvilg.data import splits
+def describe(pipe, config: ViLGExperiment, output: Path) -> None:
+    """captions.png and captions.txt: 24 images that were not trained on, with the caption the model writes."""
     from ppvilg.data.loader import canonical_caption
+    from ppvilg.data.splits import evenly_spaced, load_images, open_splits
     from ppvilg.pictures import labelled_grid, save_png
-    from ppvilg.pipeline import Pipeline
 
-    _, validation = splits.open_splits(config.data, config.train.seed)
-    chosen = splits.evenly_spaced(len(validation), 24)
-    pictures = splits.load_images(validation, chosen, config.data.image_size)
-    captions = [texts[0] for texts in Pipeline.load(run_folder).caption(list(pictures))]
+    _, validation = open_splits(config.data, config.train.seed)
+    chosen = evenly_spaced(len(validation), 24)
+    images = load_images(validation, chosen, config.data.image_size)
+    captions = [texts[0] for texts in pipe.caption(images)]
     true = [canonical_caption(validation.records[i].captions, config.data.languages) for i in chosen]
-    cells = [([picture], written) for picture, written in zip(pictures, captions, strict=True)]
+    cells = [([image], caption) for image, caption in zip(images, captions, strict=True)]
     save_png(labelled_grid(cells, columns=6), output / "captions.png")
-    lines = [f"{written}    (its own caption: {caption})" for written, caption in zip(captions, true, strict=True)]
+    lines = [f"{caption}    (its own caption: {own})" for caption, own in zip(captions, true, strict=True)]
     (output / "captions.txt").write_text("\n".join(lines) + "\n", "utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Write pictures from texts, captions from pictures, or the lower part of a picture.
+"""Draw images from texts, write captions of images, or draw the lower part of an image.
 
 python tools/infer.py --mode t2i --text "Noto风格的红苹果" --samples 4
 python tools/infer.py --mode i2t --image apple.png
@@ -11,32 +11,31 @@ import sys
 from pathlib import Path
 
 from ppvilg.cli import run
-from ppvilg.errors import UserError
 
 
 def main() -> None:
     """Parse the arguments and call the pipeline."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    modes = "text to image, image to text, or completion of a picture's upper rows"
+    modes = "text to image, image to text, or completion of an image's upper rows"
     parser.add_argument("--mode", required=True, choices=list(MODES), help=modes)
     parser.add_argument(
-        "--model", default="runs/vilg_emoji", help="run folder of a transformer, or an exported one (default: %(default)s)"
+        "--model", default="runs/vilg_emoji", help="folder of a model, a training run or an export (default: %(default)s)"
     )
     parser.add_argument("--text", action="append", default=[], help="a prompt (t2i, complete); repeatable")
     parser.add_argument("--text-file", help="a file with a prompt on each line, or - for standard input (t2i)")
-    parser.add_argument("--image", action="append", default=[], help="a picture file (i2t, complete); repeatable")
-    parser.add_argument("--keep-rows", type=int, help="rows of tokens of the picture that stay (complete)")
-    parser.add_argument("--output", default="output", help="folder for pictures and grid (default: %(default)s)")
-    parser.add_argument("--json", help="also write prompts or captions to this JSON file")
-    parser.add_argument("--samples", type=int, default=1, help="pictures or captions for each input")
-    parser.add_argument("--best-of", type=int, metavar="N", help="draw N pictures for each text and keep the best (t2i)")
+    parser.add_argument("--image", action="append", default=[], help="an image file (i2t, complete); repeatable")
+    parser.add_argument("--keep-rows", type=int, help="rows of tokens of the image that stay (complete)")
+    parser.add_argument("--output", type=Path, default="output", help="folder for images and grid (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="also write prompts or captions to this JSON file")
+    parser.add_argument("--samples", type=int, default=1, help="images or captions for each input")
+    parser.add_argument("--best-of", type=int, metavar="N", help="draw N images for each text and keep the best (t2i)")
     parser.add_argument(
         "--dual-encoder",
         default="runs/dual_encoder_emoji",
-        help="what says which are best: a dual encoder's run, or ernie_vil-2.0-base-zh",
+        help="what says which are best: folder of a dual encoder, or ernie_vil-2.0-base-zh (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--temperature", type=float, help="default: 1 for pictures, 0 (greedy) for captions")
+    parser.add_argument("--temperature", type=float, help="default: 1 for images, 0 (greedy) for captions")
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest tokens; 0: from all")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest tokens that add up to p")
     parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance scale; 1: none")
@@ -44,7 +43,7 @@ def main() -> None:
         "--decoder",
         choices=["codebook", "hidden"],
         default="codebook",
-        help="what paints the tokens: the image tokenizer, or an end-to-end model's reconstructor (default: %(default)s)",
+        help="what decodes the tokens: the image tokenizer, or an end-to-end model's reconstructor (default: %(default)s)",
     )
     parser.add_argument("--beams", type=int, default=1, help="captions by beam search with so many beams (i2t)")
     parser.add_argument(
@@ -52,7 +51,11 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.samples < 1:
-        raise UserError(f"--samples is {arguments.samples}: give at least 1")
+        raise ValueError(f"--samples is {arguments.samples}: give at least 1")
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise ValueError(f"--output is {arguments.output}, which is a file: give a folder")
+    if arguments.json is not None and (arguments.json.is_dir() or not arguments.json.parent.is_dir()):
+        raise ValueError(f"--json is {arguments.json}: give a file in a folder that exists")
     MODES[arguments.mode](arguments)
 
 
@@ -60,85 +63,78 @@ def text_to_image(arguments: argparse.Namespace) -> None:
     """Numbered PNGs and one labelled grid."""
     prompts = [*arguments.text, *read_lines(arguments.text_file)]
     if not prompts:
-        raise UserError("there is no text: give --text or --text-file")
+        raise ValueError("there is no text: give --text or --text-file")
+    options, dual_encoder = image_options(arguments), None
+    if arguments.best_of is not None:
+        if arguments.best_of < arguments.samples:
+            raise ValueError(f"--best-of is {arguments.best_of}: give at least as many as --samples, {arguments.samples}")
+        options["num_candidates"], dual_encoder = arguments.best_of, arguments.dual_encoder
+    for prompt in prompts:
+        check_text(prompt)
 
-    from ppvilg.pipeline import Pipeline
+    from ppvilg import ViLGPipeline
 
-    model = Pipeline.load(arguments.model)
-    options = (arguments.samples, arguments.seed, sampling(arguments, 1.0), arguments.decoder)
-    if arguments.best_of is None:
-        made = model.generate(prompts, *options)
-    else:
-        from ppvilg.matching import load_scorer
-
-        made = model.generate_best(prompts, load_scorer(arguments.dual_encoder), arguments.best_of, *options)
-    save_pictures(arguments, list(zip(made, prompts, strict=True)))
+    pipe = ViLGPipeline.from_pretrained(arguments.model, dual_encoder)
+    save_images(arguments, prompts, pipe(prompts, **options).images)
 
 
 def complete(arguments: argparse.Namespace) -> None:
-    """As text to image, each picture starting with the upper rows of a given one."""
+    """As text to image, each image starting with the upper rows of a given one."""
     if not arguments.image or len(arguments.image) != len(arguments.text):
-        raise UserError(f"got {len(arguments.image)} --image and {len(arguments.text)} --text: give each picture its text")
+        raise ValueError(f"got {len(arguments.image)} --image and {len(arguments.text)} --text: give each image its text")
     if arguments.keep_rows is None:
-        raise UserError("there is no --keep-rows: say how many rows of tokens stay")
-    contents = [read_picture(path) for path in arguments.image]
+        raise ValueError("there is no --keep-rows: say how many rows of tokens stay")
+    options = image_options(arguments)
+    for image, prompt in zip(arguments.image, arguments.text, strict=True):
+        check_text(prompt)
+        check_image(image)
 
-    from ppvilg.pipeline import Pipeline
+    from ppvilg import ViLGPipeline
 
-    model = Pipeline.load(arguments.model)
-    options = (arguments.samples, arguments.seed, sampling(arguments, 1.0), arguments.decoder)
-    cells = []
-    for path, content, prompt in zip(arguments.image, contents, arguments.text, strict=True):
-        check_picture(path, content, model.config.data.image_size)
-        cells.append((model.complete(content, arguments.keep_rows, prompt, *options), prompt))
-    save_pictures(arguments, cells)
-
-
-def save_pictures(arguments: argparse.Namespace, cells: list[tuple[list, str]]) -> None:
-    """Write each cell's pictures, a grid of all, and the list."""
-    from ppvilg.pictures import labelled_grid, save_png
-
-    folder = Path(arguments.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for pictures, prompt in cells:
-        for picture in pictures:
-            path = folder / f"{len(entries):04d}.png"
-            save_png(picture, path)
-            entries.append({"text": prompt, "picture": str(path)})
-            print(f"{path}  {prompt}")
-    columns = max(1, 8 // arguments.samples)
-    save_png(labelled_grid(cells, min(columns, len(cells))), folder / "grid.png")
-    print(folder / "grid.png")
-    write_json(arguments.json, entries)
+    pipe, images = ViLGPipeline.from_pretrained(arguments.model), []
+    for image, prompt in zip(arguments.image, arguments.text, strict=True):
+        images += pipe.complete(image, arguments.keep_rows, prompt, **options).images
+    save_images(arguments, arguments.text, images)
 
 
 def image_to_text(arguments: argparse.Namespace) -> None:
     """Captions, a line each."""
+    from ppvilg.options import CaptionOptions
+
     if not arguments.image:
-        raise UserError("there is no picture: give --image")
-    contents = [read_picture(path) for path in arguments.image]
+        raise ValueError("there is no image: give --image")
+    if arguments.guidance != 1:
+        raise ValueError(f"--guidance is {arguments.guidance}, but only images have guidance: leave it out")
+    options = {"num_captions": arguments.samples, "num_beams": arguments.beams, "length_penalty": arguments.length_penalty}
+    options |= sampling_options(arguments, 0.0)
+    CaptionOptions(**options)
+    for image in arguments.image:
+        check_image(image)
 
-    from ppvilg.pipeline import Pipeline
+    from ppvilg import ViLGPipeline
 
-    model = Pipeline.load(arguments.model)
-    for path, content in zip(arguments.image, contents, strict=True):
-        check_picture(path, content, model.config.data.image_size)
-    search = (arguments.beams, arguments.length_penalty)
-    captions = model.caption(contents, arguments.samples, arguments.seed, sampling(arguments, 0.0), *search)
-    entries = [{"picture": path, "captions": texts} for path, texts in zip(arguments.image, captions, strict=True)]
-    for entry in entries:
-        for text in entry["captions"]:
-            print(f"{entry['picture']}  {text}")
+    captions = ViLGPipeline.from_pretrained(arguments.model).caption(arguments.image, **options)
+    for image, texts in zip(arguments.image, captions, strict=True):
+        for text in texts:
+            print(f"{image}  {text}")
+    entries = [{"image": image, "captions": texts} for image, texts in zip(arguments.image, captions, strict=True)]
     write_json(arguments.json, entries)
 
 
-def sampling(arguments: argparse.Namespace, temperature: float):
-    """The sampling options, with the mode's own default temperature."""
-    from ppvilg.generate.sampling import Sampling
+def image_options(arguments: argparse.Namespace) -> dict:
+    """The options of image generation, checked."""
+    from ppvilg.options import ImageOptions
 
+    options = {"num_images_per_prompt": arguments.samples, "guidance_scale": arguments.guidance, "output_type": "np"}
+    options |= {"decoder": arguments.decoder, **sampling_options(arguments, 1.0)}
+    ImageOptions(**options)
+    return options
+
+
+def sampling_options(arguments: argparse.Namespace, temperature: float) -> dict:
+    """How tokens are drawn, with the mode's own default temperature."""
     chosen = temperature if arguments.temperature is None else arguments.temperature
-    return Sampling(chosen, arguments.top_k, arguments.top_p, arguments.guidance)
+    return {"temperature": chosen, "top_k": arguments.top_k, "top_p": arguments.top_p, "seed": arguments.seed}
 
 
 def read_lines(path: str | None) -> list[str]:
@@ -147,33 +143,46 @@ def read_lines(path: str | None) -> list[str]:
         return []
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read texts from {path}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"cannot read texts from {path}: {error}") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def read_picture(path: str) -> bytes:
-    """A picture file's bytes."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the picture {path}: {error.strerror}") from None
+def check_text(text: str) -> None:
+    """Refuse an empty text before the model is loaded."""
+    if not text.strip():
+        raise ValueError("the text is empty: give a few words, e.g. 一个红苹果")
 
 
-def check_picture(path: str, content: bytes, size: int) -> None:
-    """Name the file that is not a picture."""
-    from ppvilg.data.images import decode_image
+def check_image(path: str) -> None:
+    """Refuse a file that is not an image before the model is loaded."""
+    from ppvilg.data.images import load_image
 
-    try:
-        decode_image(content, size)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    load_image(path, 1)
 
 
-def write_json(path: str | None, entries: list[dict]) -> None:
+def save_images(arguments: argparse.Namespace, prompts: list[str], images: list) -> None:
+    """Write the images of each prompt, a grid of all, and the list."""
+    from ppvilg.pictures import labelled_grid, save_png
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for i, image in enumerate(images):
+        path, prompt = arguments.output / f"{i:04d}.png", prompts[i // arguments.samples]
+        save_png(image, path)
+        entries.append({"text": prompt, "image": str(path)})
+        print(f"{path}  {prompt}")
+    cells = [(images[i * arguments.samples : (i + 1) * arguments.samples], prompt) for i, prompt in enumerate(prompts)]
+    columns = max(1, 8 // arguments.samples)
+    save_png(labelled_grid(cells, min(columns, len(cells))), arguments.output / "grid.png")
+    print(arguments.output / "grid.png")
+    write_json(arguments.json, entries)
+
+
+def write_json(path: Path | None, entries: list[dict]) -> None:
     """Write the entries, if a path was given."""
     if path is not None:
-        Path(path).write_text(json.dumps(entries, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        path.write_text(json.dumps(entries, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
 MODES = {"t2i": text_to_image, "i2t": image_to_text, "complete": complete}

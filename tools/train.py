@@ -15,9 +15,9 @@ def main() -> int:
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.override, TrainingExperiment)
 
-    from ppvilg.training import start
+    from ppvilg.train import train
 
-    finished = start(config, arguments.resume)
+    finished = train(config, arguments.resume)
     return 0 if finished else 130
 
 

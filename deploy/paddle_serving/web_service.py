@@ -17,9 +17,11 @@ def main() -> None:
     """Parse the arguments and serve until it is killed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", default="runs/vilg_emoji", help="folder of a transformer run or export (default: %(default)s)"
+        "--model", default="runs/vilg_emoji", help="folder of a model, a training run or an export (default: %(default)s)"
     )
-    parser.add_argument("--dual-encoder", help="a dual encoder's run, to choose among candidates and to score (default: none)")
+    parser.add_argument(
+        "--dual-encoder", help="folder of a dual encoder, to choose among candidates and score"
+    )
     parser.add_argument(
         "--config", default=str(HERE / "config.yml"), help="Paddle Serving's configuration (default: %(default)s)"
     )
@@ -30,22 +32,20 @@ def main() -> None:
     serve(arguments.model, arguments.dual_encoder, arguments.config)
 
 
-def serve(model: str, matching: str | None, config: str) -> None:
+def serve(model: str, dual_encoder: str | None, config: str) -> None:
     """Load the model and run the service."""
     from paddle_serving_server.web_service import Op, WebService
 
-    from ppvilg.matching import load_scorer
-    from ppvilg.pipeline import Pipeline
+    from ppvilg import ViLGPipeline
     from ppvilg.server.engine import Engine
     from ppvilg.server.metrics import Metrics
     from ppvilg.server.paddle_serving import NAME, Service
     from ppvilg.server.requests import Forms
     from ppvilg.server.settings import Settings
 
-    settings, scorer = Settings(), None if matching is None else load_scorer(matching)
-    pipeline = Pipeline.load(model)
+    settings, pipeline = Settings(), ViLGPipeline.from_pretrained(model, dual_encoder)
     # The op's threads only wait; the engine writes all their pictures in one batch.
-    service = Service(Engine(pipeline, scorer, Metrics(), settings), Forms(pipeline, scorer, settings))
+    service = Service(Engine(pipeline, Metrics(), settings), Forms(pipeline, settings))
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
 

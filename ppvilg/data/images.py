@@ -2,21 +2,52 @@
 
 import io
 import struct
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ppvilg.errors import UserError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 MAX_PIXELS = 89_000_000
 """Larger images are refused before they are decoded (Pillow warns from a little above)."""
 
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
 
 
 def looks_like_image(head: bytes) -> bool:
     """Whether a file that begins with these (16 or more) bytes is a JPEG, PNG, WebP, GIF or BMP."""
     return head.startswith(_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+def load_image(image: "Image | np.ndarray | bytes | str | Path", size: int) -> np.ndarray:
+    """As `decode_image`, of a PIL image, an array uint8 [H, W, 3], an image file's bytes or its path.
+
+    Raises `ValueError` for anything else and `OSError` for a file that cannot be read.
+    """
+    from PIL import Image, ImageOps
+
+    if isinstance(image, str | Path):
+        try:
+            return decode_image(Path(image).read_bytes(), size)
+        except ValueError as error:
+            raise ValueError(f"{image}: {error}") from None
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(f"the image is an array {image.dtype} {list(image.shape)}: expected uint8 [H, W, 3]")
+        image = Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
+        file = io.BytesIO()
+        (image if image.mode in _PNG_MODES else image.convert("RGB")).save(file, "PNG", compress_level=0)
+        image = file.getvalue()
+    if not isinstance(image, bytes):
+        raise ValueError(f"the image is a {type(image).__name__}: expected a PIL image, an array, a path or a file's bytes")
+    return decode_image(image, size)
 
 
 def decode_image(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:

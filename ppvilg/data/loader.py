@@ -1,4 +1,4 @@
-"""The stream of samples: which ones, in which order, with which caption, is a function of the seed and the place in the stream.
+"""The stream of samples: which ones, in which order, with which caption, is a function of the seed and the position in it.
 
 Nothing is carried from step to step, so a resumed run sees exactly what it would have seen, with any number of processes.
 """
@@ -9,8 +9,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from ppvilg.parallel.topology import Topology
-
 T = TypeVar("T")
 
 
@@ -19,20 +17,20 @@ def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(samples)
 
 
-def sample_indices(samples: int, seed: int, places: range) -> list[tuple[int, int]]:
-    """(epoch, sample index) for each of some places in the endless stream of samples.
+def sample_indices(samples: int, seed: int, positions: range) -> list[tuple[int, int]]:
+    """(epoch, sample index) for each of some positions in the endless stream of samples.
 
     Epochs follow one another without a gap, and no sample of one is left out or seen twice.
     """
-    orders = {epoch: epoch_order(samples, seed, epoch) for epoch in {place // samples for place in places}}
-    return [(place // samples, int(orders[place // samples][place % samples])) for place in places]
+    orders = {epoch: epoch_order(samples, seed, epoch) for epoch in {position // samples for position in positions}}
+    return [(position // samples, int(orders[position // samples][position % samples])) for position in positions]
 
 
-def own_places(first: int, part: int, size: int, topology: Topology) -> range:
-    """The places of the stream that this process reads of micro-batch `part`, of `size` samples in all processes, of a step
-    that begins at place `first`: whatever the layout, the processes read the same places together."""
-    own = size // topology.data_ranks
-    start = first + part * size + topology.data_rank * own
+def own_positions(first: int, size: int, data_rank: int, data_world_size: int) -> range:
+    """The positions that one of several processes reads of a micro-batch of `size` samples that begins at position `first`:
+    whatever the layout, the processes together read the same ones."""
+    own = size // data_world_size
+    start = first + data_rank * own
     return range(start, start + own)
 
 
@@ -57,7 +55,7 @@ def canonical_caption(captions: dict[str, list[str]], languages: dict[str, float
     return captions[known[turn % len(known)]][0]
 
 
-def ahead(make: Callable[[int], T], steps: range, workers: int) -> Iterator[T]:
+def prefetch(make: Callable[[int], T], steps: range, workers: int) -> Iterator[T]:
     """`make(step)` for each step in order, made by `workers` threads up to two steps each ahead (0: when asked)."""
     if not workers:
         yield from map(make, steps)

@@ -1,14 +1,14 @@
-"""The paper's ablation of end-to-end training (3.1.3): which generator, painted by which reconstructor."""
+"""The paper's ablation of end-to-end training (3.1.3): which generator, decoded by which reconstructor."""
 
 import numpy as np
 import paddle
 
-from ppvilg.generate.decoding import Written
-from ppvilg.generate.painting import paint
+from ppvilg.generate.engine import ImageTokens, generate_images
+from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
-from ppvilg.pipeline import Pipeline
+from ppvilg.model.mask import Direction
+from ppvilg.pipeline import ViLGPipeline
 from ppvilg.text import pad_batch
-from ppvilg.transformer.pattern import Direction
 
 ROWS = (
     ("two-stage", "two-stage"),
@@ -17,37 +17,42 @@ ROWS = (
     ("gold tokens", "two-stage"),
     ("gold tokens", "end-to-end"),
 )
-"""(generator, reconstructor). The two-stage reconstructor is the image tokenizer's decoder, the end-to-end one paints hidden
+"""(generator, reconstructor). The two-stage reconstructor is the image tokenizer's decoder, the end-to-end one decodes hidden
 states; those of gold tokens are the states of the real image's tokens, read with its caption."""
 
 _BATCH = 64
 
 
 def five_rows(
-    two_stage: Pipeline, end_to_end: Pipeline, prompts: list[str], images: np.ndarray, seed: int, sampling: Sampling
+    two_stage: ViLGPipeline, end_to_end: ViLGPipeline, prompts: list[str], images: np.ndarray, seed: int
 ) -> dict[tuple[str, str], np.ndarray]:
-    """For each row images uint8 [N, H, W, 3]: one for each prompt, sample i drawn with seed + i, or redrawn from the real
+    """For each row images uint8 [N, H, W, 3]: one for each prompt, image i drawn with seed + i, or reconstructed from the real
     images uint8 [N, H, W, 3] of the prompts."""
-    made: dict[tuple[str, str], list[np.ndarray]] = {row: [] for row in ROWS}
+    end_to_end.check_supported(1.0, "hidden")
+    drawn: dict[tuple[str, str], list[np.ndarray]] = {row: [] for row in ROWS}
     for first in range(0, len(prompts), _BATCH):
         part = slice(first, first + _BATCH)
         seeds = [seed + i for i in range(len(prompts))][part]
-        written = two_stage.write(prompts[part], seeds, sampling)
-        made[ROWS[0]] += paint(two_stage.model, two_stage.vqgan, written)
-        written = end_to_end.write(prompts[part], seeds, sampling, read_last=True)
-        made[ROWS[1]] += paint(end_to_end.model, end_to_end.vqgan, written)
-        made[ROWS[2]] += paint(end_to_end.model, end_to_end.vqgan, written, "hidden")
+        drawn[ROWS[0]] += decode_images(two_stage.model, two_stage.vqgan, _generate(two_stage, prompts[part], seeds))
+        output = _generate(end_to_end, prompts[part], seeds, return_states=True)
+        drawn[ROWS[1]] += decode_images(end_to_end.model, end_to_end.vqgan, output)
+        drawn[ROWS[2]] += decode_images(end_to_end.model, end_to_end.vqgan, output, "hidden")
         gold = read_gold(end_to_end, prompts[part], images[part])
-        made[ROWS[3]] += paint(end_to_end.model, end_to_end.vqgan, gold)
-        made[ROWS[4]] += paint(end_to_end.model, end_to_end.vqgan, gold, "hidden")
-    return {row: np.stack(drawn) for row, drawn in made.items()}
+        drawn[ROWS[3]] += decode_images(end_to_end.model, end_to_end.vqgan, gold)
+        drawn[ROWS[4]] += decode_images(end_to_end.model, end_to_end.vqgan, gold, "hidden")
+    return {row: np.stack(own) for row, own in drawn.items()}
+
+
+def _generate(pipe: ViLGPipeline, prompts: list[str], seeds: list[int], return_states: bool = False) -> ImageTokens:
+    texts = pipe.encode_prompts(prompts)
+    *_, output = generate_images(pipe.model, texts, pipe.text_tokenizer, seeds, Sampling(), return_states=return_states)
+    return output
 
 
 @paddle.no_grad()
-def read_gold(pipeline: Pipeline, prompts: list[str], images: np.ndarray) -> Written:
+def read_gold(pipe: ViLGPipeline, prompts: list[str], images: np.ndarray) -> ImageTokens:
     """The tokens of real images uint8 [B, H, W, 3] and the hidden states that have read them after their captions."""
-    direction = Direction.TEXT_TO_IMAGE
-    text, valid = map(paddle.to_tensor, pad_batch(pipeline.encode_prompts(prompts), pipeline.text.pad))
-    tokens = pipeline.tokens(list(images))
-    _, states = pipeline.model.hidden({direction: (text, valid)}, paddle.to_tensor(tokens))
-    return Written(tokens, paddle.unstack(states, axis=1))
+    text, mask = map(paddle.to_tensor, pad_batch(pipe.encode_prompts(prompts), pipe.text_tokenizer.pad))
+    tokens = pipe.encode_images(images)
+    _, states = pipe.model.hidden_states(text, mask, paddle.to_tensor(tokens), Direction.TEXT_TO_IMAGE)
+    return ImageTokens(tokens, paddle.unstack(states, axis=1))

@@ -8,23 +8,22 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import paddle
 
 from ppvilg.checkpoint import checksum, weights_file
-from ppvilg.config import EvalExperiment
-from ppvilg.data import splits
+from ppvilg.config import EvalExperiment, ViLGExperiment, load_config
 from ppvilg.data.sources import Source
-from ppvilg.errors import UserError
+from ppvilg.data.splits import evenly_spaced, load_images
+from ppvilg.dual_encoder import Scorer
 from ppvilg.evaluation.blur import blurred
 from ppvilg.evaluation.extractor import Extractor, load_extractor
 from ppvilg.evaluation.likelihood import likelihood
 from ppvilg.evaluation.pairs import Chosen, Pair, choose_pairs, nearest_by_caption, others_of_the_styles
 from ppvilg.files import read_arrays, write_whole
-from ppvilg.generate.painting import paint
+from ppvilg.generate.engine import ImageTokens, generate_images
+from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
-from ppvilg.matching import Scorer, load_scorer
-from ppvilg.pictures import from_model
-from ppvilg.pipeline import Pipeline
+from ppvilg.model.vilg import ViLG
+from ppvilg.pipeline import ViLGPipeline
 
 PAIRS_PER_PART = 32
 EXAMPLES = 24
@@ -40,9 +39,8 @@ class Evaluation:
     config: EvalExperiment
     split: str
     output: Path
-    pipeline: Pipeline
+    pipeline: ViLGPipeline
     extractor: Extractor
-    scorer: Scorer | None
     chosen: Chosen
     others: tuple[Source, list[int]] | None
     nearest: tuple[Source, list[int]] | None
@@ -53,6 +51,11 @@ class Evaluation:
         return self.chosen.pairs
 
     @property
+    def scorer(self) -> Scorer | None:
+        """What ranks candidates and scores images."""
+        return self.pipeline.dual_encoder
+
+    @property
     def parts(self) -> list[Path]:
         """The files of all parts, finished or not."""
         count = -(-len(self.pairs) // PAIRS_PER_PART)
@@ -60,7 +63,7 @@ class Evaluation:
 
     @property
     def sampling(self) -> Sampling:
-        """How images are drawn."""
+        """How pictures are drawn."""
         settings = self.config
         return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.guidance)
 
@@ -71,13 +74,13 @@ class Evaluation:
 
     @property
     def best_of(self) -> list[int]:
-        """From how many candidates images are chosen, ascending."""
+        """From how many candidates pictures are chosen, ascending."""
         return sorted(set(self.config.best_of))
 
     @cached_property
     def examples(self) -> list[int]:
-        """The pairs whose images are kept to be looked at."""
-        return splits.evenly_spaced(len(self.pairs), EXAMPLES)
+        """The pairs whose pictures are kept to be looked at."""
+        return evenly_spaced(len(self.pairs), EXAMPLES)
 
     @cached_property
     def partner(self) -> np.ndarray:
@@ -91,15 +94,21 @@ class Evaluation:
 def open_evaluation(config: EvalExperiment, split: str, output: Path) -> Evaluation:
     """Load everything that the parts need.
 
-    Raises `UserError` for a run, weights or data that can't be read, and where the folder holds another evaluation.
+    Raises `ValueError` for a run, weights or data that can't be read, and where the folder holds another evaluation.
     """
-    pipeline = Pipeline.load(config.model)
-    config = config.with_data_of(pipeline.config)
+    pipeline = ViLGPipeline.from_pretrained(config.model, config.dual_encoder)
+    if not isinstance(pipeline.model, ViLG):
+        raise ValueError(f"{config.model} is an export, which has no likelihoods: give the model that it was made from")
+    pipeline.check_supported(config.guidance, config.decoder)
+    if config.data is None:
+        trained = Path(config.model) / "config.yml"
+        if not trained.is_file():
+            raise ValueError(f"{config.model} does not say what data it was trained on: give `data` in the config")
+        config = config.with_data_of(load_config(trained, kind=ViLGExperiment))
     extractor = load_extractor(config.extractor)
-    scorer = load_scorer(config.dual_encoder) if config.dual_encoder else None
-    chosen = choose_pairs(config, split, pipeline.text, pipeline.config.text.max_length)
+    chosen = choose_pairs(config, split, pipeline.text_tokenizer, pipeline.config.transformer.max_text_length)
     others, nearest = others_of_the_styles(config, chosen.pairs), nearest_by_caption(config, chosen.pairs)
-    evaluation = Evaluation(config, split, output, pipeline, extractor, scorer, chosen, others, nearest)
+    evaluation = Evaluation(config, split, output, pipeline, extractor, chosen, others, nearest)
     _claim(evaluation)
     return evaluation
 
@@ -115,7 +124,7 @@ def compute(evaluation: Evaluation, part: Path) -> None:
 
 
 def joined_parts(files: list[Path]) -> Arrays:
-    """The arrays of some part files, one after another; raises `UserError` for a damaged file."""
+    """The arrays of some part files, one after another; raises `ValueError` for a damaged file."""
     found: dict[str, list[np.ndarray]] = {}
     for file in files:
         for name, array in read_arrays(file, "remove it, and it is computed again").items():
@@ -124,13 +133,13 @@ def joined_parts(files: list[Path]) -> Arrays:
 
 
 def real_images(evaluation: Evaluation, places: range) -> np.ndarray:
-    """The images uint8 [P, H, W, 3] of some pairs, of the size the model draws."""
-    size = evaluation.pipeline.config.data.image_size
-    return splits.load_images(evaluation.chosen.source, [evaluation.pairs[i].index for i in places], size)
+    """The pictures uint8 [P, H, W, 3] of some pairs, of the size the model draws."""
+    size = evaluation.pipeline.config.image_size
+    return load_images(evaluation.chosen.source, [evaluation.pairs[i].index for i in places], size)
 
 
 def _claim(evaluation: Evaluation) -> None:
-    """Make the folder this evaluation's; raises `UserError` if its parts are those of another one."""
+    """Make the folder this evaluation's; raises `ValueError` if its parts are those of another one."""
     config = evaluation.config
     weights = weights_file(config.model)
     settings = {
@@ -145,7 +154,7 @@ def _claim(evaluation: Evaluation) -> None:
     text = json.dumps(settings, ensure_ascii=False)
     (evaluation.output / "parts").mkdir(parents=True, exist_ok=True)
     if path.is_file() and path.read_text("utf-8") != text:
-        raise UserError(f"{evaluation.output} holds another evaluation (model, settings or pairs): give another --output")
+        raise ValueError(f"{evaluation.output} holds another evaluation (model, settings or pairs): give another --output")
     write_whole(path, text)
 
 
@@ -160,61 +169,62 @@ def _measured(evaluation: Evaluation, places: range) -> Arrays:
     captions = [evaluation.pairs[i].caption for i in places]
     wrong = [evaluation.pairs[evaluation.partner[i]].caption for i in places]
     real = real_images(evaluation, places)
-    rebuilt = _rebuilt(pipeline, real)
+    tokens = ImageTokens(pipeline.encode_images(real))
+    rebuilt = np.stack(decode_images(pipeline.model, pipeline.vqgan, tokens))
     error = np.mean((rebuilt.astype(np.float64) - real) ** 2, axis=(1, 2, 3))
     arrays: Arrays = {"captions": np.array(captions), "psnr": 10 * np.log10(255**2 / np.maximum(error, 1e-10))}
     sets = {"real": real, "reconstruction": rebuilt}
     for name, found in (("others", evaluation.others), ("nearest", evaluation.nearest)):
         if found:
             source, indices = found
-            sets[name] = splits.load_images(source, [indices[i] for i in places], len(real[0]))
+            sets[name] = load_images(source, [indices[i] for i in places], len(real[0]))
     shown = [i - places[0] for i in evaluation.examples if i in places]
-    for name, images in sets.items():
-        arrays |= {f"{kind}/{name}": values for kind, values in _seen(evaluation, images).items()}
-        arrays[f"pictures/{name}"] = images[shown]
+    for name, pictures in sets.items():
+        arrays |= {f"{kind}/{name}": values for kind, values in _seen(evaluation, pictures).items()}
+        arrays[f"pictures/{name}"] = pictures[shown]
 
     candidates = _candidates(evaluation, places, captions)
     chosen = {"best of 1": np.zeros(len(places), dtype=np.int64)}
     if evaluation.scorer:
         texts = evaluation.scorer.embed_texts(captions)
         arrays["embeddings/captions"] = texts
-        embedded = evaluation.scorer.embed_pictures(candidates.reshape([-1, *real.shape[1:]]))
+        embedded = evaluation.scorer.embed_images(candidates.reshape([-1, *real.shape[1:]]))
         fits = (embedded.reshape([*candidates.shape[:2], -1]) * texts[:, None]).sum(-1)
         chosen = {f"best of {count}": fits[:, :count].argmax(1) for count in evaluation.best_of}
     rows = np.arange(len(places))
     flat = {name: rows * candidates.shape[1] + choice for name, choice in chosen.items()}
-    # The best of 8 is often the best of 4 too: each image is looked at once.
+    # The best of 8 is often the best of 4 too: each picture is looked at once.
     looked_at, places_of = np.unique(np.concatenate(list(flat.values())), return_inverse=True)
     seen = _seen(evaluation, candidates.reshape([-1, *real.shape[1:]])[looked_at])
     for name, where in zip(flat, places_of.reshape([len(flat), -1]), strict=True):
         arrays |= {f"{kind}/{name}": values[where] for kind, values in seen.items()}
         arrays[f"pictures/{name}"] = candidates[rows, chosen[name]][shown]
 
-    written = pipeline.caption(list(real), beams=settings.beams)
+    written = pipeline.caption(real, num_beams=settings.beams)
     arrays["written"] = np.array([texts[0] for texts in written])
     for name, texts in (("own", captions), ("wrong", wrong)):
-        bits = likelihood(pipeline, list(real), texts)
-        counts = len(real) * pipeline.config.image_tokens, sum(map(len, texts))
+        bits = likelihood(pipeline, real, texts)
+        counts = len(real) * pipeline.config.transformer.image_length, sum(map(len, texts))
         values = bits["bits_per_image_token"] * counts[0], counts[0], bits["bits_per_character"] * counts[1], counts[1]
         arrays[f"likelihood/{name}"] = np.array([values])
     return arrays
 
 
-def _seen(evaluation: Evaluation, images: np.ndarray) -> Arrays:
-    """What the networks see in images uint8 [P, H, W, 3]: features for each blur, logits for the least, embeddings."""
+def _seen(evaluation: Evaluation, pictures: np.ndarray) -> Arrays:
+    """What the networks see in pictures uint8 [P, H, W, 3]: features for each blur, logits for the least, embeddings."""
     found: Arrays = {}
     for radius in evaluation.radii:
-        features, logits = evaluation.extractor.network(blurred(images, radius))
+        features, logits = evaluation.extractor.network(blurred(pictures, radius))
         found[f"features@{radius:g}"] = features
         if radius == evaluation.radii[0]:
             found["logits"] = logits
     if evaluation.scorer:
-        found["embeddings"] = evaluation.scorer.embed_pictures(images)
+        found["embeddings"] = evaluation.scorer.embed_images(pictures)
     return found
 
 
 def _candidates(evaluation: Evaluation, places: range, captions: list[str]) -> np.ndarray:
-    """Images uint8 [P, N, H, W, 3], N for each caption; every pair has its own seeds, so that they do not depend on the
+    """Pictures uint8 [P, N, H, W, 3], N for each caption; every pair has its own seeds, so that they do not depend on the
     part."""
     pipeline, most, decoder = evaluation.pipeline, evaluation.best_of[-1], evaluation.config.decoder
     base = evaluation.config.seed * len(evaluation.pairs) * most
@@ -224,14 +234,9 @@ def _candidates(evaluation: Evaluation, places: range, captions: list[str]) -> n
         prompts = captions[first : first + at_once]
         start = base + (places[0] + first) * most
         seeds = list(range(start, start + len(prompts) * most))
-        written = pipeline.write(prompts, seeds, evaluation.sampling, decoder == "hidden")
-        candidates += paint(pipeline.model, pipeline.vqgan, written, decoder)
+        texts, tokenizer = pipeline.encode_prompts(prompts), pipeline.text_tokenizer
+        *_, output = generate_images(
+            pipeline.model, texts, tokenizer, seeds, evaluation.sampling, return_states=decoder == "hidden"
+        )
+        candidates += decode_images(pipeline.model, pipeline.vqgan, output, decoder)
     return np.stack(candidates).reshape([len(captions), most, *candidates[0].shape])
-
-
-@paddle.no_grad()
-def _rebuilt(pipeline: Pipeline, images: np.ndarray) -> np.ndarray:
-    """Images uint8 [P, H, W, 3] after the image tokenizer."""
-    rows, columns = pipeline.config.grid
-    tokens = pipeline.tokens(list(images)).reshape([len(images), rows, columns])
-    return from_model(pipeline.vqgan.decode(paddle.to_tensor(tokens)).numpy())

@@ -180,7 +180,7 @@ def _warnings(evaluation: Evaluation, samples: int, dimensions: int) -> list[str
         )
     if evaluation.scorer and evaluation.best_of[-1] > 1:
         found.append(
-            "the matching model that chose the best candidates also computes their R@k and score, which therefore rise with N "
+            "the dual encoder that chose the best candidates also computes their R@k and score, which therefore rise with N "
             f"by themselves; {distance}, precision, recall and nearest style do not know it"
         )
     if evaluation.config.training_split is None:

@@ -1,7 +1,7 @@
 """Programs as Paddle Inference runs them.
 
-The weights are inputs as well. So the programs that read sources and those that write targets, in both directions, share one
-copy of them, on disk and in memory, and the caches are inputs that a program writes to in place.
+The weights are inputs as well. So the programs of prefill and decode step, in both directions, share one copy of them, on disk
+and in memory, and the caches are inputs that a program writes to in place.
 """
 
 from collections.abc import Callable
@@ -18,32 +18,31 @@ from ppvilg.runtime import threads
 SUFFIX = ".json"  # what Paddle Inference expects of a program's name
 _GARBAGE = "FLAGS_eager_delete_tensor_gb"
 
-
-Engine = Callable[[inference.Config], None]
+Backend = Callable[[inference.Config], None]
 """Chooses what a program runs on."""
 
 
 def native(config: inference.Config) -> None:
-    """Paddle's own operators. The other engines plan anew for every shape, which costs several times what it gains."""
+    """Paddle's own operators. Its other backends plan anew for every shape, which costs several times what it gains."""
     config.disable_mkldnn()
 
 
 class Program:
     """A saved program on Paddle Inference; not for several threads at once.
 
-    One that is `small` keeps the memory of what it works out in between, instead of giving back and asking again hundreds of
-    times a run, which takes as long as the work itself.
+    One that is `small` keeps the memory of its intermediate results, instead of freeing and allocating it hundreds of times a
+    run, which takes as long as the work itself.
     """
 
-    def __init__(self, path: Path, weights: dict[str, paddle.Tensor], small: bool, engine: Engine):
+    def __init__(self, path: Path, weights: dict[str, paddle.Tensor], small: bool, backend: Backend):
         config = inference.Config(str(path), "")
         config.disable_glog_info()
-        engine(config)
+        backend(config)
         config.set_cpu_math_library_num_threads(threads())
         self._predictor = inference.create_predictor(config)
         self._inputs = {name: self._predictor.get_input_handle(name) for name in self._predictor.get_input_names()}
         self._outputs = [self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()]
-        self._weights = weights  # the engine has only their addresses
+        self._weights = weights  # the predictor has only their addresses
         for name in self._inputs.keys() & weights.keys():
             self._inputs[name].share_external_data(weights[name])
         self._given: dict[str, Any] = {}
@@ -51,7 +50,7 @@ class Program:
 
     def __call__(self, **arguments: Any) -> list[paddle.Tensor]:
         """The outputs for arguments as they were traced; numpy arrays are copied, tensors are read, and written to, where they
-        are. A list that is the very object it was last time, as a state's sources and caches, is not looked into again."""
+        are. A list that is the very object it was last time, as a state's prefixes and caches, is not looked into again."""
         for argument, structure in arguments.items():
             if not isinstance(structure, list) or self._given.get(argument) is not structure:
                 for name, array in arrays(structure, argument).items():
@@ -63,7 +62,7 @@ class Program:
         return [paddle.to_tensor(output.copy_to_cpu()) for output in self._outputs]
 
     def _run_and_keep(self) -> None:
-        """The first run, which is when the engine reads how it is to collect garbage."""
+        """The first run, which is when the predictor reads how it is to collect garbage."""
         flags = paddle.get_flags(_GARBAGE)
         paddle.set_flags({_GARBAGE: -1.0})
         try:
@@ -76,12 +75,12 @@ class Program:
 class Programs:
     """The programs in a folder, each loaded when it is first called."""
 
-    def __init__(self, folder: Path, weights: dict[str, paddle.Tensor], engine: Engine = native):
-        self._folder, self._weights, self._engine = folder, weights, engine
+    def __init__(self, folder: Path, weights: dict[str, paddle.Tensor], backend: Backend = native):
+        self._folder, self._weights, self._backend = folder, weights, backend
         self._loaded: dict[str, Program] = {}
 
     def __call__(self, program: str, *, small: bool = False, **arguments: Any) -> list[paddle.Tensor]:
         """The outputs of a program by its name."""
         if program not in self._loaded:
-            self._loaded[program] = Program(self._folder / f"{program}{SUFFIX}", self._weights, small, self._engine)
+            self._loaded[program] = Program(self._folder / f"{program}{SUFFIX}", self._weights, small, self._backend)
         return self._loaded[program](**arguments)

@@ -1,10 +1,7 @@
-"""From a run to an exported model's folder."""
+"""From models in memory to an exported folder."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,150 +11,121 @@ from paddle import nn
 
 import ppvilg
 from ppvilg import checkpoint
-from ppvilg.config import save_config
-from ppvilg.errors import UserError
-from ppvilg.export.folder import FORMAT, MANIFEST, files_of, is_export
+from ppvilg.export.folder import DUAL_ENCODER, FORMAT, MANIFEST, PROGRAMS, WEIGHTS, files_of, is_export
 from ppvilg.export.tracing import save_program, weights_of
-from ppvilg.matching import MatchingModel
-from ppvilg.pipeline import Pipeline
-from ppvilg.transformer.attention import Part
-from ppvilg.transformer.cache import Cache, Source, Step
-from ppvilg.transformer.decoder import Decoder
-from ppvilg.transformer.layers import dims
-from ppvilg.transformer.model import ViLG
-from ppvilg.transformer.pattern import Direction
-
-Arguments = dict[str, Any]
+from ppvilg.folder import PipelineConfig, ScorerConfig, new_folder, write_config
+from ppvilg.model.dual_encoder import DualEncoder
+from ppvilg.model.kv_cache import DecodeInputs, DecodeState
+from ppvilg.model.mask import Direction
+from ppvilg.model.vilg import ViLG
+from ppvilg.text import TextTokenizer
+from ppvilg.vqgan.model import VQGAN
 
 
-def export(run: str | Path, output: str | Path, matching: str | Path | None = None) -> None:
-    """Write the newest checkpoint of a transformer's run, and that of a matching model's, as a new folder.
+def write_export(
+    folder: str | Path,
+    model: ViLG,
+    vqgan: VQGAN,
+    text_tokenizer: TextTokenizer,
+    config: PipelineConfig,
+    made_from: dict[str, Any],
+    dual_encoder: tuple[DualEncoder, TextTokenizer, ScorerConfig] | None = None,
+) -> None:
+    """Write models that were trained, in evaluation mode, as a new folder; it gets its name when it is complete.
 
-    The folder gets its name when it is complete. Raises `UserError` where it exists already, and for runs that cannot be read.
+    `made_from` is kept in the manifest, e.g. what `origin` returns. Raises `ValueError` where the folder exists, and for models
+    that are exports themselves.
     """
-    run, output = Path(run), Path(output)
-    if output.exists():
-        raise UserError(f"{output} exists already: give a new folder")
-    if is_export(run):
-        raise UserError(f"{run} is an export already: give the run that it was made from")
-    pipeline = Pipeline.load(run)
-    scorer = None if matching is None else MatchingModel.load(matching)
-    temporary = output.with_name(output.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "programs").mkdir(parents=True)
-    made_from = {"model": _origin(run)}
-    used = save_transformer(pipeline.model, temporary / "programs") | _save_vqgan(pipeline, temporary / "programs")
-    layers: dict[str, nn.Layer] = {"model": pipeline.model, "vqgan": pipeline.vqgan}
-    _describe(pipeline, run, temporary)
-    if scorer is not None:
-        made_from["matching"] = _origin(Path(matching))
-        layers["matching"] = scorer.model
-        used |= _save_matching(scorer, temporary / "programs")
-        _describe(scorer, Path(matching), temporary / "matching")
-    weights = weights_of(layers)
-    checkpoint.save_arrays({name: weights[name].numpy() for name in sorted(used)}, temporary / "weights.safetensors")
-    versions = {"ppvilg": ppvilg.__version__, "paddle": paddle.__version__}
-    manifest = {"format": FORMAT, "made_from": made_from, "versions": versions, "files": files_of(temporary)}
-    (temporary / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", "utf-8")
-    os.replace(temporary, output)
+    if not isinstance(model, ViLG):
+        raise ValueError("the model is an export already: give the folder that it was made from")
+    with new_folder(folder) as temporary:
+        programs = temporary / PROGRAMS
+        programs.mkdir()
+        layers: dict[str, nn.Layer] = {"model": model, "vqgan": vqgan}
+        used = save_transformer(model, programs) | _save_vqgan(vqgan, config, programs)
+        _write_description(temporary, config, text_tokenizer)
+        if dual_encoder is not None:
+            layers["dual_encoder"] = dual_encoder[0]
+            used |= _save_dual_encoder(dual_encoder[0], programs)
+            (temporary / DUAL_ENCODER).mkdir()
+            _write_description(temporary / DUAL_ENCODER, dual_encoder[2], dual_encoder[1])
+        weights = weights_of(layers)
+        checkpoint.save_arrays({name: weights[name].numpy() for name in sorted(used)}, temporary / WEIGHTS)
+        versions = {"ppvilg": ppvilg.__version__, "paddle": paddle.__version__}
+        manifest = {"format": FORMAT, "made_from": made_from, "versions": versions, "files": files_of(temporary)}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
-def _origin(run: Path) -> dict[str, str]:
-    weights = checkpoint.weights_file(run)
-    return {"weights": str(weights.relative_to(run)), "run": run.resolve().name, "sha256": checkpoint.checksum(weights)}
+def origin(folder: str | Path) -> dict[str, str]:
+    """Which weights of a model folder or of a training run are read, and their checksum; raises `ValueError` for an export."""
+    folder = Path(folder)
+    if is_export(folder):
+        raise ValueError(f"{folder} is an export already: give the folder that it was made from")
+    weights = checkpoint.weights_file(folder)
+    return {"weights": str(weights.relative_to(folder)), "run": folder.resolve().name, "sha256": checkpoint.checksum(weights)}
 
 
-def _describe(model: Pipeline | MatchingModel, run: Path, folder: Path) -> None:
-    """The config and the vocabulary, as a run has them."""
-    folder.mkdir(exist_ok=True)
-    save_config(replace(model.config, parallel=type(model.config.parallel)()), folder / "config.yml")
-    shutil.copytree(run / "text", folder / "text")
+def _write_description(folder: Path, config: PipelineConfig | ScorerConfig, text_tokenizer: TextTokenizer) -> None:
+    """The config and the vocabulary, as a model folder has them."""
+    (folder / "text").mkdir()
+    text_tokenizer.save(folder / "text")
+    write_config(config, folder)
 
 
 def save_transformer(model: ViLG, folder: Path) -> set[str]:
     """Write all programs of a transformer; returns the names of the weights that they read, as parts of `model`."""
     layers, used = {"model": model}, set()
     for direction in Direction:
-        model.lay_out_heads(direction)
-        calls, others = _calls(model, direction, 2, 3, 5), _calls(model, direction, 3, 4, 6)
 
-        def read_source(direction: Direction = direction, **arguments: Any) -> list:
-            rows, sources = model.read_source(direction, **arguments)
-            return [rows, *(part for source in sources for part in (source.keys, source.values))]
+        def prefill(ids: paddle.Tensor, mask: paddle.Tensor, direction: Direction = direction) -> list:
+            states, prefixes = model.prefill(direction, ids, mask)
+            return [states, *(tensor for prefix in prefixes for tensor in (prefix.keys, prefix.values))]
 
-        def read_target(direction: Direction = direction, *, sources: list[Source], **arguments: Any) -> list:
-            shape = dims(sources[0].keys)  # of every layer's
-            return [model.target_states(direction, sources=[replace(s, shape=shape) for s in sources], **arguments)]
+        def decode_step(direction: Direction = direction, **inputs: Any) -> list:
+            return [model.decode_step(direction, DecodeInputs(**inputs))]
 
-        used |= save_program(layers, read_source, calls.source, others.source, folder / f"{direction.value}_source")
-        used |= save_program(layers, read_target, calls.target, others.target, folder / f"{direction.value}_target")
-    width = model.hidden_width
+        prompts, inputs = zip(_arguments(model, direction, 2, 3, 5), _arguments(model, direction, 3, 4, 6), strict=True)
+        used |= save_program(layers, prefill, *prompts, folder / f"{direction.value}_prefill")
+        used |= save_program(layers, decode_step, *inputs, folder / f"{direction.value}_decode_step")
+    hidden = {"states": ("float32", [model.config.hidden])}
     for name, logits in (("image_logits", model.image_logits), ("text_logits", model.text_logits)):
-        used |= _save_simple(layers, logits, {"hidden": ("float32", [width])}, folder / name)
+        used |= _save_simple(layers, logits, hidden, folder / name)
     if model.reconstructor is not None:
-        states = {"hidden": ("float32", [model.rows * model.columns, width])}
+        states = {"states": ("float32", [model.config.image_length, model.config.hidden])}
         used |= _save_simple(layers, model.reconstructor, states, folder / "reconstruct")
     return used
 
 
-class _Calls(Decoder):
-    """A transformer that notes what its functions are called with."""
-
-    def __init__(self, model: ViLG):
-        self.rows, self.columns, self.heads = model.rows, model.columns, model.heads
-        self.attention, self.kinds = model.attention, model.kinds
-        self._model = model
-        self.source: Arguments = {}
-        self.target: Arguments = {}
-
-    def read_source(self, direction: Direction, ids: paddle.Tensor, slots: paddle.Tensor, parts: dict[str, Part]):
-        self.source = {"ids": ids, "slots": slots, "parts": parts}
-        return self._model.read_source(direction, **self.source)
-
-    def read_target(
-        self,
-        direction: Direction,
-        ids: paddle.Tensor,
-        slots: np.ndarray,
-        steps: dict[str, Step],
-        sources: list[Source],
-        caches: list[Cache],
-    ):
-        self.target = {"ids": ids, "slots": slots, "steps": steps, "sources": sources, "caches": caches}
-        return self._model.read_target(direction, **self.target)
-
-
-def _calls(model: ViLG, direction: Direction, prompts: int, candidates: int, text_length: int) -> _Calls:
-    """A call of each function, with token 0 everywhere."""
-    calls = _Calls(model)
-    to_image = direction is Direction.TEXT_TO_IMAGE
-    # The longest caption is the model's, so its caches have one size; prompts are as long as they are.
-    length = text_length if to_image else model.text_position.weight.shape[0]
-    source = paddle.zeros([prompts, length if to_image else model.rows * model.columns], dtype="int64")
-    _, state = calls.start(direction, source, source == 0, candidates, length)
+def _arguments(model: ViLG, direction: Direction, prompts: int, candidates: int, text_length: int) -> tuple[dict, dict]:
+    """Arguments of `prefill` and of `decode_step`, with token 0 everywhere."""
+    config, to_image = model.config, direction is Direction.TEXT_TO_IMAGE
+    ids = paddle.zeros([prompts, text_length if to_image else config.image_length], "int64")
+    mask = ids == 0
+    _, prefixes = model.prefill(direction, ids, mask)
+    # Prompts are as long as they are; texts to generate have one length, so that their caches have one size.
+    text_length = text_length if to_image else config.max_text_length
+    state = DecodeState.empty(config, direction, text_length, prefixes, mask.numpy(), candidates)
     zeros = np.zeros(state.batch, dtype=np.int64)
-    calls.step(state, paddle.to_tensor(zeros), zeros)
-    return calls
+    return {"ids": ids, "mask": mask}, vars(state.inputs(zeros, zeros))
 
 
-def _save_vqgan(pipeline: Pipeline, folder: Path) -> set[str]:
-    layers, size = {"vqgan": pipeline.vqgan}, pipeline.config.data.image_size
-    used = _save_simple(layers, pipeline.vqgan.encode, {"pictures": ("float32", [3, size, size])}, folder / "encode")
-    grid = {"ids": ("int64", [*pipeline.config.grid])}
-    return used | _save_simple(layers, pipeline.vqgan.decode, grid, folder / "decode")
+def _save_vqgan(vqgan: VQGAN, config: PipelineConfig, folder: Path) -> set[str]:
+    layers, size = {"vqgan": vqgan}, config.image_size
+    used = _save_simple(layers, vqgan.encode, {"pixels": ("float32", [3, size, size])}, folder / "encode")
+    grid = {"ids": ("int64", [config.transformer.rows, config.transformer.columns])}
+    return used | _save_simple(layers, vqgan.decode, grid, folder / "decode")
 
 
-def _save_matching(scorer: MatchingModel, folder: Path) -> set[str]:
-    layers, size = {"matching": scorer.model}, scorer.config.data.image_size
-    pictures = {"pictures": ("float32", [3, size, size])}
-    used = _save_simple(layers, scorer.model.embed_image, pictures, folder / "matching_image")
-    texts = [{"ids": paddle.zeros([n, n + 1], "int64"), "valid": paddle.ones([n, n + 1], "bool")} for n in (2, 3)]
-    return used | save_program(layers, lambda **given: [scorer.model.embed_text(**given)], *texts, folder / "matching_text")
+def _save_dual_encoder(model: DualEncoder, folder: Path) -> set[str]:
+    layers, size = {"dual_encoder": model}, model.config.image_size
+    used = _save_simple(layers, model.embed_image, {"pixels": ("float32", [3, size, size])}, folder / "embed_image")
+    texts = [{"ids": paddle.zeros([n, n + 1], "int64"), "mask": paddle.ones([n, n + 1], "bool")} for n in (2, 3)]
+    return used | save_program(layers, lambda **given: [model.embed_text(**given)], *texts, folder / "embed_text")
 
 
 def _save_simple(
     layers: dict[str, nn.Layer], function: Callable, inputs: dict[str, tuple[str, list[int]]], path: Path
 ) -> set[str]:
-    """A function from one batch to one other; `inputs` has the dtype and the shape of one of it."""
+    """A function from one batch to one other; `inputs` has the dtype and the shape of one example."""
     examples = [{name: paddle.zeros([n, *shape], dtype) for name, (dtype, shape) in inputs.items()} for n in (2, 3)]
     return save_program(layers, lambda **given: [function(*given.values())], *examples, path)

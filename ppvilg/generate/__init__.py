@@ -1,1 +1,1 @@
-"""Writing tokens with a trained transformer."""
+"""Generating images and texts with a trained transformer."""

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 
-from ppvilg.errors import UserError
-
 
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn.
 
     A temperature of 0 takes the likeliest token; 0 for `top_k` and 1 for `top_p` mean no limit; a `guidance` of 1 means none,
-    0 ignores the text (pictures only).
+    0 ignores the text (images only).
     """
 
     temperature: float = 1.0
@@ -23,13 +21,13 @@ class Sampling:
 
     def __post_init__(self):
         if self.temperature < 0:
-            raise UserError(f"temperature is {self.temperature}: give 0 (greedy) or a positive number")
+            raise ValueError(f"temperature is {self.temperature}: give 0 (greedy) or a positive number")
         if self.top_k < 0:
-            raise UserError(f"top-k is {self.top_k}: give 0 (no limit) or the number of tokens to draw from")
+            raise ValueError(f"top-k is {self.top_k}: give 0 (no limit) or the number of tokens to draw from")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top-p is {self.top_p}: give a probability above 0 and at most 1")
+            raise ValueError(f"top-p is {self.top_p}: give a probability above 0 and at most 1")
         if self.guidance < 0:
-            raise UserError(f"guidance is {self.guidance}: give 1 (none) or more; 0 ignores the text")
+            raise ValueError(f"guidance is {self.guidance}: give 1 (none) or more; 0 ignores the text")
 
 
 class Noise:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ppvilg.config import AttentionConfig, VQGANConfig
+from ppvilg.config import AttentionConfig, ViLGExperiment, VQGANConfig
 from ppvilg.model.mask import AttentionMask, Direction
 
 
@@ -46,3 +46,25 @@ class ViLGConfig:
         """The attention mask of a kind of layer for texts of a length."""
         attention = self.attention
         return AttentionMask(text_length, self.rows, self.columns, direction, kind, attention.kernel, attention.strict_row)
+
+
+def vilg_config(experiment: ViLGExperiment) -> ViLGConfig:
+    """The model that an experiment trains."""
+    transformer, text = experiment.transformer, experiment.text
+    rows, columns = experiment.grid
+    return ViLGConfig(
+        text_vocab_size=text.vocabulary_size,
+        max_text_length=text.max_length,
+        image_vocab_size=experiment.vqgan.codebook.size,
+        rows=rows,
+        columns=columns,
+        layers=transformer.layers,
+        hidden=transformer.hidden,
+        heads=transformer.heads,
+        ffn_multiplier=transformer.ffn_multiplier,
+        dropout=transformer.dropout,
+        tie_embeddings=transformer.tie_embeddings,
+        text_embedding_width=text.embedding_width,
+        attention=transformer.attention,
+        reconstructor=experiment.vqgan if transformer.reconstructor else None,
+    )

@@ -4,12 +4,13 @@ The paper ranks its candidates by such a model and filters its data by its simil
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import paddle
 from paddle import nn
 from paddle.nn import functional as F
 
+from ppvilg.config import DualEncoderExperiment
 from ppvilg.model.attention import Attention
 from ppvilg.model.layers import MLP, LayerNorm, Linear, dropout, sizes
 
@@ -35,12 +36,24 @@ class DualEncoderSizes:
     dropout: float = 0.0
 
 
+def dual_encoder_sizes(experiment: DualEncoderExperiment) -> DualEncoderSizes:
+    """The model that an experiment trains."""
+    text = experiment.text
+    return DualEncoderSizes(
+        image_size=experiment.data.image_size,
+        text_vocab_size=text.vocabulary_size,
+        max_text_length=text.max_length,
+        **asdict(experiment.dual_encoder),
+    )
+
+
 class DualEncoder(nn.Layer):
     """Two transformer encoders; the mean of each one's last states is projected to the common space."""
 
     def __init__(self, config: DualEncoderSizes):
         super().__init__()
         hidden = config.hidden
+        self.config = config
         self.patch_size = config.patch_size
         patches = (config.image_size // config.patch_size) ** 2
         self.patch_embedding = Linear(3 * config.patch_size**2, hidden)

@@ -22,11 +22,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ppvilg import __version__
-from ppvilg.errors import UserError
-from ppvilg.matching import Scorer, scores
-from ppvilg.pipeline import Pipeline
+from ppvilg.dual_encoder import scores
+from ppvilg.pipeline import ViLGPipeline
 from ppvilg.server import hub, paddle_serving
-from ppvilg.server.engine import Busy, Engine, Late, Partial, PictureJob, Result
+from ppvilg.server.engine import Busy, Engine, ImageJob, Late, Partial, Result
 from ppvilg.server.limits import Gate, Guard, error_answer
 from ppvilg.server.metrics import Measured, Metrics
 from ppvilg.server.requests import (
@@ -38,7 +37,8 @@ from ppvilg.server.requests import (
     ImagesRequest,
     ModelAnswer,
     Picture,
-    complaint,
+    RequestError,
+    error_message,
     png,
     png_base64,
 )
@@ -78,16 +78,16 @@ _ERRORS = {
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type", 499: "client_gone"}
 
 
-def create_app(pipeline: Pipeline, settings: Settings = Settings(), scorer: Scorer | None = None) -> FastAPI:
+def create_app(pipeline: ViLGPipeline, settings: Settings = Settings()) -> FastAPI:
     """The server as an ASGI application; its engine is `app.state.engine`.
 
-    Raises `UserError` for a matching model that cannot read the pipeline's pictures.
+    Raises `ValueError` for a dual encoder that cannot read the pipeline's images.
     """
-    if scorer is not None:
-        size = pipeline.config.data.image_size
-        scores(scorer, np.zeros((1, size, size, 3), np.uint8), [""])
+    if pipeline.dual_encoder is not None:
+        size = pipeline.config.image_size
+        scores(pipeline.dual_encoder, np.zeros((1, size, size, 3), np.uint8), [""])
     metrics = Metrics()
-    engine, forms, gate = Engine(pipeline, scorer, metrics, settings), Forms(pipeline, scorer, settings), Gate(settings)
+    engine, forms, gate = Engine(pipeline, metrics, settings), Forms(pipeline, settings), Gate(settings)
     service = paddle_serving.Service(engine, forms)
 
     @asynccontextmanager
@@ -135,7 +135,7 @@ def _add_api(app: FastAPI, engine: Engine, forms: Forms) -> None:
     async def images(form: ImagesRequest, request: Request) -> Any:
         """Pictures of a text."""
         if form.response_format == "png" and (form.n > 1 or form.stream):
-            raise UserError("response_format png is for one picture that is not streamed: give n = 1 and stream = false")
+            raise RequestError("response_format png is for one picture that is not streamed: give n = 1 and stream = false")
         tokens = forms.model().image_tokens
         every = max(1, form.partial_every or tokens // 8, tokens // _MOST_PARTIAL)
         job = await forms.picture_job(form, every if form.stream else 0)
@@ -202,7 +202,7 @@ class _Fresh(StaticFiles):
         return answer
 
 
-def _images_answer(job: PictureJob, result: Result) -> ImagesAnswer:
+def _images_answer(job: ImageJob, result: Result) -> ImagesAnswer:
     fits = result.scores or [None] * len(result.items)
     data = [
         Picture(b64_json=png_base64(picture), seed=seed, score=fit)
@@ -211,12 +211,12 @@ def _images_answer(job: PictureJob, result: Result) -> ImagesAnswer:
     return ImagesAnswer(created=int(time.time()), seed=job.seeds[0], prompt=job.prompt, data=data)
 
 
-async def _streamed(engine: Engine, job: PictureJob, tokens: int) -> AsyncIterator[str]:
+async def _streamed(engine: Engine, job: ImageJob, tokens: int) -> AsyncIterator[str]:
     """Server-sent events; the status is sent already, so that errors are events too."""
     try:
         async for event in engine.events(job):
             if isinstance(event, Partial):
-                data = [{"b64_json": png_base64(picture)} for picture in event.pictures]
+                data = [{"b64_json": png_base64(picture)} for picture in event.images]
                 yield _event("partial", {"tokens": event.tokens, "of": tokens, "data": data})
             else:
                 yield _event("done", _images_answer(job, event).model_dump())
@@ -249,7 +249,7 @@ async def _gone(request: Request) -> None:
 def _error_of(error: Exception) -> JSONResponse:
     """The answer for whatever a handler raised; what is no known mistake is logged under an id that the answer names."""
     match error:
-        case UserError():
+        case RequestError():
             return error_answer(422, "invalid_request", str(error))
         case Busy():
             return error_answer(503, "overloaded", str(error), error.retry_after)
@@ -260,7 +260,7 @@ def _error_of(error: Exception) -> JSONResponse:
         case RequestValidationError():
             if error.errors()[0]["type"] == "json_invalid":
                 return error_answer(400, _CODES[400], "the request is not valid JSON")
-            return error_answer(422, "invalid_request", complaint(error))
+            return error_answer(422, "invalid_request", error_message(error))
         case HTTPError():
             answer = error_answer(error.status_code, _CODES.get(error.status_code, "error"), error.detail)
             answer.headers.update(error.headers or {})
@@ -274,7 +274,7 @@ def _answer_errors(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
         return _error_of(error)
 
-    for kind in (UserError, Busy, Late, ClientDisconnect, RequestValidationError, HTTPError):
+    for kind in (RequestError, Busy, Late, ClientDisconnect, RequestValidationError, HTTPError):
         app.add_exception_handler(kind, answer)
     app.add_middleware(_Caught)
 

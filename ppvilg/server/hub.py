@@ -7,10 +7,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 
-from ppvilg.errors import UserError
 from ppvilg.hub import NO_STYLE, check_resolution, hub_styled
 from ppvilg.server.engine import Busy, Engine, Late
-from ppvilg.server.requests import Forms, PictureForm, complaint, png_base64
+from ppvilg.server.requests import Forms, PictureForm, RequestError, error_message, png_base64, request_errors
 
 _NAME = "ernie_vilg"
 _DONE, _FAILED, _NO_MODULE, _NO_JSON = "000", "101", "111", "112"  # PaddleHub's numbers
@@ -41,8 +40,8 @@ async def answer(engine: Engine, forms: Forms, name: str, body: bytes) -> JSONRe
     try:
         results = await _pictures(engine, forms, _Form.model_validate(tree))
     except ValidationError as error:
-        return _packed(_FAILED, complaint(error))
-    except (UserError, Busy, Late) as error:
+        return _packed(_FAILED, error_message(error))
+    except (RequestError, Busy, Late) as error:
         return _packed(_FAILED, str(error))
     except Exception:
         _log.exception("a bug, met by a request in PaddleHub's form")
@@ -52,12 +51,14 @@ async def answer(engine: Engine, forms: Forms, name: str, body: bytes) -> JSONRe
 
 async def _pictures(engine: Engine, forms: Forms, form: _Form) -> list[str]:
     model = forms.model()
-    check_resolution(form.resolution, model.image_size)
     prompts = [form.text_prompts] if isinstance(form.text_prompts, str) else form.text_prompts
     if len(prompts) * form.topk > model.limits.candidates:
         asked_for = f"{len(prompts)} prompts with topk {form.topk}"
-        raise UserError(f"{asked_for}: this server writes at most {model.limits.candidates} pictures for a request")
-    asked = [PictureForm(prompt=hub_styled(prompt, form.style, model.styles), n=form.topk) for prompt in prompts]
+        raise RequestError(f"{asked_for}: this server writes at most {model.limits.candidates} pictures for a request")
+    with request_errors():
+        check_resolution(form.resolution, model.image_size)
+        texts = [hub_styled(prompt, form.style, model.styles) for prompt in prompts]
+    asked = [PictureForm(prompt=text, n=form.topk) for text in texts]
     jobs = [await forms.picture_job(each) for each in asked]
     # One after another: a request never waits with more pictures than one of the other forms may ask for.
     return [png_base64(picture) for job in jobs for picture in (await engine.result(job)).items]

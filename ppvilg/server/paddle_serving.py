@@ -16,10 +16,9 @@ from google.protobuf.message import Message
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-from ppvilg.errors import UserError
-from ppvilg.server.engine import Busy, Engine, Late, PictureJob, Result
+from ppvilg.server.engine import Busy, Engine, ImageJob, Late, Result
 from ppvilg.server.limits import Gate
-from ppvilg.server.requests import CaptionForm, Forms, PictureForm, complaint, png_base64
+from ppvilg.server.requests import CaptionForm, Forms, PictureForm, RequestError, error_message, png_base64
 from ppvilg.server.settings import Settings
 
 NAME = "ernievilg"
@@ -62,17 +61,17 @@ def _pool() -> descriptor_pool.DescriptorPool:
 
 
 def read_form(values: dict[str, Any]) -> PictureForm | CaptionForm:
-    """What a request's values ask for; raises `UserError` for values that no form has."""
+    """What a request's values ask for; raises `RequestError` for values that no form has."""
     kind = PictureForm if "prompt" in values or "image" not in values else CaptionForm
     try:
         return kind.model_validate_strings(values)
     except ValidationError as error:
-        raise UserError(complaint(error)) from None
+        raise RequestError(error_message(error)) from None
 
 
 def written_values(job: Any, result: Result) -> dict[str, str]:
     """The answer's values: lists as JSON."""
-    if isinstance(job, PictureJob):
+    if isinstance(job, ImageJob):
         values = {"images": json.dumps([png_base64(picture) for picture in result.items]), "seeds": json.dumps(result.seeds)}
     else:
         values = {"captions": json.dumps(result.items, ensure_ascii=False)}
@@ -110,7 +109,7 @@ class Service:
             form = read_form(values)
             job = await (self._forms.picture_job if isinstance(form, PictureForm) else self._forms.caption_job)(form)
             return 0, "", written_values(job, await self._engine.result(job))
-        except UserError as error:
+        except RequestError as error:
             return REFUSED, str(error), {}
         except Busy as error:
             return BUSY, str(error), {}
@@ -174,6 +173,6 @@ async def start_grpc(service: Service, gate: Gate, settings: Settings) -> tuple[
     try:
         port = server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
     except RuntimeError:
-        raise UserError(f"cannot listen on {settings.host}:{settings.grpc_port} for gRPC: is the port taken?") from None
+        raise ValueError(f"cannot listen on {settings.host}:{settings.grpc_port} for gRPC: is the port taken?") from None
     await server.start()
     return server, port

@@ -3,6 +3,8 @@
 import base64
 import binascii
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal
 
 import cv2
@@ -12,11 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ppvilg import __version__
 from ppvilg.data.images import decode_image
-from ppvilg.errors import UserError
 from ppvilg.generate.sampling import Sampling
-from ppvilg.matching import Scorer
-from ppvilg.pipeline import Pipeline
-from ppvilg.server.engine import CaptionJob, PictureJob
+from ppvilg.pipeline import ViLGPipeline
+from ppvilg.server.engine import CaptionJob, ImageJob
 from ppvilg.server.settings import Settings
 from ppvilg.text import styled
 
@@ -43,7 +43,7 @@ class PictureForm(BaseModel):
     seed: Seed | None = None
     """The i-th picture is drawn with seed + i; the same request with the same seed gives the same pictures. Null: any."""
     candidates: Count | None = None
-    """Draw so many pictures and answer with those n that fit the prompt best; needs a matching model."""
+    """Draw so many pictures and answer with those n that fit the prompt best; needs a dual encoder."""
     guidance: Annotated[float, Field(ge=0, le=100)] = 1.0
     """How far to turn from what the model would draw without the text; 1: not at all."""
     temperature: Temperature = 1.0
@@ -97,7 +97,7 @@ class Picture(BaseModel):
     seed: int
     """With n = 1, no candidates and this seed the same request gives this picture again."""
     score: float | None
-    """How well it fits the prompt, in [0, 1]; null without a matching model."""
+    """How well it fits the prompt, in [0, 1]; null without a dual encoder."""
 
 
 class ImagesAnswer(BaseModel):
@@ -117,7 +117,7 @@ class Caption(BaseModel):
 
     text: str
     score: float | None
-    """How well it fits the picture, in [0, 1]; null without a matching model."""
+    """How well it fits the picture, in [0, 1]; null without a dual encoder."""
 
 
 class CaptionsAnswer(BaseModel):
@@ -150,59 +150,70 @@ class ModelAnswer(BaseModel):
     image_tokens: int
     max_text: int
     """Tokens that a prompt may have; a Chinese character is one."""
-    matching: bool
-    """Whether there is a matching model, for candidates and scores."""
+    dual_encoder: bool
+    """Whether there is a dual encoder, for candidates and scores."""
     guidance: bool
     """Whether the model was trained for guidance other than 1."""
     limits: Limits
 
 
-class Forms:
-    """Turns forms into jobs for one model; whatever does not fit it is a `UserError`."""
+class RequestError(ValueError):
+    """A request for something that the model or the server cannot do; the message is for the client."""
 
-    def __init__(self, pipeline: Pipeline, scorer: Scorer | None, settings: Settings):
+
+@contextmanager
+def request_errors() -> Iterator[None]:
+    """What a request made the library refuse, as a `RequestError`; any other error is a bug."""
+    try:
+        yield
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+
+
+class Forms:
+    """Turns forms into jobs for one model; whatever does not fit it is a `RequestError`."""
+
+    def __init__(self, pipeline: ViLGPipeline, settings: Settings):
         self._pipeline, self._settings = pipeline, settings
         self._config = pipeline.config
-        self._matching = scorer is not None
         self._decoding = CapacityLimiter(2)  # threads, since a decoded picture takes 4 bytes a pixel
 
-    async def picture_job(self, form: PictureForm, every: int = 0) -> PictureJob:
+    async def picture_job(self, form: PictureForm, every: int = 0) -> ImageJob:
         """`every`: tokens between two events that show how far the pictures are; 0: none."""
         settings, candidates = self._settings, form.candidates or form.n
         if form.n > settings.max_n:
-            raise UserError(f"n is {form.n}: this server writes at most {settings.max_n} pictures for a request")
+            raise RequestError(f"n is {form.n}: this server writes at most {settings.max_n} pictures for a request")
         if candidates > settings.max_candidates:
-            raise UserError(f"candidates is {candidates}: this server draws at most {settings.max_candidates}")
-        if form.candidates is not None and not self._matching:
-            raise UserError("this server has no matching model to choose among candidates: leave candidates out")
+            raise RequestError(f"candidates is {candidates}: this server draws at most {settings.max_candidates}")
+        if form.candidates is not None and self._pipeline.dual_encoder is None:
+            raise RequestError("this server has no dual encoder to choose among candidates: leave candidates out")
         if candidates < form.n:
-            raise UserError(f"the best of {candidates} candidates cannot be {form.n} pictures: give more candidates")
-        if form.guidance != 1 and not self._config.train.text_drop:
-            raise UserError("this model was trained without text_drop, so it knows no empty text: use guidance 1")
+            raise RequestError(f"the best of {candidates} candidates cannot be {form.n} pictures: give more candidates")
         if len(form.prompt) > settings.max_characters:
-            raise UserError(
-                f"the prompt has {len(form.prompt)} characters, this server reads at most {settings.max_characters}"
-            )
-        prompt = form.prompt if form.style is None else styled(form.prompt, form.style, self._config.text.styles)
+            length = len(form.prompt)
+            raise RequestError(f"the prompt has {length} characters, this server reads at most {settings.max_characters}")
         seeds = _seeds(form.seed, candidates)
-        sampling = Sampling(form.temperature, form.top_k, form.top_p, form.guidance)
-        text = self._pipeline.encode_prompts([prompt])[0]
-        given, keep_rows = None, 0
+        with request_errors():
+            self._pipeline.check_supported(form.guidance, "codebook")
+            prompt = form.prompt if form.style is None else styled(form.prompt, form.style, self._config.styles)
+            sampling = Sampling(form.temperature, form.top_k, form.top_p, form.guidance)
+            text = self._pipeline.encode_prompts([prompt])[0]
+        image, keep_rows = None, 0
         if form.image is not None:
-            rows = self._config.grid[0]
+            rows = self._config.transformer.rows
             keep_rows = form.keep_rows or rows // 2
             if keep_rows >= rows:
-                raise UserError(f"keep_rows is {keep_rows}: the picture has {rows} rows of tokens, keep 1 to {rows - 1}")
-            given = await self._picture(form.image)
+                raise RequestError(f"keep_rows is {keep_rows}: the image has {rows} rows of tokens, keep 1 to {rows - 1}")
+            image = await self._picture(form.image)
         elif form.keep_rows is not None:
-            raise UserError("keep_rows is for completing a picture: give the image too")
-        return PictureJob(
+            raise RequestError("keep_rows is for completing an image: give the image too")
+        return ImageJob(
             prompt=prompt,
             text=text,
             seeds=seeds,
             sampling=sampling,
             keep=form.n,
-            given=given,
+            image=image,
             keep_rows=keep_rows,
             every=every,
         )
@@ -211,26 +222,31 @@ class Forms:
         """The picture decoded, the rest checked."""
         settings = self._settings
         if form.n > settings.max_n:
-            raise UserError(f"n is {form.n}: this server writes at most {settings.max_n} captions for a request")
+            raise RequestError(f"n is {form.n}: this server writes at most {settings.max_n} captions for a request")
         if form.beams > settings.max_candidates:
-            raise UserError(f"beams is {form.beams}: this server searches with at most {settings.max_candidates}")
-        sampling = Sampling(form.temperature, form.top_k, form.top_p)
-        picture = await self._picture(form.image)
-        return CaptionJob(seeds=_seeds(form.seed, form.n), sampling=sampling, picture=picture, beams=form.beams)
+            raise RequestError(f"beams is {form.beams}: this server searches with at most {settings.max_candidates}")
+        if form.beams > 1 and (form.n > 1 or form.temperature):
+            raise RequestError(
+                f"beams is {form.beams}, but a beam search finds one caption and draws nothing: leave n and temperature out"
+            )
+        with request_errors():
+            sampling = Sampling(form.temperature, form.top_k, form.top_p)
+        image = await self._picture(form.image)
+        return CaptionJob(seeds=_seeds(form.seed, form.n), sampling=sampling, image=image, num_beams=form.beams)
 
     def model(self) -> ModelAnswer:
         """What the model is and what may be asked of it."""
         config, settings = self._config, self._settings
         return ModelAnswer(
             version=__version__,
-            styles=config.text.styles,
-            image_size=config.data.image_size,
-            rows=config.grid[0],
-            columns=config.grid[1],
-            image_tokens=config.image_tokens,
-            max_text=config.text.max_length - 2,
-            matching=self._matching,
-            guidance=config.train.text_drop > 0,
+            styles=config.styles,
+            image_size=config.image_size,
+            rows=config.transformer.rows,
+            columns=config.transformer.columns,
+            image_tokens=config.transformer.image_length,
+            max_text=config.transformer.max_text_length - 2,
+            dual_encoder=self._pipeline.dual_encoder is not None,
+            guidance=config.classifier_free_guidance,
             limits=Limits(
                 n=settings.max_n,
                 candidates=settings.max_candidates,
@@ -247,12 +263,13 @@ class Forms:
         try:
             content = base64.b64decode(encoded, validate=True)
         except (binascii.Error, ValueError):
-            raise UserError("image is not base64") from None
-        size, most = self._config.data.image_size, self._settings.max_pixels
-        return await to_thread.run_sync(decode_image, content, size, most, limiter=self._decoding)
+            raise RequestError("image is not base64") from None
+        size, most = self._config.image_size, self._settings.max_pixels
+        with request_errors():
+            return await to_thread.run_sync(decode_image, content, size, most, limiter=self._decoding)
 
 
-def complaint(error: ValidationError) -> str:
+def error_message(error: ValidationError) -> str:
     """The first thing that is wrong, as a sentence with the field's name; FastAPI's errors have the same form."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")[:100]

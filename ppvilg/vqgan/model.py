@@ -18,7 +18,7 @@ class VQGAN(nn.Layer):
 
     def __init__(self, config: VQGANConfig, image_size: int):
         super().__init__()
-        self.config = config
+        self.config, self.image_size = config, image_size
         self.encoder = Encoder(config, image_size)
         self.decoder = Decoder(config, image_size)
         self.quantize = build_codebook(config.codebook)

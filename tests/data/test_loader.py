@@ -6,9 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppvilg.config import ParallelConfig
-from ppvilg.data.loader import ahead, canonical_caption, draw_caption, own_places, sample_indices
-from ppvilg.parallel.topology import place
+from ppvilg.data.loader import canonical_caption, draw_caption, own_positions, prefetch, sample_indices
 
 CAPTIONS = {"zh": ["红苹果", "苹果"], "en": ["red apple"], "fr": []}
 
@@ -30,16 +28,14 @@ def test_order_depends_on_seed_and_epoch():
     assert order(0, 0) != order(0, 1)
 
 
-@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 100))
-def test_processes_read_the_same_places_together_in_any_layout(dp, sharding, own, accumulate, first):
-    size = own * dp * sharding
-    config = ParallelConfig(dp_degree=dp, sharding_degree=sharding, mp_degree=2)
+@given(st.integers(1, 8), st.integers(1, 3), st.integers(1, 3), st.integers(0, 100))
+def test_processes_read_the_same_positions_together_in_any_layout(data_world_size, own, micro_batches, first):
+    size = own * data_world_size
     read = []
-    for part in range(accumulate):
-        for rank in range(0, config.world_size, 2):
-            read += own_places(first, part, size, place(config, rank))
-            assert own_places(first, part, size, place(config, rank)) == own_places(first, part, size, place(config, rank + 1))
-    assert read == list(range(first, first + size * accumulate))
+    for i in range(micro_batches):
+        for data_rank in range(data_world_size):
+            read += own_positions(first + i * size, size, data_rank, data_world_size)
+    assert read == list(range(first, first + size * micro_batches))
 
 
 def test_captions_are_drawn_by_the_languages_weights():
@@ -58,7 +54,7 @@ def test_canonical_captions_take_turns_by_language():
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_batches_made_ahead_come_in_order(workers):
-    assert list(ahead(lambda step: step * step, range(2, 12), workers)) == [step * step for step in range(2, 12)]
+    assert list(prefetch(lambda step: step * step, range(2, 12), workers)) == [step * step for step in range(2, 12)]
 
 
 def test_an_error_in_a_worker_is_raised():
@@ -66,4 +62,4 @@ def test_an_error_in_a_worker_is_raised():
         raise ValueError(str(step))
 
     with pytest.raises(ValueError, match="0"):
-        list(ahead(fail, range(3), 2))
+        list(prefetch(fail, range(3), 2))

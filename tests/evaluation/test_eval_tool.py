@@ -10,11 +10,9 @@ import yaml
 from scipy import linalg
 
 from ppvilg.config import EvalExperiment, load_config
-from ppvilg.errors import UserError
-from ppvilg.evaluation import captions, parts
+from ppvilg.evaluation import captions, parts, report
 from ppvilg.evaluation.captions import caption_scores
 from ppvilg.evaluation.efficientnet import load_efficientnet
-from ppvilg.evaluation.evaluate import evaluate
 from ppvilg.evaluation.extractor import load_extractor
 from ppvilg.evaluation.files import read_features, read_predictions
 from ppvilg.evaluation.parts import joined_parts
@@ -23,7 +21,7 @@ from tests.helpers import run_tool
 
 @pytest.fixture(scope="module")
 def config(tiny_configs, tiny_runs, tmp_path_factory):
-    """Best of 1 and 3 by a dual encoder of three steps, the tiny model's own images evaluated."""
+    """Best of 1 and 3 by a dual encoder of three steps, the tiny model's own pictures evaluated."""
     folder = tmp_path_factory.mktemp("eval")
     bases = [str(tiny_configs / "base.yml"), str(tiny_configs / "text.yml")]
     encoder = {"base": bases, "task": "dual_encoder", "train": {"output": str(folder / "dual_encoder")}}
@@ -45,11 +43,11 @@ def evaluate_here(config):
         patch.setattr(parts, "load_extractor", lambda name: extractor)
         patch.setattr(captions, "_meteor", lambda references, predictions: None)
 
-        def evaluate_all(output, *overrides, rank=0, processes=1) -> bool:
+        def evaluate(output, *overrides, rank=0, processes=1) -> bool:
             resolved = load_config(config, ["captions=any", *overrides], EvalExperiment)
-            return evaluate(resolved, "all", output, rank, processes)
+            return report.evaluate(resolved, "all", output, rank, processes)
 
-        yield evaluate_all
+        yield evaluate
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +89,8 @@ def test_measures_are_those_of_the_parts(output):
     assert any("fewer than the 1281" in warning for warning in report["warnings"])
 
 
-def test_examples_are_images_of_the_model_and_of_the_data(output, tiny_data):
-    """Features of the kept images are those in the parts; the real ones are the files."""
+def test_examples_are_pictures_of_the_model_and_of_the_data(output, tiny_data):
+    """Features of the kept pictures are those in the parts; the real ones are the files."""
     report = json.loads((output / "report.json").read_text("utf-8"))
     arrays = joined_parts(sorted((output / "parts").glob("*.npz")))
     with np.load(output / "examples.npz") as examples:
@@ -155,7 +153,7 @@ def test_interrupted_evaluations_go_on(output, evaluate_here):
         assert (output / "report.json").read_bytes() == before
     whole = part.read_bytes()
     part.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"00000.npz is damaged: remove it"):
+    with pytest.raises(ValueError, match=r"00000.npz is damaged: remove it"):
         evaluate_here(output)
     part.write_bytes(whole)
 
@@ -222,22 +220,22 @@ def test_files_of_captions_and_answers(tmp_path):
 def test_damaged_predictions_are_refused(text, message, tmp_path):
     references = lines(tmp_path / "r.jsonl", {"id": "b", "texts": ["猫"]}, {"id": "1", "texts": ["青苹果"]})
     (tmp_path / "p.jsonl").write_text(text, "utf-8")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         read_predictions(tmp_path / "p.jsonl", references)
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(ValueError, match="cannot read"):
         read_predictions(tmp_path / "no.jsonl", references)
 
 
 def test_distance_of_folders_and_features(tiny_data, tmp_path):
-    images = np.stack([cv2.imread(str(path))[..., ::-1] for path in sorted(tiny_data.glob("*.png"))])
-    features, _ = load_efficientnet()(images[:12])
+    pictures = np.stack([cv2.imread(str(path))[..., ::-1] for path in sorted(tiny_data.glob("*.png"))])
+    features, _ = load_efficientnet()(pictures[:12])
     np.savez(tmp_path / "a.npz", features)
     done = run_tool("eval", "distance", tiny_data, tmp_path / "a.npz", "--size", 16)
     assert done.returncode == 0, done.stderr
     assert "24 real and 12 made pictures, 1280 features" in done.stdout
     assert "covariances are singular" in done.stderr
     shown = float(re.search(r"FD-EffLite0 +([\d.]+)", done.stdout).group(1))
-    assert shown == pytest.approx(frechet(load_efficientnet()(images)[0].astype("f8"), features.astype("f8")), rel=1e-3)
+    assert shown == pytest.approx(frechet(load_efficientnet()(pictures)[0].astype("f8"), features.astype("f8")), rel=1e-3)
     np.savez(tmp_path / "b.npz", features[:, :7])
     done = run_tool("eval", "distance", tmp_path / "a.npz", tmp_path / "b.npz")
     assert done.returncode == 2
@@ -248,9 +246,9 @@ def test_distance_of_folders_and_features(tiny_data, tmp_path):
     (tmp_path / "bad" / "x.png").write_bytes(b"nothing")
     extractor = load_extractor("efficientnet-lite0")
     for other, message in (
-        ("empty", "no images"),
+        ("empty", "no pictures"),
         ("c.npz", "c.npz is damaged: give a folder"),
-        ("bad", "x.png: not an image"),
+        ("bad", "x.png: not a picture"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(ValueError, match=message):
             read_features(tmp_path / other, extractor, 16)

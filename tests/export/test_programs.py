@@ -7,38 +7,38 @@ import numpy as np
 import paddle
 import pytest
 
-from ppvilg.config import ViLGExperiment
 from ppvilg.export.model import ExportedViLG
 from ppvilg.export.programs import Programs
 from ppvilg.export.structure import arrays, with_arrays
 from ppvilg.export.tracing import weights_of
 from ppvilg.export.write import save_transformer
-from ppvilg.generate.decoding import search_texts, write_images, write_texts
+from ppvilg.generate.beam_search import beam_search
+from ppvilg.generate.engine import GenerationRequest, generate_images, generate_texts
 from ppvilg.generate.sampling import Sampling
-from ppvilg.transformer.cache import LatentCache, State, Step
-from ppvilg.transformer.model import ViLG
-from ppvilg.transformer.pattern import Direction
-from tests.generate.test_decoding import PROMPTS, TEXT, build
-from tests.transformer.test_model import CONFIG, PLANS, M, N, with_plan
+from ppvilg.model.kv_cache import AbsorbedCache, DecodeState, StepInputs
+from ppvilg.model.mask import Direction
+from ppvilg.model.vilg import ViLG
+from tests.generate.test_engine import PROMPTS, SAMPLINGS, TEXT, build, finish, image_engine, images
+from tests.model.test_vilg import CONFIG, PLANS, VQGAN, M, N, with_plan
+
+OPTIONS = {
+    "tied": replace(CONFIG, tie_embeddings=True),
+    "reconstructor": replace(CONFIG, reconstructor=VQGAN),
+    "projected": replace(CONFIG, text_embedding_width=6),
+}
 
 
-def exported(model: ViLG, config: ViLGExperiment, folder: Path) -> ExportedViLG:
+def exported(model: ViLG, folder: Path) -> ExportedViLG:
     save_transformer(model, folder)
-    return ExportedViLG(config, Programs(folder, weights_of({"model": model})))
+    return ExportedViLG(model.config, Programs(folder, weights_of({"model": model})))
 
 
-@pytest.fixture(scope="module", params=[*PLANS, "tied", "projected", "reconstructor"])
+@pytest.fixture(scope="module", params=[*PLANS, *OPTIONS])
 def both(request, tmp_path_factory) -> tuple[ViLG, ExportedViLG]:
     """A model and its export, for every kind of layer and every option that changes what is computed."""
     paddle.seed(0)
-    config = with_plan(request.param) if request.param in PLANS else CONFIG
-    if request.param in ("tied", "reconstructor"):
-        option = {"tie_embeddings" if request.param == "tied" else "reconstructor": True}
-        config = replace(config, transformer=replace(config.transformer, **option))
-    elif request.param == "projected":
-        config = replace(config, text=replace(config.text, embedding_width=6))
-    model = build(config)
-    return model, exported(model, config, tmp_path_factory.mktemp("programs"))
+    model = build(OPTIONS[request.param] if request.param in OPTIONS else with_plan(request.param))
+    return model, exported(model, tmp_path_factory.mktemp("programs"))
 
 
 @pytest.mark.parametrize(
@@ -49,73 +49,73 @@ def both(request, tmp_path_factory) -> tuple[ViLG, ExportedViLG]:
         ([4, 5, 4, 5], Sampling(guidance=3.0)),
     ],
 )
-def test_pictures(both, seeds, sampling):
-    *_, (expected, states) = write_images(both[0], PROMPTS, TEXT, seeds, sampling, read_last=True)
-    *_, (tokens, found) = write_images(both[1], PROMPTS, TEXT, seeds, sampling, read_last=True)
+def test_images(both, seeds, sampling):
+    *_, (expected, states) = generate_images(both[0], PROMPTS, TEXT, seeds, sampling, return_states=True)
+    *_, (tokens, found) = generate_images(both[1], PROMPTS, TEXT, seeds, sampling, return_states=True)
     np.testing.assert_array_equal(tokens, expected)
-    np.testing.assert_allclose(paddle.stack(found).numpy(), paddle.stack(states).numpy(), atol=1e-5)
+    np.testing.assert_allclose(paddle.stack(found).numpy(), paddle.stack(states).numpy(), rtol=1e-5, atol=1e-5)
 
 
-def test_one_prompt_with_an_odd_number_of_candidates_and_given_tokens(both):
+def test_one_prompt_with_an_odd_number_of_candidates_and_prefix_tokens(both):
     given = np.random.default_rng(0).integers(0, 11, [5, 6])
     expected, tokens = (
-        list(write_images(model, PROMPTS[:1], TEXT, [1, 2, 3, 4, 5], Sampling(), given))[-1].tokens for model in both
+        list(generate_images(model, PROMPTS[:1], TEXT, [1, 2, 3, 4, 5], Sampling(), given))[-1].tokens for model in both
     )
     np.testing.assert_array_equal(tokens, expected)
 
 
-def test_captions_and_beams(both):
-    image = paddle.randint(0, 11, [3, N])
+def test_texts_and_beams(both):
+    read = images(3)
     for sampling, seeds in ((Sampling(0), [0] * 3), (Sampling(), [1, 2] * 3)):
-        expected, texts = (write_texts(model, image, TEXT, CONFIG.text.max_length, seeds, sampling) for model in both)
+        expected, texts = (generate_texts(model, read, TEXT, CONFIG.max_text_length, seeds, sampling) for model in both)
         assert texts == expected
-    expected, texts = (search_texts(model, image, TEXT, CONFIG.text.max_length, 3, 1.0) for model in both)
+    expected, texts = (beam_search(model, read, TEXT, CONFIG.max_text_length, 3, 1.0) for model in both)
     assert texts == expected
 
 
-def test_pictures_from_hidden_states(both):
+def test_pixels_of_hidden_states(both):
     if both[0].reconstructor is None:
         assert both[1].reconstructor is None
         return
-    hidden = paddle.randn([3, N, 16])
+    states = paddle.randn([3, N, 16])
     with paddle.no_grad():
-        np.testing.assert_allclose(both[1].reconstructor(hidden).numpy(), both[0].reconstructor(hidden).numpy(), atol=1e-5)
+        np.testing.assert_allclose(both[1].reconstructor(states).numpy(), both[0].reconstructor(states).numpy(), atol=1e-5)
+
+
+def test_prefill(both):
+    """States and what targets read of them, for prompts with padding."""
+    ids = paddle.randint(0, 11, [3, M])
+    mask = paddle.arange(M).unsqueeze(0) < paddle.to_tensor([[M], [2], [3]])
+    prompts = ((Direction.TEXT_TO_IMAGE, ids, mask), (Direction.IMAGE_TO_TEXT, paddle.to_tensor(images(2)), None))
+    for direction, read, real in prompts:
+        real = paddle.ones(read.shape, "bool") if real is None else real
+        (expected, prefixes), (states, found) = (model.prefill(direction, read, real) for model in both)
+        pairs = [(expected.unsqueeze(1), states.unsqueeze(1))]
+        for one, other in zip(prefixes, found, strict=True):
+            pairs += [(one.keys, other.keys), (one.values, other.values)]
+        for pair in pairs:
+            one, other = (x.transpose([0, 2, 1, 3]).numpy()[real.numpy()] for x in pair)
+            np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5)
 
 
 def test_sequences_join_and_leave_an_exported_models_batch(both):
-    """Each as if it were alone in the model in memory."""
-    random = np.random.default_rng(0)
-    texts = random.integers(3, 23, [3, M])
-    tokens = random.integers(0, 11, [3, N])
-    valid = paddle.ones([1, M], "bool")
-
-    def start(model, i: int) -> State:
-        return model.start(Direction.TEXT_TO_IMAGE, paddle.to_tensor(texts[i : i + 1]), valid, 1, M)[1]
-
-    alone = []
-    for i in range(3):
-        state = start(both[0], i)
-        alone.append([both[0].step(state, paddle.to_tensor(tokens[i, k : k + 1]), np.array([k])).numpy()[0] for k in range(N)])
-    state, running = start(both[1], 0), [(0, 0)]
-    for now in range(N + 4):
-        if now in (2, 5):
-            state = State.joined([state, start(both[1], now // 2)])
-            running.append((now // 2, 0))
-        ids = paddle.to_tensor([tokens[i, k] for i, k in running])
-        hidden = both[1].step(state, ids, np.array([k for _, k in running])).numpy()
-        for found, (i, k) in zip(hidden, running, strict=True):
-            np.testing.assert_allclose(found, alone[i][k], atol=1e-5)
-        going = [row for row, (_, k) in enumerate(running) if k + 1 < N]
-        running = [(running[row][0], running[row][1] + 1) for row in going]
-        if not running:
-            break
-        state.select(going)
-    assert now == N + 4 - 1 or not running
+    """Each gets the tokens that it gets alone from the model in memory."""
+    engine = image_engine(both[1])
+    requests = [GenerationRequest(PROMPTS[i % 2], [i] * (1 + i % 2), SAMPLINGS[i % 4]) for i in range(6)]
+    for request in requests:
+        engine.join([request])
+        engine.step()
+        engine.step()
+    engine.leave(requests[3:4])
+    finish(engine)
+    for request in [*requests[:3], *requests[4:]]:
+        *_, alone = generate_images(both[0], [request.prompt], TEXT, request.seeds, request.sampling)
+        np.testing.assert_array_equal(request.tokens, alone.tokens)
 
 
 def test_structures_and_their_arrays():
-    step = Step(np.arange(2), None, np.zeros([2, 1, 3]))
-    cache = LatentCache(np.ones([4, 2]), 2, 2)
+    step = StepInputs(np.arange(2), None, np.zeros([2, 1, 3]))
+    cache = AbsorbedCache(np.ones([4, 2]), 2, 2)
     structure = {"steps": {"row": step}, "caches": [cache]}
     found = arrays(structure, "x")
     assert list(found) == ["x.steps.row.write", "x.steps.row.bias", "x.caches.0.inputs"]
@@ -127,13 +127,14 @@ def test_structures_and_their_arrays():
 
 def test_arrays_may_be_changed_between_steps(both):
     """As one does who counts positions up in place."""
-    text, valid = paddle.ones([1, M], "int64"), paddle.ones([1, M], "bool")
+    text, mask = paddle.ones([1, M], "int64"), paddle.ones([1, M], "bool")
     hidden = []
     for model in both:
-        state = model.start(Direction.TEXT_TO_IMAGE, text, valid, 1, M)[1]
-        positions = np.zeros(1, dtype=np.int64)
+        _, prefixes = model.prefill(Direction.TEXT_TO_IMAGE, text, mask)
+        state = DecodeState.empty(model.config, Direction.TEXT_TO_IMAGE, M, prefixes, mask.numpy())
+        ids, slots = np.full(1, 3), np.zeros(1, dtype=np.int64)
         for _ in range(4):
-            last = model.step(state, paddle.to_tensor([3]), positions)
-            positions += 1
+            last = model.decode_step(Direction.TEXT_TO_IMAGE, state.inputs(ids, slots))
+            slots += 1
         hidden.append(last.numpy())
     np.testing.assert_allclose(hidden[1], hidden[0], atol=1e-5)

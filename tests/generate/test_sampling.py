@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppvilg.errors import UserError
 from ppvilg.generate.sampling import Noise, Sampling, keep_top_k, keep_top_p, sample
 
 ROWS = st.lists(st.lists(st.floats(-5, 5, width=32), min_size=6, max_size=6, unique=True), min_size=1, max_size=3)
@@ -59,7 +58,7 @@ def test_a_sample_does_not_depend_on_its_batch():
     assert together == alone
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}])
+@pytest.mark.parametrize("options", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}, {"guidance": -1}])
 def test_impossible_options_are_refused(options):
-    with pytest.raises(UserError):
+    with pytest.raises(ValueError, match=f"{next(iter(options)).replace('_', '-')} is {next(iter(options.values()))}"):
         Sampling(**options)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from ppvilg.checkpoint import Stored, checkpoints
-from tests.helpers import losses
+from ppvilg.checkpoint import CheckpointReader, checkpoints
+from tests.helpers import losses, metrics
 from tests.parallel import launch
 
 STEPS = 5
@@ -76,10 +76,11 @@ def settings_of(optimizer: dict) -> dict:
 
 
 def differences(run: Path, other: Path) -> tuple[float, float]:
-    """The largest between two runs' losses, and between the parameters they end with."""
+    """The largest between two runs' losses, of training and validation, and between the parameters they end with."""
     ours, theirs = losses(run), losses(other)
     assert len(ours) == len(theirs) == STEPS
-    of_losses = max(abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs, strict=True))
-    a, b = (Stored(checkpoints(path)[-1], "model").all() for path in (run, other))
+    pairs = [*zip(ours, theirs, strict=True), (metrics(run, "validation")[-1], metrics(other, "validation")[-1])]
+    of_losses = max(abs(a["loss"] - b["loss"]) for a, b in pairs)
+    a, b = (CheckpointReader(checkpoints(path)[-1], "model").all() for path in (run, other))
     assert a.keys() == b.keys()
     return of_losses, max(float(np.abs(a[name] - b[name]).max()) for name in a)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppvilg.checkpoint import Stored, checkpoint_state, checkpoints
+from ppvilg.checkpoint import CheckpointReader, checkpoint_state, checkpoints
 from tests.helpers import losses
 from tests.parallel import launch
 from tests.parallel.conftest import ADAMW, overrides, settings_of
@@ -136,7 +136,7 @@ def saving(run: Path) -> list[str]:
 
 def assert_same(folder: Path, other: Path) -> None:
     for name in FILES:
-        ours, theirs = Stored(folder, name).all(), Stored(other, name).all()
+        ours, theirs = CheckpointReader(folder, name).all(), CheckpointReader(other, name).all()
         assert ours.keys() == theirs.keys()
         for key in ours:
             np.testing.assert_array_equal(ours[key], theirs[key], err_msg=f"{folder} {name}: {key}")

@@ -11,20 +11,32 @@ LAYOUTS = [
     {"sharding_degree": 2},
     {"sharding_degree": 2, "sharding_stage": 2},
     {"sharding_degree": 2, "sharding_stage": 3, "recompute": "full"},
+    {"dp_degree": 2, "sharding_degree": 2},
+    {"dp_degree": 2, "sharding_degree": 2, "sharding_stage": 2},
+    {"dp_degree": 2, "sharding_degree": 2, "sharding_stage": 3},
     {"dp_degree": 2, "mp_degree": 2},
+    {"dp_degree": 2, "pp_degree": 2},
+    {"sharding_degree": 2, "pp_degree": 2},
     {"mp_degree": 2, "pp_degree": 2},
     {"sharding_degree": 2, "mp_degree": 2},
     {"sharding_degree": 2, "mp_degree": 2, "sharding_stage": 2},
-    {"dp_degree": 2, "sharding_degree": 2, "sharding_stage": 2},
     {"pp_degree": 4},
     {"dp_degree": 2, "mp_degree": 2, "pp_degree": 2},
     {"sharding_degree": 2, "mp_degree": 2, "pp_degree": 2},
     {"mp_degree": 2, "recompute": "full"},
     {"pp_degree": 2, "recompute": "full"},
-    {"sharding_degree": 2, "sharding_stage": 2, "offload": True},
+    {"sharding_degree": 2, "mp_degree": 2, "pp_degree": 2, "recompute": "full"},
 ]
-"""All with two micro-batches a step and clipping."""
+"""What Fleet supports, up to eight processes, all with two micro-batches a step and clipping."""
 QUICK = [{"dp_degree": 2}, {"mp_degree": 2}, {"pp_degree": 2}, {"sharding_degree": 2, "sharding_stage": 3, "recompute": "full"}]
+TIED_LAYOUTS = [
+    {"pp_degree": 2},
+    {"mp_degree": 2},
+    {"mp_degree": 2, "pp_degree": 2},
+    {"sharding_degree": 2, "pp_degree": 2},
+    {"sharding_degree": 2, "sharding_stage": 2},
+]
+E2E_LAYOUTS = [{"pp_degree": 2}, {"mp_degree": 2}, {"dp_degree": 2}, {"sharding_degree": 2, "sharding_stage": 3}]
 TIED = {"transformer.tie_embeddings": True}
 E2E = {"transformer.reconstructor": True}
 
@@ -59,13 +71,13 @@ def test_gradient_descent_in_all_layouts(train_layout, alone, layout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [{"pp_degree": 2}, {"mp_degree": 2}, {"sharding_degree": 2, "pp_degree": 2}], ids=name)
+@pytest.mark.parametrize("layout", TIED_LAYOUTS, ids=name)
 def test_tied_tables(train_layout, alone, layout):
     check(train_layout, alone, layout, SGD, 1e-5, TIED)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [{"pp_degree": 2}, {"mp_degree": 2}, {"dp_degree": 2}], ids=name)
+@pytest.mark.parametrize("layout", E2E_LAYOUTS, ids=name)
 def test_end_to_end_training(train_layout, alone, layout):
     check(train_layout, alone, layout, SGD, 1e-5, E2E)
 

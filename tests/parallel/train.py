@@ -3,7 +3,6 @@
 With SAVE_WHAT_WAS_LOADED in the environment a resumed run writes the checkpoint that it has read again, before its first step.
 """
 
-import inspect
 import os
 import sys
 from pathlib import Path
@@ -11,31 +10,32 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import ppvilg  # noqa: F401  sets paddle's flags
-from ppvilg.errors import UserError
-from ppvilg.training import loop
 from tests.parallel.gloo import cure, leave
-from tools.train import main
+
+cure()
+
+from ppvilg.cli import run  # noqa: E402  the cure comes before Fleet
+from ppvilg.train import fleet  # noqa: E402
+from ppvilg.train.trainer import Trainer  # noqa: E402
+from tools.train import main  # noqa: E402
 
 
 def save_what_was_loaded() -> None:
-    """Let the first step of the loop be preceded by the loop's own saving."""
-    run_step = loop.run_step
+    """Let resuming be followed by saving."""
+    resume = Trainer.resume
 
-    def first_step(task, optimizers, batches, step, rate):
-        loop.run_step = run_step
-        inspect.currentframe().f_back.f_locals["save"](step)
-        return run_step(task, optimizers, batches, step, rate)
+    def resume_and_save(self: Trainer) -> None:
+        resume(self)
+        self.save()
 
-    loop.run_step = first_step
+    Trainer.resume = resume_and_save
 
 
 if __name__ == "__main__":
-    cure()
+    fleet.SEGMENT_SIZE = 100  # stage 3 shares out the small matrices of tests, too
     if "SAVE_WHAT_WAS_LOADED" in os.environ:
         save_what_was_loaded()
     try:
-        code = main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    leave(code)
+        run(main)
+    except SystemExit as end:
+        leave(end.code)

@@ -6,25 +6,23 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import httpx
 import numpy as np
 import pytest
 import uvicorn
 
-from ppvilg.pipeline import Pipeline
+from ppvilg import ViLGPipeline
 from ppvilg.server.app import create_app
 from ppvilg.server.settings import Settings
-
-STYLES = {"plain": {"zh": "{}方块", "en": "{}"}, "only_zh": {"zh": "大{}"}}
+from tests.models import STYLES  # noqa: F401  also for the tests
 
 
 class Redness:
     """A scorer that likes red pictures, whatever the text."""
 
-    def embed_pictures(self, pictures):
-        share = pictures[..., 0].mean((1, 2)) / 255
+    def embed_images(self, images):
+        share = images[..., 0].mean((1, 2)) / 255
         return np.stack([share, np.sqrt(1 - share**2)], 1).astype(np.float32)
 
     def embed_texts(self, texts):
@@ -42,21 +40,19 @@ class Slow:
     def __getattr__(self, name):
         return getattr(self._model, name)
 
-    def step(self, *arguments):
+    def decode_step(self, *arguments):
         time.sleep(self._seconds)
         self.gate.wait()
-        return self._model.step(*arguments)
+        return self._model.decode_step(*arguments)
 
 
 @pytest.fixture(scope="session")
-def pipeline(tiny_runs) -> Pipeline:
+def pipeline(tiny_model) -> ViLGPipeline:
     """The tiny model; it knows two styles."""
-    loaded = Pipeline.load(tiny_runs / "vilg")
-    loaded.config = replace(loaded.config, text=replace(loaded.config.text, styles=STYLES))
-    return loaded
+    return ViLGPipeline.from_pretrained(tiny_model)
 
 
-def slow(pipeline: Pipeline, seconds: float = 0.0) -> Pipeline:
+def slow(pipeline: ViLGPipeline, seconds: float = 0.0) -> ViLGPipeline:
     """The same with `Slow`."""
     other = copy.copy(pipeline)
     other.model = Slow(pipeline.model, seconds)
@@ -79,9 +75,11 @@ class Running:
 
 
 @contextmanager
-def serving(pipeline: Pipeline, scorer=None, **settings) -> Iterator[Running]:
+def serving(pipeline: ViLGPipeline, scorer=None, **settings) -> Iterator[Running]:
     """Start uvicorn in a thread and stop it at the end."""
-    app = create_app(pipeline, Settings(**settings), scorer)
+    pipeline = copy.copy(pipeline)
+    pipeline.dual_encoder = scorer
+    app = create_app(pipeline, Settings(**settings))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))

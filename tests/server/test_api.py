@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 
-from ppvilg.generate.sampling import Sampling
 from ppvilg.server.requests import png, png_base64
 from tests.server.conftest import STYLES, serving
 
@@ -30,7 +29,8 @@ def test_pictures_are_the_pipelines(server, pipeline):
     content = answer.json()
     assert (content["seed"], content["prompt"]) == (5, "红色方块")
     assert sorted(entry["seed"] for entry in content["data"]) == [5, 6, 7]
-    expected = pipeline.generate(["红色方块"], 3, 5, Sampling(**sampling))[0]
+    options = {name: value for name, value in sampling.items() if name != "guidance"}
+    expected = pipeline("红色方块", 3, 2.0, seed=5, output_type="np", **options).images
     for entry in content["data"]:
         np.testing.assert_array_equal(decoded(entry["b64_json"]), expected[entry["seed"] - 5])
         assert 0 <= entry["score"] <= 1
@@ -64,20 +64,20 @@ def test_a_picture_is_completed(server, pipeline):
     picture = np.full((16, 16, 3), 200, np.uint8)
     request = {"prompt": "红", "image": png_base64(picture), "keep_rows": 3, "seed": 1}
     made = decoded(server.client.post("/v1/images", json=request).json()["data"][0]["b64_json"])
-    np.testing.assert_array_equal(made, pipeline.complete(picture, 3, "红", seed=1)[0])
+    np.testing.assert_array_equal(made, pipeline.complete(picture, 3, "红", seed=1).images[0])
     request |= {"image": "data:image/png;base64," + request["image"], "keep_rows": None}
     made = decoded(server.client.post("/v1/images", json=request).json()["data"][0]["b64_json"])
-    np.testing.assert_array_equal(made, pipeline.complete(picture, pipeline.config.grid[0] // 2, "红", seed=1)[0])
+    np.testing.assert_array_equal(made, pipeline.complete(picture, 2, "红", seed=1).images[0])
 
 
 def test_a_png_file(server, pipeline):
     answer = server.client.post("/v1/images", json={"prompt": "红", "seed": 4, "response_format": "png"})
     assert answer.headers["content-type"] == "image/png"
-    assert answer.content == png(pipeline.generate(["红"], 1, 4)[0][0])
+    assert answer.content == png(pipeline("红", seed=4, output_type="np").images[0])
 
 
 def test_streaming(server, pipeline):
-    n = pipeline.config.image_tokens
+    n = pipeline.config.transformer.image_length
     answer = server.client.post("/v1/images", json={"prompt": "红", "n": 2, "seed": 4, "stream": True})
     assert answer.headers["content-type"].startswith("text/event-stream")
     *partial, (last, done) = events(answer)
@@ -87,9 +87,9 @@ def test_streaming(server, pipeline):
     assert all(data["of"] == n and len(data["data"]) == 2 for _, data in partial)
     plain = server.client.post("/v1/images", json={"prompt": "红", "n": 2, "seed": 4}).json()
     assert [entry["b64_json"] for entry in done["data"]] == [entry["b64_json"] for entry in plain["data"]]
-    expected = list(pipeline.generate_partial(["红"], 2, 4, every=n // 8))
-    for (_, data), pictures in zip(partial, expected, strict=False):
-        np.testing.assert_array_equal([decoded(entry["b64_json"]) for entry in data["data"]], pictures[0])
+    expected = list(pipeline.stream("红", n // 8, num_images_per_prompt=2, seed=4))
+    for (_, data), (_, pictures) in zip(partial, expected, strict=False):
+        np.testing.assert_array_equal([decoded(entry["b64_json"]) for entry in data["data"]], [*map(np.asarray, pictures)])
 
 
 def test_partial_every(server, pipeline):
@@ -102,8 +102,8 @@ def test_captions(server, pipeline):
     request = {"image": png_base64(picture)}
     for options, arguments in (
         ({}, {}),
-        ({"beams": 3}, {"beams": 3}),
-        ({"n": 2, "temperature": 0.8, "seed": 3}, {"samples": 2, "seed": 3, "sampling": Sampling(0.8)}),
+        ({"beams": 3}, {"num_beams": 3}),
+        ({"n": 2, "temperature": 0.8, "seed": 3}, {"num_captions": 2, "seed": 3, "temperature": 0.8}),
     ):
         answer = server.client.post("/v1/captions", json=request | options)
         assert answer.status_code == 200, answer.text
@@ -115,8 +115,8 @@ def test_what_a_page_needs(server, pipeline):
     model = server.client.get("/v1/model").json()
     assert model["styles"] == STYLES
     assert (model["image_size"], model["rows"] * model["columns"]) == (16, model["image_tokens"])
-    assert model["max_text"] == pipeline.config.text.max_length - 2
-    assert model["matching"]
+    assert model["max_text"] == pipeline.config.transformer.max_text_length - 2
+    assert model["dual_encoder"]
     assert model["guidance"]
     assert model["limits"]["candidates"] == 16
 
@@ -137,14 +137,14 @@ def test_health_metrics_and_documentation(server):
     assert "http" not in page.replace("http-equiv", ""), "the page loads nothing from elsewhere"
 
 
-def test_without_a_matching_model(pipeline):
+def test_without_a_dual_encoder(pipeline):
     with serving(pipeline) as running:
         answer = running.client.post("/v1/images", json={"prompt": "红"})
         assert answer.json()["data"][0]["score"] is None
         answer = running.client.post("/v1/images", json={"prompt": "红", "candidates": 3})
         assert answer.status_code == 422
-        assert "matching model" in answer.json()["error"]["message"]
-        assert not running.client.get("/v1/model").json()["matching"]
+        assert "dual encoder" in answer.json()["error"]["message"]
+        assert not running.client.get("/v1/model").json()["dual_encoder"]
 
 
 def test_the_page(server):

@@ -18,7 +18,7 @@ import httpx
 import pytest
 import yaml
 
-from ppvilg.pipeline import Pipeline
+from ppvilg import ViLGPipeline
 from ppvilg.server.paddle_serving import NAME, PACKAGE, message_class
 from tests.server.conftest import serving, until
 from tests.server.test_paddle_serving import PICTURE
@@ -40,13 +40,13 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def peers(tiny_runs, tmp_path_factory):
+def peers(tiny_model, tmp_path_factory):
     """(URL, gRPC address) of Paddle Serving and of our server."""
     folder = tmp_path_factory.mktemp("paddle_serving")
     config = yaml.safe_load((ROOT / "deploy/paddle_serving/config.yml").read_text("utf-8"))
     config |= {"rpc_port": free_port(), "http_port": free_port()}
     (folder / "config.yml").write_text(yaml.safe_dump(config), "utf-8")
-    command = [PYTHON or sys.executable, ROOT / "deploy/paddle_serving/web_service.py", "--model", tiny_runs / "vilg"]
+    command = [PYTHON or sys.executable, ROOT / "deploy/paddle_serving/web_service.py", "--model", tiny_model]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     # It writes its logs where it stands, and its gateway is a process of its own: both end with the group.
     with open(folder / "log", "w") as log:
@@ -62,7 +62,7 @@ def peers(tiny_runs, tmp_path_factory):
     try:
         until(lambda: process.poll() is not None or answers(theirs), 120)
         assert process.poll() is None, (folder / "log").read_text("utf-8")
-        with serving(Pipeline.load(tiny_runs / "vilg"), grpc_port=0) as ours:
+        with serving(ViLGPipeline.from_pretrained(tiny_model), grpc_port=0) as ours:
             yield (
                 (theirs, f"127.0.0.1:{config['rpc_port']}"),
                 (str(ours.client.base_url), f"127.0.0.1:{ours.app.state.grpc_port}"),

@@ -8,7 +8,6 @@ import httpx
 import numpy as np
 import pytest
 
-from ppvilg.errors import UserError
 from ppvilg.server.requests import png_base64
 from ppvilg.server.settings import Settings, read_api_keys
 from tests.server.conftest import Redness, serving, slow, until
@@ -90,7 +89,7 @@ def test_a_client_that_goes_away_frees_its_place(pipeline, stream):
         until(lambda: running.metric("ppvilg_cancelled_total") == 2)
         assert running.metric("ppvilg_running_sequences") == 0
         assert ask(running).status_code == 200
-        n = held.config.image_tokens
+        n = held.config.transformer.image_length
         assert running.metric("ppvilg_tokens_total") < 4 * n + n, "what nobody waits for is not written"
 
 
@@ -121,13 +120,13 @@ def test_stopping_finishes_what_was_accepted(pipeline):
 def test_a_bug_is_told_without_details_and_does_not_stop_the_server(pipeline, caplog):
     broken = slow(pipeline)
     with serving(broken) as running:
-        broken.model.step = lambda *arguments: 1 / 0
+        broken.model.decode_step = lambda *arguments: 1 / 0
         for answer in (ask(running), ask(running, stream=True)):
             assert "division" not in answer.text
             assert "internal" in answer.text
         assert ask(running).status_code == 500
         assert "ZeroDivisionError" in caplog.text
-        del broken.model.step
+        del broken.model.decode_step
         assert ask(running).status_code == 200
 
 
@@ -154,7 +153,7 @@ def test_a_bug_at_the_very_end_is_told_too(pipeline):
     ],
 )
 def test_refused_settings(settings, word):
-    with pytest.raises(UserError, match=word):
+    with pytest.raises(ValueError, match=word):
         Settings(**settings)
 
 
@@ -168,7 +167,7 @@ def test_api_keys(tmp_path, monkeypatch):
     assert read_api_keys(None) == frozenset()
     path.write_text("# none\n")
     for bad in (path, tmp_path / "missing"):
-        with pytest.raises(UserError, match=r"key"):
+        with pytest.raises(ValueError, match=r"key"):
             read_api_keys(str(bad))
 
 

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ppvilg.errors import UserError
 from ppvilg.hub import NO_STYLE, ErnieVilG
 from tests.server.conftest import STYLES
 
 
 @pytest.fixture(scope="module")
-def module(tiny_runs, pipeline) -> ErnieVilG:
-    made = ErnieVilG(tiny_runs / "vilg")
+def module(tiny_model, pipeline) -> ErnieVilG:
+    made = ErnieVilG(tiny_model)
     made.pipeline = pipeline
     return made
 
@@ -22,7 +21,7 @@ def module(tiny_runs, pipeline) -> ErnieVilG:
 def test_pictures_are_returned_and_saved(module, pipeline, tmp_path):
     prompts = ["红", "../绿/蓝", "红"]
     pictures = module.generate_image(prompts, style="plain", topk=2, output_dir=tmp_path / "out", seed=3)
-    expected = [picture for pair in pipeline.generate(["红方块", "../绿/蓝方块", "红方块"], 2, 3) for picture in pair]
+    expected = pipeline(["红方块", "../绿/蓝方块", "红方块"], 2, seed=3, output_type="np").images
     assert len(pictures) == 6
     for picture, array in zip(pictures, expected, strict=True):
         assert isinstance(picture, Image.Image)
@@ -51,7 +50,7 @@ def test_nothing_is_saved_unasked(module, tmp_path, monkeypatch):
 )
 def test_what_is_refused(module, server, arguments, word):
     arguments = {"text_prompts": "红"} | arguments
-    with pytest.raises(UserError, match=word):
+    with pytest.raises(ValueError, match=word):
         module.generate_image(**arguments, visualization=False)
     answer = server.client.post("/predict/ernie_vilg", json=arguments)
     assert answer.status_code == 200

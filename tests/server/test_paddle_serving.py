@@ -156,7 +156,7 @@ def test_busy_late_and_broken(pipeline):
     broken = slow(pipeline, 0.05)
     with serving(broken, grpc_port=0, deadline=0.2) as running:
         assert post(running, {"prompt": "红"}).json()["err_no"] == LATE
-        broken.model.step = lambda *arguments: 1 / 0
+        broken.model.decode_step = lambda *arguments: 1 / 0
         answer = post(running, {"prompt": "红"}, logid=7).json()
         assert (answer["err_no"], answer["err_msg"]) == (10000, "Log_id: 7  Raise_msg: internal error")
         running.engine.drain()

@@ -11,8 +11,8 @@ import httpx
 import numpy as np
 import pytest
 
+from ppvilg import ViLGPipeline
 from ppvilg.benchmark import serving
-from ppvilg.pipeline import Pipeline
 from tests.server.conftest import serving as running
 from tests.server.conftest import until
 from tests.server.test_api import decoded
@@ -49,8 +49,8 @@ def test_mistakes_are_one_line(arguments, word):
 
 
 @pytest.mark.slow
-def test_a_real_server_and_its_clients(tiny_runs, tmp_path):
-    with serving.served(str(tiny_runs / "vilg")) as server:
+def test_a_real_server_and_its_clients(tiny_model, tmp_path):
+    with serving.served(str(tiny_model)) as server:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         client = [sys.executable, ROOT / "deploy/clients/client.py", "--url", server.url]
         done = run(*client, "红色方块", "--n", 2, "--seed", 1, "--output", tmp_path / "out", env=environment)
@@ -73,8 +73,8 @@ def test_a_real_server_and_its_clients(tiny_runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_lets_accepted_requests_finish(tiny_runs, tmp_path):
-    with serving.served(str(tiny_runs / "vilg"), capacity=2) as server:
+def test_a_signal_lets_accepted_requests_finish(tiny_model, tmp_path):
+    with serving.served(str(tiny_model), capacity=2) as server:
         request = {"prompt": "红色方块", "n": 8, "guidance": 2.0, "stream": True, "partial_every": 1}
         with httpx.stream("POST", f"{server.url}/v1/images", json=request, timeout=60) as answer:
             lines = answer.iter_lines()
@@ -94,20 +94,20 @@ def refuses(url: str) -> bool:
 
 
 @pytest.mark.slow
-def test_an_exported_model_is_served_like_its_run(tiny_runs, pipeline, tmp_path):
-    from ppvilg.export.write import export
+def test_an_exported_model_is_served_like_its_run(pipeline, tmp_path):
+    from ppvilg.export.write import write_export
 
-    export(tiny_runs / "vilg", tmp_path / "export", None)
+    write_export(tmp_path / "export", pipeline.model, pipeline.vqgan, pipeline.text_tokenizer, pipeline.config, {})
     request = {"prompt": "红色方块", "n": 3, "seed": 4, "guidance": 2.0, "top_k": 8}
-    with running(pipeline) as run, running(Pipeline.load(tmp_path / "export")) as exported:
+    with running(pipeline) as run, running(ViLGPipeline.from_pretrained(tmp_path / "export")) as exported:
         expected, made = (server.client.post("/v1/images", json=request).json()["data"] for server in (run, exported))
     for one, other in zip(expected, made, strict=True):
         np.testing.assert_allclose(decoded(one["b64_json"]).astype(int), decoded(other["b64_json"]).astype(int), atol=1)
 
 
 @pytest.mark.slow
-def test_the_benchmark(tiny_runs):
-    lines = list(serving.measure_serving(str(tiny_runs / "vilg"), "红色方块", [1, 2], 4))
+def test_the_benchmark(tiny_model):
+    lines = list(serving.measure_serving(str(tiny_model), "红色方块", [1, 2], 4))
     assert [line.split(":")[0] for line in lines if "vanish" in line]
     assert lines[-1].startswith("the next client")
     full = [line for line in lines if line.startswith("64 clients")]

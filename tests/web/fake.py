@@ -28,7 +28,7 @@ MODEL = {
     "columns": 8,
     "image_tokens": 64,
     "max_text": 22,
-    "matching": True,
+    "dual_encoder": True,
     "guidance": True,
     "limits": {"n": 6, "candidates": 32, "prompt_characters": 100, "body_bytes": 2**20, "picture_pixels": 2**20},
 }

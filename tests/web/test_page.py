@@ -96,8 +96,8 @@ def test_every_choice_is_sent(page: Browser, fake: Fake) -> None:
     assert {name: body[name] for name in chosen} == chosen
 
 
-def test_a_model_without_styles_guidance_and_matching_offers_none(page: Browser, fake: Fake) -> None:
-    fake.model = {**MODEL, "styles": {}, "guidance": False, "matching": False}
+def test_a_model_without_styles_guidance_and_dual_encoder_offers_none(page: Browser, fake: Fake) -> None:
+    fake.model = {**MODEL, "styles": {}, "guidance": False, "dual_encoder": False}
     page.open(fake.url)
     page.press("#advanced summary")
     assert not page.all("#styles, #guidance, #candidates")

@@ -11,16 +11,15 @@ from tests.web.browser import Browser
 
 
 @pytest.fixture(scope="module")
-def url(tiny_runs: Path) -> Iterator[str]:
+def url(tiny_model: Path) -> Iterator[str]:
     """A server on a free port, with a style."""
     import uvicorn
 
-    from ppvilg.pipeline import Pipeline
+    from ppvilg import ViLGPipeline
     from ppvilg.server.app import create_app
 
-    pipeline = Pipeline.load(tiny_runs / "vilg")
-    text = replace(pipeline.config.text, styles={"flat": {"zh": "扁平{}", "en": "{} in flat style"}})
-    pipeline.config = replace(pipeline.config, text=text)
+    pipeline = ViLGPipeline.from_pretrained(tiny_model)
+    pipeline.config = replace(pipeline.config, styles={"flat": {"zh": "扁平{}", "en": "{} in flat style"}})
     server = uvicorn.Server(uvicorn.Config(create_app(pipeline), port=0, log_level="warning"))
     socket = server.config.bind_socket()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})

@@ -105,7 +105,7 @@ function showModel() {
   showStyles();
   if (!model) return;
   $("guidance-field").hidden = !model.guidance;
-  $("candidates-field").hidden = !model.matching;
+  $("candidates-field").hidden = !model.dual_encoder;
   showCandidates(model.limits.candidates);
   const { rows, columns } = grid();
   document.documentElement.style.setProperty("--rows", rows);
@@ -209,7 +209,7 @@ function readForm() {
   };
   if (state.model?.guidance) form.guidance = Number($("guidance").value);
   const candidates = Number($("candidates").value);
-  if (state.model?.matching && candidates) form.candidates = Math.max(candidates, form.n);
+  if (state.model?.dual_encoder && candidates) form.candidates = Math.max(candidates, form.n);
   return form;
 }
 

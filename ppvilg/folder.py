@@ -1,0 +1,205 @@
+"""Model folders: what `from_pretrained` reads and `save_pretrained` writes.
+
+    folder/
+      config.json            what kind of model it is, and its sizes
+      model.safetensors      its weights
+      tokenizer/             (transformer) the image tokenizer, a model folder as well
+      text/                  (transformer, dual encoder) the text tokenizer's vocabulary
+
+A training run is read like one: its config.yml in place of config.json, its newest checkpoint for the weights.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar, Literal, TypeVar
+
+from paddle import nn
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ppvilg import checkpoint
+from ppvilg.config import (
+    DualEncoderExperiment,
+    TrainingExperiment,
+    ViLGExperiment,
+    VQGANConfig,
+    VQGANExperiment,
+    load_config,
+    save_config,
+)
+from ppvilg.files import write_whole
+from ppvilg.model.config import ViLGConfig, vilg_config
+from ppvilg.model.dual_encoder import DualEncoderSizes, dual_encoder_sizes
+from ppvilg.text import TextTokenizer
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class ImageTokenizerConfig:
+    """What config.json says of an image tokenizer."""
+
+    __pydantic_config__ = _STRICT
+    model_type: ClassVar[str] = "vqgan"
+    vqgan: VQGANConfig
+    image_size: int
+    """Pixels per side that it was trained on."""
+
+    @classmethod
+    def of(cls, experiment: VQGANExperiment) -> "ImageTokenizerConfig":
+        """The model that an experiment trains."""
+        return cls(experiment.vqgan, experiment.data.image_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of image tokens."""
+        side = self.image_size // self.vqgan.downsampling
+        return side, side
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """What config.json says of a transformer."""
+
+    __pydantic_config__ = _STRICT
+    model_type: ClassVar[str] = "vilg"
+    transformer: ViLGConfig
+    image_size: int
+    """Pixels per side of its images."""
+    text_tokenizer: Literal["ernie", "sentencepiece"] = "ernie"
+    classifier_free_guidance: bool = False
+    """Whether it was trained with empty texts too, which a guidance scale other than 1 needs."""
+    styles: dict[str, dict[str, str]] = field(default_factory=dict)
+    """As `text.styles` of an experiment's config."""
+
+    @classmethod
+    def of(cls, experiment: ViLGExperiment) -> "PipelineConfig":
+        """The model that an experiment trains."""
+        text = experiment.text
+        drops_text = experiment.train.text_drop > 0
+        return cls(vilg_config(experiment), experiment.data.image_size, text.tokenizer, drops_text, text.styles)
+
+
+@dataclass(frozen=True)
+class ScorerConfig:
+    """What config.json says of a dual encoder."""
+
+    __pydantic_config__ = _STRICT
+    model_type: ClassVar[str] = "dual_encoder"
+    dual_encoder: DualEncoderSizes
+    text_tokenizer: Literal["ernie", "sentencepiece"] = "ernie"
+
+    @classmethod
+    def of(cls, experiment: DualEncoderExperiment) -> "ScorerConfig":
+        """The model that an experiment trains."""
+        return cls(dual_encoder_sizes(experiment), experiment.text.tokenizer)
+
+
+Config = TypeVar("Config", ImageTokenizerConfig, PipelineConfig, ScorerConfig)
+_KINDS = {kind.model_type: kind for kind in (ImageTokenizerConfig, PipelineConfig, ScorerConfig)}
+
+
+def read_config(folder: str | Path, kind: type[Config]) -> Config:
+    """The config of a model folder or of a training run; raises `ValueError` for a folder that is neither, or of another kind
+    of model."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: train a model first or give the folder of one")
+    path = folder / CONFIG
+    if not path.is_file() and (folder / "config.yml").is_file():
+        experiment = load_config(folder / "config.yml", kind=TrainingExperiment)
+        _check_type(folder, experiment.task, kind)
+        return kind.of(experiment)
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {CONFIG} and no config.yml: give the folder of a model or of a training run")
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} is damaged: save the model again")
+    _check_type(folder, tree.pop("model_type", None), kind)
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(tree))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: {key}: {first['msg']}: save the model again with this version") from None
+
+
+def _check_type(folder: Path, found: str | None, kind: type) -> None:
+    if found != kind.model_type:
+        raise ValueError(f"{folder} holds a model of type `{found}`, but one of type `{kind.model_type}` is needed here")
+
+
+def write_config(config: ImageTokenizerConfig | PipelineConfig | ScorerConfig, folder: Path) -> None:
+    """Write config.json."""
+    tree = {"model_type": config.model_type, **asdict(config)}
+    write_whole(folder / CONFIG, json.dumps(tree, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_model(
+    folder: Path,
+    config: ImageTokenizerConfig | PipelineConfig | ScorerConfig,
+    model: nn.Layer,
+    text_tokenizer: TextTokenizer | None = None,
+) -> None:
+    """Write config.json, the weights and the vocabulary into a folder that is there."""
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    checkpoint.save_arrays(arrays, folder / WEIGHTS)
+    if text_tokenizer is not None:
+        (folder / "text").mkdir()
+        text_tokenizer.save(folder / "text")
+    write_config(config, folder)
+
+
+def read_weights(model: nn.Layer, folder: str | Path) -> None:
+    """Give a model a folder's weights, of a run the newest checkpoint's averaged ones; it is in evaluation mode then."""
+    checkpoint.load_weights(model, checkpoint.weights_file(folder))
+    model.eval()
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder under a temporary name, which gets its own when everything is in it; raises `ValueError` where it exists."""
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} exists already: give a new folder")
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def merge(run: str | Path, folder: str | Path) -> Path:
+    """Make a model folder of the newest checkpoint of a run, whatever number of processes wrote it; the averaged weights, if it
+    has them. The run's config.yml stays beside config.json, since it names the data. Returns the checkpoint that was read.
+
+    Raises `ValueError` where there is none, a file of it is missing, or the folder exists.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise ValueError(f"there is no folder {run}: give the folder of a training run")
+    found = checkpoint.checkpoints(run)
+    if not found:
+        raise ValueError(f"{run} holds no complete checkpoint")
+    experiment = load_config(run / "config.yml", kind=TrainingExperiment)
+    with new_folder(folder) as temporary:
+        averaged = any(found[-1].glob("average*.safetensors"))
+        arrays = checkpoint.CheckpointReader(found[-1], "average" if averaged else "model").all()
+        checkpoint.save_arrays(arrays, temporary / WEIGHTS)
+        for part in ("tokenizer", "text"):
+            if (run / part).is_dir():
+                shutil.copytree(run / part, temporary / part)
+        save_config(replace(experiment, parallel=type(experiment.parallel)()), temporary / "config.yml")
+        write_config(_KINDS[experiment.task].of(experiment), temporary)
+    return found[-1]

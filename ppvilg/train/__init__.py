@@ -1,0 +1,43 @@
+"""Training: one loop, and a short file for each thing that is trained."""
+
+from pathlib import Path
+
+from ppvilg.config import TrainingExperiment
+
+
+def build_task(config: TrainingExperiment, context):
+    """The task that a config describes, for a process of a `ParallelContext`, with its data opened and its first weights drawn
+    from `train.seed`."""
+    if config.task == "vqgan":
+        from ppvilg.train.vqgan import VQGANTask
+
+        return VQGANTask(config)
+    if config.task == "dual_encoder":
+        from ppvilg.train.dual_encoder import DualEncoderTask
+
+        return DualEncoderTask(config, context)
+    from ppvilg.train.vilg import ViLGTask
+
+    return ViLGTask(config, context)
+
+
+def train(config: TrainingExperiment, resume: bool = False) -> bool:
+    """Train what a config describes; False if it was interrupted (and saved) before the last step."""
+    from ppvilg.train.fleet import init_distributed
+    from ppvilg.train.trainer import Trainer
+
+    context = init_distributed(config.parallel, config.train.gradient_accumulation_steps)
+    trainer = Trainer(config, build_task(config, context), context)
+    if resume:
+        trainer.resume()
+    return trainer.fit()
+
+
+def finish(config: TrainingExperiment) -> bool:
+    """Train what a config describes, from its last checkpoint if there is one, unless that is its last step's already; False if
+    it was interrupted (and saved)."""
+    from ppvilg import checkpoint
+
+    if any(path.name == f"step-{config.train.steps:08d}" for path in checkpoint.checkpoints(Path(config.train.output))):
+        return True
+    return train(config, resume=True)

@@ -1,0 +1,187 @@
+"""Fleet as the engine: connecting the processes, and a model with its optimizer as they train in a layout.
+
+Which part of Fleet does what:
+
+    sharding_stage 1, mp_degree, pp_degree   fleet.distributed_model and fleet.distributed_optimizer
+    sharding_stage 2 and 3                   group_sharded_parallel, with the dp group beside the sharding group
+    dp_degree alone                          the plain model and optimizer; gradients are averaged once before each step
+
+`precision` other than fp32 needs a GPU and has not been run.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+
+import paddle
+from paddle import nn
+from paddle.distributed import fleet
+from paddle.distributed.fleet.utils import recompute
+from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients_with_group
+from paddle.distributed.fleet.utils.mix_precision_utils import MixPrecisionLayer, MixPrecisionOptimizer
+from paddle.distributed.sharding import group_sharded_parallel
+
+from ppvilg.config import ParallelConfig
+from ppvilg.model.batch import Batch
+from ppvilg.model.vilg import Outputs
+from ppvilg.train import pipe
+from ppvilg.train.context import ParallelContext
+from ppvilg.train.shards import OptimizerState
+
+Losses = dict[str, paddle.Tensor]
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+SEGMENT_SIZE = 2**20
+"""Parameters with at most so many values are not shared out by stage 3."""
+
+
+def init_distributed(parallel: ParallelConfig, gradient_accumulation_steps: int = 1) -> ParallelContext:
+    """Connect the launched processes; raises `ValueError` where their number is not the layout's."""
+    launched = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+    if launched != parallel.world_size:
+        raise ValueError(_what_to_launch(parallel, launched))
+    if launched == 1:
+        return ParallelContext()
+    strategy = fleet.DistributedStrategy()
+    strategy.hybrid_configs = {
+        "dp_degree": parallel.dp_degree,
+        "pp_degree": parallel.pp_degree,
+        "sharding_degree": parallel.sharding_degree,
+        "mp_degree": parallel.mp_degree,
+    }
+    # Tensor parallel processes load the same batches themselves.
+    strategy.hybrid_configs["mp_configs"].need_broadcast_data = False
+    strategy.pipeline_configs = {"accumulate_steps": gradient_accumulation_steps}
+    fleet.init(is_collective=True, strategy=strategy, log_level="WARNING")
+    groups = fleet.get_hybrid_communicate_group()
+    return ParallelContext(
+        launched,
+        groups.get_global_rank(),
+        groups.get_data_parallel_group() if parallel.dp_degree > 1 else None,
+        groups.get_sharding_parallel_group() if parallel.sharding_degree > 1 else None,
+        groups.get_model_parallel_group() if parallel.mp_degree > 1 else None,
+        groups.get_pipe_parallel_group() if parallel.pp_degree > 1 else None,
+    )
+
+
+def _what_to_launch(parallel: ParallelConfig, launched: int) -> str:
+    degrees = {name: getattr(parallel, f"{name}_degree") for name in ("dp", "sharding", "mp", "pp")}
+    product = " x ".join(f"{name}_degree {degree}" for name, degree in degrees.items() if degree > 1) or "no degrees"
+    per_machine = min(parallel.world_size, 8)
+    machines = parallel.world_size // per_machine
+    if parallel.world_size == 1:
+        command = "run `python tools/train.py -c ...`"
+    else:
+        command = f"launch `python -m paddle.distributed.launch --nproc_per_node {per_machine} tools/train.py -c ...`"
+        command += f" on {machines} machines (with --nnodes {machines} --master HOST:PORT)" if machines > 1 else ""
+    return (
+        f"parallel: {product} are {parallel.world_size} processes, but {launched} {'is' if launched == 1 else 'are'} running: "
+        f"{command}, or change the parallel section"
+    )
+
+
+class DistributedModel:
+    """A model and its optimizer as they train in a layout; made by `distribute`."""
+
+    def __init__(self, module: nn.Layer, wrapped: nn.Layer, optimizer, scaler, state: OptimizerState, precision: str):
+        self.module = module
+        """The model as it was built, or the pipeline stage."""
+        self.state = state
+        """What the optimizer of this process updates, under single-process names."""
+        self._wrapped, self._optimizer, self._scaler = wrapped, optimizer, scaler
+        self._dtype = _DTYPES[precision]
+
+    def __call__(self, *inputs) -> object:
+        """The model's forward in training."""
+        with self._autocast():
+            return self._wrapped(*inputs)
+
+    def backward(self, loss: paddle.Tensor) -> None:
+        """Add the loss's gradients to those that are there."""
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+
+    def forward_backward(self, batches: Sequence[Batch], loss: Callable[[Outputs, Batch], Losses]) -> Losses:
+        """Gradients of the mean of `loss(outputs, batch)["loss"]` over the micro-batches of a step.
+
+        Returns the means of all losses, which are still on the device; on other than the last pipeline stage none.
+        """
+        if isinstance(self.module, pipe.ViLGPipe):
+            with self._autocast():
+                losses = pipe.forward_backward(self._wrapped, batches, loss, self._scaler)
+        else:
+            losses = []
+            for batch in batches:
+                losses.append(loss(self(batch), batch))
+                self.backward(losses[-1]["loss"] / len(batches))
+        names = losses[0] if losses else ()
+        return {name: sum(values[name].detach() for values in losses) / len(losses) for name in names}
+
+    def step(self) -> None:
+        """Reduce the gradients over the processes, clip them, update the weights and drop the gradients; does nothing where no
+        parameter has one."""
+        if all(p.grad is None and getattr(p, "main_grad", None) is None for p in self.state.parameters.values()):
+            return
+        context = self.state.context
+        if context.replica_size == 1 < context.world_size:  # data parallelism alone
+            fused_allreduce_gradients_with_group(list(self.state.parameters.values()), context.dp_group)
+        if self._scaler is None:
+            self._optimizer.step()
+        else:
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        self._optimizer.clear_grad()
+
+    @paddle.no_grad()
+    def evaluate(self, batches: Sequence[Batch], measure: Callable[[Outputs, Batch], Losses]) -> list[Losses]:
+        """`measure(outputs, batch)`, which has a "loss", of each batch; on other than the last pipeline stage none."""
+        self.module.eval()
+        with self._autocast():
+            if isinstance(self.module, pipe.ViLGPipe):
+                found = pipe.evaluate(self._wrapped, batches, measure)
+            else:
+                found = [measure(self.module(batch), batch) for batch in batches]
+        self.module.train()
+        return found
+
+    def _autocast(self):
+        return nullcontext() if self._dtype == "float32" else paddle.amp.auto_cast(level="O2", dtype=self._dtype)
+
+
+def distribute(model: nn.Layer, optimizer: paddle.optimizer.AdamW, parallel: ParallelConfig, context: ParallelContext):
+    """A model, this process's part of it, and the optimizer of its parameters, made ready to train -> `DistributedModel`.
+
+    Raises `ValueError` for a precision that the device cannot compute with.
+    """
+    adamw, scaler = optimizer, None
+    if parallel.recompute == "full" and context.pp_group is None:
+        for block in model.blocks:
+            block.forward = partial(recompute, block.forward)
+    if parallel.precision != "fp32":
+        if paddle.get_device() == "cpu":
+            raise ValueError(f"parallel.precision: {parallel.precision} needs a GPU: set fp32 to train on a CPU")
+        dtype = _DTYPES[parallel.precision]
+        paddle.amp.decorate(model, optimizer, level="O2", dtype=dtype, master_weight=True)
+        if not parallel.offload:  # gradients of micro-batches are added up in float32
+            MixPrecisionLayer(model, dtype=dtype)
+            optimizer = MixPrecisionOptimizer(optimizer)
+        scaler = paddle.amp.GradScaler() if parallel.precision == "fp16" else None
+    wrapped = model
+    if parallel.sharding_stage > 1:
+        wrapped, optimizer, scaler = group_sharded_parallel(
+            model,
+            optimizer,
+            "os_g" if parallel.sharding_stage == 2 else "p_g_os",
+            scaler=scaler,
+            group=context.sharding_group,
+            dp_group=context.dp_group,
+            offload=parallel.offload,
+            segment_size=SEGMENT_SIZE,
+            # Else stage 3 gathers weights ahead, in the order of the first forward. Where the backward pass has another order,
+            # as with query, key and value, it gathers what is no longer needed and computes the next step with it.
+            sync_comm=True,
+        )
+    elif context.world_size > parallel.dp_degree:
+        wrapped, optimizer = fleet.distributed_model(model), fleet.distributed_optimizer(optimizer)
+        scaler = scaler and fleet.distributed_scaler(scaler)
+    state = OptimizerState(model, optimizer, adamw, parallel.sharding_stage, context)
+    return DistributedModel(model, wrapped, optimizer, scaler, state, parallel.precision)

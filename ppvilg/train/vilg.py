@@ -1,0 +1,251 @@
+"""Training the transformer over a frozen image tokenizer."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ppvilg.checkpoint import checksum, weights_file
+from ppvilg.config import ViLGExperiment
+from ppvilg.data.loader import canonical_caption, draw_caption, sample_indices
+from ppvilg.data.sources import Source
+from ppvilg.data.splits import evenly_spaced, load_images
+from ppvilg.folder import ImageTokenizerConfig, read_config
+from ppvilg.generate.engine import generate_images, generate_texts
+from ppvilg.generate.images import decode_images
+from ppvilg.generate.sampling import Sampling
+from ppvilg.model.batch import Batch
+from ppvilg.model.config import vilg_config
+from ppvilg.model.init import draw_weight, init_weights, set_weights
+from ppvilg.model.loss import ReconstructionWeights, vilg_accuracy, vilg_loss
+from ppvilg.model.vilg import Outputs, ViLG
+from ppvilg.pictures import labelled_grid, to_model
+from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer, pad_batch
+from ppvilg.train.context import ParallelContext
+from ppvilg.train.fleet import DistributedModel
+from ppvilg.train.image_tokens import image_tokens
+from ppvilg.train.logs import Preview
+from ppvilg.train.pipe import ViLGPipe
+from ppvilg.train.shards import named_parameters
+from ppvilg.train.task import Losses, Task
+from ppvilg.vqgan.folder import load_vqgan
+
+_PREVIEW_SAMPLES_PER_PROMPT = 3
+_NOISE = 1  # tells the generators of noise from those that draw captions
+_TEXT_TABLE = "embedding.text.weight"
+_PAD_TO = 4  # text lengths are rounded up to this, so that few shapes occur
+
+
+class ViLGTask(Task):
+    """Pairs of text and image tokens; both directions of each pair in every step."""
+
+    unit = "tokens"
+
+    def __init__(self, config: ViLGExperiment, context: ParallelContext):
+        self.context = context
+        self.image_tokenizer = tokenizer_folder(config)
+        self.vqgan = load_vqgan(self.image_tokenizer)
+        self.text_tokenizer = load_text_tokenizer(config.text)
+        super().__init__(config)
+        if context.pp_group is None:
+            self.model = ViLG(vilg_config(config), context.mp_group)
+        else:
+            self.model = ViLGPipe(vilg_config(config), context, config.parallel.recompute == "full")
+        self.modules = {"model": self.model}
+        self._init_weights()
+        self.reconstruction = None
+        if config.transformer.reconstructor:
+            weight, loss = config.train.reconstruction_weight, config.vqgan.loss
+            self.reconstruction = ReconstructionWeights(weight * loss.l1, weight * loss.l2)
+
+    def prepare(self) -> None:
+        """The image tokens of both splits."""
+        size, cache = self.config.data.image_size, self.image_tokenizer / "tokens"
+        version = checksum(weights_file(self.image_tokenizer))
+        self.tokens, self.validation_tokens = (
+            image_tokens(source, self.vqgan, version, size, cache, self.context) for source in (self.training, self.validation)
+        )
+
+    def batch(self, positions: range) -> Batch:
+        """Each image with one of its captions drawn, noise and dropped texts as the config asks for them."""
+        settings, languages = self.config.train, self.config.data.languages
+        chosen = sample_indices(len(self.training), settings.seed, positions)
+        captions = [draw_caption(self.training.records[i].captions, languages, settings.seed, e, i) for e, i in chosen]
+        batch = self._batch(captions, self.training, self.tokens, [i for _, i in chosen])
+        # Each pair's own, so that the noise does not depend on the pairs around it.
+        generators = [np.random.default_rng([settings.seed, e, i, _NOISE]) for e, i in chosen]
+        if settings.token_noise:
+            noisy = with_noise(batch.image, settings.token_noise, self.config.vqgan.codebook.size, generators)
+            batch = replace(batch, image_input=noisy)
+        if settings.text_drop:
+            batch = drop_prompts(batch, settings.text_drop, self.text_tokenizer.encode(""), generators)
+        return batch
+
+    def units(self, batch: Batch) -> int:
+        """Tokens of both directions, padding left out."""
+        return 2 * int(batch.text_mask.sum() + batch.image.size)
+
+    def loss(self, model: ViLG, batch: Batch, step: int) -> Losses:
+        """Both directions of each pair."""
+        batch = batch.to_tensors()
+        return self.criterion(model(batch), batch)
+
+    def criterion(self, outputs: Outputs, batch: Batch) -> Losses:
+        """The losses of the model's outputs for a batch of tensors."""
+        return vilg_loss(outputs, batch, self.reconstruction, self.context.mp_group)
+
+    def validate(self, model: DistributedModel, step: int) -> dict[str, float]:
+        """Losses and accuracies over validation pairs, and those of a unigram model of the training split."""
+        batches = self._validation_batches()
+        results = model.evaluate([batch.to_tensors() for batch in batches], self._metrics)
+        # The text's metrics are means over text tokens, the others over pairs or image tokens.
+        text_tokens, pairs = [batch.text_mask[:, 1:].sum() for batch in batches], [len(batch.text) for batch in batches]
+        means = {}
+        for name in results[0] if results else ():
+            weights = text_tokens if name.startswith("img2txt") else pairs
+            means[name] = float(np.average([metrics[name].item() for metrics in results], weights=weights))
+        return means | self._unigram(batches)
+
+    def _metrics(self, outputs: Outputs, batch: Batch) -> Losses:
+        return self.criterion(outputs, batch) | vilg_accuracy(outputs, batch, self.context.mp_group)
+
+    def preview(self) -> Preview:
+        """Fixed prompts, each with its real image and generated ones (end to end: by the codebook, then the same by the
+        reconstructor), and fixed images with their captions."""
+        half = (self.config.train.preview_samples + 1) // 2
+        images, texts = {}, {}
+        for name, source, tokens in (
+            ("train", self.training, self.tokens),
+            ("validation", self.validation, self.validation_tokens),
+        ):
+            chosen = evenly_spaced(len(source), half)
+            images[f"{name}_images"] = self._generated(source, chosen)
+            texts[f"{name}_captions"] = self._captioned(source, chosen, tokens)
+        return Preview(images, texts)
+
+    def _init_weights(self) -> None:
+        """Drawn from the seed; the reconstructor starts from the image tokenizer's decoder, the text table from ERNIE's."""
+        config, parameters = self.config, named_parameters(self.model)
+        init_weights(parameters, config.train.seed, config.transformer.layers, self.context.mp_group)
+        given = {}
+        if config.transformer.reconstructor:
+            decoder = self.vqgan.state_dict()
+            names = [name for name in decoder if name.startswith(("decoder.", "post_quant_conv."))]
+            given |= {f"head.reconstructor.{name}": decoder[name].numpy() for name in names}
+        if config.text.embeddings:
+            given[_TEXT_TABLE] = text_table(ernie_embeddings(config.text.embeddings), config)
+        set_weights(parameters, given, self.context.mp_group)
+
+    def _generated(self, source: Source, chosen: list[int]) -> np.ndarray:
+        prompts = [self._canonical(source, i) for i in chosen]
+        each = _PREVIEW_SAMPLES_PER_PROMPT
+        texts = [self._encode(prompt) for prompt in prompts]
+        decoders = ["codebook"] if self.reconstruction is None else ["codebook", "hidden"]
+        *_, output = generate_images(
+            self.model,
+            texts,
+            self.text_tokenizer,
+            seeds=list(range(each * len(texts))),
+            sampling=Sampling(),
+            return_states="hidden" in decoders,
+        )
+        rows = [[image] for image in load_images(source, chosen, self.config.data.image_size)]
+        for decoder in decoders:
+            made = decode_images(self.model, self.vqgan, output, decoder)
+            for k, row in enumerate(rows):
+                row += made[each * k : each * (k + 1)]
+        return labelled_grid(list(zip(rows, prompts, strict=True)), columns=2)
+
+    def _captioned(self, source: Source, chosen: list[int], tokens: np.ndarray) -> str:
+        images, length = tokens[chosen].astype(np.int64), self.config.text.max_length
+        texts = generate_texts(self.model, images, self.text_tokenizer, length, [0] * len(chosen), Sampling(0))
+        decoded = [self.text_tokenizer.decode(ids) for ids in texts]
+        return "\n".join(f"{self._canonical(source, i)} → {text}" for i, text in zip(chosen, decoded, strict=True))
+
+    def _validation_batches(self) -> list[Batch]:
+        count = min(self.config.train.validation_samples, len(self.validation))
+        chosen, size = evenly_spaced(len(self.validation), count), self.config.micro_batch
+        return [
+            self._batch([self._canonical(self.validation, i) for i in part], self.validation, self.validation_tokens, part)
+            for part in (chosen[first : first + size] for first in range(0, count, size))
+        ]
+
+    def _batch(self, captions: list[str], source: Source, tokens: np.ndarray, chosen: list[int]) -> Batch:
+        text, text_mask = pad_batch([self._encode(caption) for caption in captions], self.text_tokenizer.pad, _PAD_TO)
+        batch = Batch.plain(text, text_mask, tokens[chosen].astype(np.int64))
+        if self.reconstruction is None:
+            return batch
+        return replace(batch, pixel_values=to_model(load_images(source, chosen, self.config.data.image_size)))
+
+    def _encode(self, caption: str) -> list[int]:
+        return cut(self.text_tokenizer.encode(caption), self.config.text.max_length)
+
+    def _canonical(self, source: Source, index: int) -> str:
+        return canonical_caption(source.records[index].captions, self.config.data.languages, index)
+
+    def _unigram(self, batches: list[Batch]) -> dict[str, float]:
+        """What a model scores that knows only how often each token occurs in the training split."""
+        texts = [self._encode(self._canonical(self.training, i)) for i in evenly_spaced(len(self.training), 2000)]
+        seen_text = np.concatenate([ids[1:] for ids in texts])
+        image = np.concatenate([batch.image.ravel() for batch in batches])
+        text = np.concatenate([batch.text[:, 1:][batch.text_mask[:, 1:]] for batch in batches])
+        metrics = {}
+        for name, seen, targets, size in (
+            ("txt2img", self.tokens.ravel(), image, self.config.vqgan.codebook.size),
+            ("img2txt", seen_text, text, self.config.text.vocabulary_size),
+        ):
+            counts = np.bincount(seen, minlength=size) + 1.0  # add-one smoothing
+            metrics[f"{name}_unigram"] = float(-np.log(counts / counts.sum())[targets].mean())
+            metrics[f"{name}_unigram_accuracy"] = float((targets == counts.argmax()).mean())
+        return metrics
+
+
+def with_noise(tokens: np.ndarray, most: float, codes: int, generators: list[np.random.Generator]) -> np.ndarray:
+    """Tokens int64 [B, n], of each row a share drawn from 0 to `most` replaced by random codes; one generator for each row."""
+    noisy = tokens.copy()
+    for row, generator in zip(noisy, generators, strict=True):
+        replaced = generator.random(len(row)) < generator.uniform(0, most)
+        row[replaced] = generator.integers(0, codes, replaced.sum())
+    return noisy
+
+
+def drop_prompts(batch: Batch, share: float, empty: list[int], generators: list[np.random.Generator]) -> Batch:
+    """The batch with a share of its prompts replaced by the empty text; one generator for each pair."""
+    dropped = np.array([generator.random() < share for generator in generators])
+    prompt, prompt_mask = batch.prompt.copy(), batch.prompt_mask.copy()
+    prompt[dropped, : len(empty)] = empty
+    prompt_mask[dropped] = np.arange(prompt.shape[1]) < len(empty)
+    return replace(batch, prompt=prompt, prompt_mask=prompt_mask)
+
+
+def tokenizer_folder(config: ViLGExperiment) -> Path:
+    """The folder of the frozen image tokenizer; raises `ValueError` if there is none or it is not the one that the config
+    describes."""
+    folder = config.train.tokenizer
+    if folder is None:
+        raise ValueError("train.tokenizer is not set: give the run folder of a trained image tokenizer")
+    own = read_config(folder, ImageTokenizerConfig)
+    if own.vqgan.codebook.size != config.vqgan.codebook.size or own.grid != config.grid:
+        raise ValueError(
+            f"the tokenizer in {folder} has {own.vqgan.codebook.size} codes on a grid of {own.grid[0]}x{own.grid[1]}, but the "
+            f"config asks for {config.vqgan.codebook.size} on {config.grid[0]}x{config.grid[1]}: use the same vqgan section"
+        )
+    return Path(folder)
+
+
+def text_table(embeddings: np.ndarray, config: ViLGExperiment) -> np.ndarray:
+    """The first text table float32 [rows, width] with ERNIE's token embeddings float32 [V, width] as its first rows."""
+    rows, width = config.text.vocabulary_size, config.text.embedding_width or config.transformer.hidden
+    if embeddings.shape[1] != width:
+        raise ValueError(
+            f"text.embeddings: those of {config.text.embeddings} are {embeddings.shape[1]} wide, the text table {width}: set "
+            f"text.embedding_width={embeddings.shape[1]}"
+        )
+    if len(embeddings) > rows:
+        raise ValueError(
+            f"text.embeddings: {config.text.embeddings} has {len(embeddings)} tokens, the text table {rows} rows: set "
+            f"text.vocabulary_size={len(embeddings)}"
+        )
+    table = draw_weight(_TEXT_TABLE, [rows, width], config.train.seed, config.transformer.layers)
+    table[: len(embeddings)] = embeddings
+    return table
