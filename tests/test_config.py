@@ -20,7 +20,8 @@ from ppvilg.config import (
     save_config,
 )
 from ppvilg.errors import UserError
-from ppvilg.transformer.model import ViLG
+from ppvilg.model.config import vilg_config
+from ppvilg.model.vilg import ViLG
 from ppvilg.vqgan.model import VQGAN
 
 CONFIGS = sorted(Path("configs").glob("*.yml"))
@@ -208,7 +209,7 @@ def test_the_default_plan_is_the_papers():
 def test_transformer_parameters_without_allocating(name):
     config = load_config(f"configs/{name}")
     with paddle.LazyGuard():
-        model = ViLG(config)
+        model = ViLG(vilg_config(config))
     h, layers = config.transformer.hidden, config.transformer.layers
     text, codes = config.text.vocabulary_size, config.vqgan.codebook.size
     tables = (2 * text + 2 * codes + config.text.max_length + sum(config.grid) + 4) * h
