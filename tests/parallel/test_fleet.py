@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from ppvilg.model.vilg import Block, ViLG
 from ppvilg.train import pipe
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.fleet import init_distributed
-from ppvilg.train.pipe import ViLGPipe
+from ppvilg.train.pipe import ViLGPipe, stage_starts
 from ppvilg.train.shards import named_parameters
 from tests.helpers import run_tool
 
@@ -88,7 +89,13 @@ def part_of(monkeypatch):
     get_rng_state_tracker().reset()
     get_rng_state_tracker().add(MODEL_PARALLEL_RNG, 1)
 
-    def build(config: ViLGConfig, parallel: ParallelConfig, rank: int):
+    def build(config: ViLGConfig, parallel: ParallelConfig, rank: int, lazy: bool = False):
+        starts = stage_starts(config, parallel.pp_degree)  # outside of the guard, within which it would end the laziness
+        monkeypatch.setattr(pipe, "stage_starts", lambda *_: starts)
+        with paddle.LazyGuard() if lazy else nullcontext():
+            return build_now(config, parallel, rank)
+
+    def build_now(config: ViLGConfig, parallel: ParallelConfig, rank: int):
         context = context_of(parallel, rank)
         if context.pp_group is None:
             return ViLG(config, context.mp_group)
@@ -128,8 +135,7 @@ def test_one_process_of_the_10b_model(layout, rank, part_of):
     """Shapes and counts of what a rank of the layout has, without memory."""
     experiment = load_config("configs/vilg_10b.yml")
     parallel, config = replace(experiment.parallel, **({"mp_degree": 1} | layout)), vilg_config(experiment)
-    with paddle.LazyGuard():
-        found = named_parameters(part_of(config, parallel, rank))
+    found = named_parameters(part_of(config, parallel, rank, lazy=True))
     context, h, mp = context_of(parallel, rank), config.hidden, parallel.mp_degree
     layers = len({name.split(".")[1] for name in found if name.startswith("blocks.")})
     tables = (config.text_vocab_size + config.image_vocab_size) * h // mp
@@ -148,11 +154,11 @@ def test_one_layer_of_the_10b_model_with_its_memory(part_of):
     config = vilg_config(load_config("configs/vilg_10b.yml"))
     mp_group = SimpleNamespace(nranks=8, rank=3)
     part_of(SMALL, ParallelConfig(), 0)
-    parameters = {f"blocks.0.{name}": p for name, p in Block(config, "row", mp_group).named_parameters()}  # 100 MB of the 800
-    init_weights(parameters, 0, config.layers, mp_group)
-    assert parameters["blocks.0.attention.query.weight"].shape == [4096, 512]
-    assert parameters["blocks.0.attention.out.weight"].shape == [512, 4096]
-    up, out = parameters["blocks.0.mlp.up.weight"], parameters["blocks.0.attention.out.weight"]
-    assert up.shape == [4096, 2048]
-    assert up.numpy().std() == pytest.approx(0.02, rel=0.01)
+    block = Block(config, "row", mp_group)  # 100 MB of the 800
+    query, out = block.attention.query.weight, block.attention.out.weight
+    init_weights({"attention.query.weight": query, "attention.out.weight": out}, 0, config.layers, mp_group)
+    assert query.shape == [4096, 512]
+    assert out.shape == [512, 4096]
+    assert block.mlp.up.weight.shape == [4096, 2048]
+    assert query.numpy().std() == pytest.approx(0.02, rel=0.01)
     assert out.numpy().std() == pytest.approx(0.02 / np.sqrt(96), rel=0.01)
