@@ -10,6 +10,9 @@ import sys
 import warnings
 from pathlib import Path
 
+# What the user wants. Paddle's import sets the variable to 1 where it is not set.
+_OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS")
+
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
@@ -37,8 +40,14 @@ def prepare() -> None:
 
 
 def threads() -> int:
-    """Threads of Paddle Inference: OMP_NUM_THREADS, else one for each core that the process may use."""
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    """Threads to compute with: OMP_NUM_THREADS, else one for each core that the process may use."""
+    return int(_OMP_NUM_THREADS or len(os.sched_getaffinity(0)))
+
+
+def environment() -> dict[str, str]:
+    """The environment for a new process that is to have as many threads as this one had before it imported paddle."""
+    variables = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    return variables if _OMP_NUM_THREADS is None else variables | {"OMP_NUM_THREADS": _OMP_NUM_THREADS}
 
 
 def _mkl_path_for_amd() -> str | None:

@@ -1,4 +1,4 @@
-"""Measure speed and memory, interleaving what is compared (random weights and data; a trained model to serve).
+"""Measure speed and memory; what is compared runs in processes of its own, in turns (random weights and data).
 
 python tools/bench.py attention
 python tools/bench.py train -c configs/vilg_emoji.yml --vs torch
@@ -9,12 +9,9 @@ python tools/bench.py serve --model runs/vilg_emoji
 """
 
 import argparse
-import tempfile
-from pathlib import Path
 
 from ppvilg.cli import run
-from ppvilg.config import ImageTokensExperiment, ViLGExperiment, load_config
-from ppvilg.errors import UserError
+from ppvilg.config import ViLGExperiment, VQGANExperiment, load_config
 
 
 def main() -> None:
@@ -28,7 +25,13 @@ def main() -> None:
     attention.add_argument("--side", type=int, default=32, help="rows and columns of the grid of image tokens")
     attention.add_argument("--batch", type=int, default=1, help="sequences of each direction")
     train = commands.add_parser("train", help="whole training steps; an image tokenizer's on its own data")
-    train.add_argument("--vs", nargs="+", choices=["dense", "torch"], default=[], help="what to compare a transformer with")
+    train.add_argument(
+        "--vs",
+        nargs="+",
+        choices=["dense", "no-kernels", "torch"],
+        default=[],
+        help="what to compare with; no-kernels: the step without the C++ kernels",
+    )
     generate = commands.add_parser("generate", help="image tokens for one prompt")
     generate.add_argument("--vs", nargs="+", choices=["dense", "artist"], default=[], help="what to compare with")
     generate.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="candidates at a time (default: 1 16)")
@@ -55,7 +58,7 @@ def main() -> None:
         serve_table(arguments)
         return
     if arguments.repetitions < 1:
-        raise UserError(f"--repetitions is {arguments.repetitions}: give at least 1")
+        raise ValueError(f"--repetitions is {arguments.repetitions}: give at least 1")
     tables = {
         "attention": attention_table,
         "train": train_table,
@@ -68,50 +71,43 @@ def main() -> None:
 
 def attention_table(arguments: argparse.Namespace) -> None:
     """Both directions together."""
-    from ppvilg.benchmark.attention import time_attention
-    from ppvilg.benchmark.timing import table
+    from ppvilg.benchmark.attention import LayerSizes, compare_attention
+    from ppvilg.benchmark.runner import table
 
-    sizes = (arguments.hidden, arguments.heads, arguments.text_length, arguments.side, arguments.batch)
-    for title, projections in (("without the projections", False), ("the whole layer", True)):
-        print(title, table(time_attention(*sizes, arguments.repetitions, projections)), sep="\n")
+    sizes = LayerSizes(arguments.hidden, arguments.heads, arguments.text_length, arguments.side, arguments.batch)
+    for title, projections in (("without norm and projections", False), ("the whole layer", True)):
+        print(title, table(compare_attention(sizes, arguments.repetitions, projections)), sep="\n", flush=True)
 
 
 def train_table(arguments: argparse.Namespace) -> None:
-    """Steps of the config's task."""
-    config = load_config(arguments.config, arguments.override, ImageTokensExperiment)
-    from ppvilg.benchmark import training
-    from ppvilg.benchmark.timing import interleaved, table
-    from ppvilg.training import build_task
+    """Steps of the config's task, and what a forward pass of a transformer keeps."""
+    config = load_config(arguments.config, arguments.override, VQGANExperiment | ViLGExperiment)
+    from ppvilg.benchmark.runner import run_alone, table
+    from ppvilg.benchmark.training import compare_training, dense, forward_bytes
 
-    if config.task == "vqgan":
-        if arguments.vs:
-            raise UserError("--vs compares transformers: leave it out for an image tokenizer")
-        task = build_task(config)
-        batches = [task.batch(0, part) for part in range(config.train.gradient_accumulation_steps)]
-        runs = {config.task: training.step_of(task, config, batches)}
-        print(table(interleaved(runs, arguments.repetitions, config.train.batch_size, "pictures")))
+    print(table(compare_training(config, arguments.vs, arguments.repetitions)), flush=True)
+    if isinstance(config, VQGANExperiment):
         return
-    print(table(training.time_transformer(config, arguments.vs, arguments.repetitions)))
-    plans = {"ours": config} | ({"dense": training.dense(config)} if "dense" in arguments.vs else {})
+    plans = {"ours": config} | ({"dense": dense(config)} if "dense" in arguments.vs else {})
     for name, plan in plans.items():
-        print(f"{name}: a forward pass keeps {training.activation_bytes(plan) / 2**20:.0f} MB for its backward")
+        print(f"{name}: a forward pass keeps {run_alone(forward_bytes, plan) / 2**20:.1f} MB for its backward pass")
 
 
 def generate_table(arguments: argparse.Namespace) -> None:
     """Tokens, time per step, caches."""
     config = load_config(arguments.config, arguments.override, ViLGExperiment)
-    from ppvilg.benchmark.generation import time_generation
-    from ppvilg.benchmark.timing import table
+    from ppvilg.benchmark.generation import compare_generation
+    from ppvilg.benchmark.runner import table
 
     for batch in arguments.batch:
-        timings, lines = time_generation(config, batch, arguments.vs, arguments.repetitions)
-        print(f"batch {batch}", table(timings), *lines, sep="\n")
+        timings, lines = compare_generation(config, batch, arguments.vs, arguments.repetitions)
+        print(f"batch {batch}", table(timings), *lines, sep="\n", flush=True)
 
 
 def serve_table(arguments: argparse.Namespace) -> None:
     """Throughput and latency, then a full queue and clients that vanish."""
     if min([*arguments.clients, arguments.requests]) < 1:
-        raise UserError("--clients and --requests: give at least 1")
+        raise ValueError("--clients and --requests: give at least 1")
     from ppvilg.benchmark.serving import measure_serving
 
     for line in measure_serving(arguments.model, arguments.text, arguments.clients, arguments.requests):
@@ -119,16 +115,14 @@ def serve_table(arguments: argparse.Namespace) -> None:
 
 
 def export_table(arguments: argparse.Namespace) -> None:
-    """Pictures and tokens, time per step, time and memory from a process's start to its first picture."""
+    """Images and tokens, time per step, time and memory from a process's start to its first image."""
     config = load_config(arguments.config, arguments.override, ViLGExperiment)
-    from ppvilg.benchmark.export import Engines, start_line
-    from ppvilg.benchmark.timing import table
+    from ppvilg.benchmark.export import compare_export, start_line
+    from ppvilg.benchmark.runner import table
 
-    with tempfile.TemporaryDirectory() as folder:
-        engines = Engines.of(config, Path(folder), ["dygraph", "native", *arguments.vs])
-        for batch in arguments.batch:
-            timings, lines = engines.time(batch, arguments.repetitions)
-            print(f"batch {batch}, {config.image_tokens} tokens each", table(timings), *lines, sep="\n", flush=True)
+    for batch in arguments.batch:
+        timings, lines = compare_export(config, batch, arguments.vs, arguments.repetitions)
+        print(f"batch {batch}, {config.image_tokens} tokens each", table(timings), *lines, sep="\n", flush=True)
     for folder in arguments.start:
         print(start_line(folder, arguments.prompt))
 

@@ -45,7 +45,7 @@ def serve(model: str, dual_encoder: str | None, config: str) -> None:
 
     settings, pipeline = Settings(), ViLGPipeline.from_pretrained(model, dual_encoder)
     # The op's threads only wait; the engine writes all their pictures in one batch.
-    service = Service(Engine(pipeline, pipeline.dual_encoder, Metrics(), settings), Forms(pipeline, settings))
+    service = Service(Engine(pipeline, Metrics(), settings), Forms(pipeline, settings))
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
 

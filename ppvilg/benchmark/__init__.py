@@ -1,1 +1,1 @@
-"""Measuring speed and memory, always of several things in turn."""
+"""Measuring speed and memory, each competitor in a process of its own."""

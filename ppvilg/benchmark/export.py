@@ -1,94 +1,120 @@
-"""A transformer in memory against its export, and the export's step on other engines."""
+"""A transformer in memory against its export, and the export on other engines."""
 
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from paddle.inference import Config as Engine
+from paddle import inference
 
-from ppvilg.benchmark.generation import Generation, NoText
+from ppvilg.benchmark.generation import Generated, generation, longest_prompt, steps_line
 from ppvilg.benchmark.onnx_engine import OnnxViLG
-from ppvilg.benchmark.timing import Timing, interleaved
+from ppvilg.benchmark.runner import Competitor, Timing, compare
 from ppvilg.config import ViLGExperiment
 from ppvilg.export.model import ExportedViLG
-from ppvilg.export.programs import Programs
+from ppvilg.export.programs import Programs, native
 from ppvilg.export.tracing import weights_of
 from ppvilg.export.write import save_transformer
-from ppvilg.generate.decoding import write_images
 from ppvilg.generate.sampling import Sampling
-from ppvilg.transformer.decoder import Decoder
-from ppvilg.transformer.model import ViLG
+from ppvilg.model.config import vilg_config
+from ppvilg.model.vilg import ViLG
+from ppvilg.runtime import environment
+
+Engine = Callable[[ViLGExperiment, int], Callable[[], Generated]]
 
 
-@dataclass
-class Engines:
-    """A transformer with random weights and its export on several engines."""
+def compare_export(config: ViLGExperiment, batch: int, versus: list[str], repetitions: int) -> tuple[list[Timing], list[str]]:
+    """Image tokens of `batch` candidates of one prompt of the longest length, the likeliest each time, counted in images.
 
-    models: dict[str, Decoder]
-    prompt: list[int]
-
-    @classmethod
-    def of(cls, config: ViLGExperiment, folder: Path, names: list[str]) -> "Engines":
-        """Export to a folder; the prompt has the longest length."""
-        model = ViLG(config)
-        model.eval()
-        save_transformer(model, folder)
-        weights = weights_of({"model": model})
-        made: dict[str, Callable[[], Decoder]] = {
-            "dygraph": lambda: model,
-            "native": lambda: ExportedViLG(config, Programs(folder, weights)),
-            "onednn": lambda: ExportedViLG(config, Programs(folder, weights, Engine.enable_mkldnn)),
-            "openvino": lambda: ExportedViLG(config, Programs(folder, weights, _openvino)),
-            "onnx": lambda: OnnxViLG(config, folder, weights),
-            "onnx-int8": lambda: OnnxViLG(config, folder, weights, int8=True),
-        }
-        prompt = np.random.default_rng(0).integers(5, config.text.vocabulary_size, config.text.max_length).tolist()
-        return cls({name: made[name]() for name in names}, prompt)
-
-    def time(self, batch: int, repetitions: int) -> tuple[list[Timing], list[str]]:
-        """Image tokens of `batch` candidates of one prompt; what is counted is pictures. Returns the timings and lines about
-        steps and about greedy tokens, which are compared with the first engine's."""
-        runs: dict[str, Callable[[], object]] = {
-            name: Generation(model, self.prompt, batch) for name, model in self.models.items()
-        }
-        timings = interleaved(runs, repetitions, batch, "pictures")
-        tokens = {name: self._greedy(model, batch) for name, model in self.models.items()}
-        first = next(iter(tokens.values()))
-        same = ", ".join(f"{name} {(found == first).mean():.2%}" for name, found in tokens.items())
-        return timings, [*(run.steps_line(name) for name, run in runs.items()), f"greedy tokens that are equal: {same}"]
-
-    def _greedy(self, model: Decoder, batch: int) -> np.ndarray:
-        *_, written = write_images(model, [self.prompt], NoText(), [0] * batch, Sampling(0))
-        return written.tokens
+    Dygraph comes first, then the export as it is deployed, then other engines: `versus` may name onednn, openvino, onnx and
+    onnx-int8. Returns the timings and lines about steps and about tokens, which are compared with dygraph's.
+    """
+    others: dict[str, Engine] = {"onednn": onednn, "openvino": openvino, "onnx": onnx, "onnx-int8": onnx_int8}
+    engines = {"dygraph": dygraph, "native": exported} | {name: others[name] for name in versus}
+    competitors = [Competitor(name, build, (config, batch)) for name, build in engines.items()]
+    timings = compare(competitors, repetitions, batch, "images")
+    tokens = {timing.name: timing.repetitions[0].result.tokens for timing in timings}
+    same = ", ".join(f"{name} {(found == tokens['dygraph']).mean():.2%}" for name, found in tokens.items())
+    return timings, [*map(steps_line, timings), f"greedy tokens that are equal: {same}"]
 
 
-def _openvino(engine: Engine) -> None:
-    engine.enable_openvino_engine()
+def dygraph(config: ViLGExperiment, batch: int) -> Callable[[], Generated]:
+    """The model in memory."""
+    return _greedy(_model(config), config, batch)
+
+
+def exported(
+    config: ViLGExperiment, batch: int, backend: Callable[[inference.Config], None] = native
+) -> Callable[[], Generated]:
+    """The same model's programs in Paddle Inference."""
+    model = _model(config)
+    with tempfile.TemporaryDirectory() as folder:
+        save_transformer(model, Path(folder))
+        run = _greedy(ExportedViLG(model.config, Programs(Path(folder), weights_of({"model": model}), backend)), config, batch)
+        run()  # programs are loaded when they are first called
+    return run
+
+
+def onednn(config: ViLGExperiment, batch: int) -> Callable[[], Generated]:
+    """Programs on oneDNN."""
+    return exported(config, batch, inference.Config.enable_mkldnn)
+
+
+def openvino(config: ViLGExperiment, batch: int) -> Callable[[], Generated]:
+    """Programs on OpenVINO."""
+    return exported(config, batch, inference.Config.enable_openvino_engine)
+
+
+def onnx(config: ViLGExperiment, batch: int, int8: bool = False) -> Callable[[], Generated]:
+    """Decode steps in ONNX Runtime."""
+    model = _model(config)
+    with tempfile.TemporaryDirectory() as folder:
+        save_transformer(model, Path(folder))
+        run = _greedy(OnnxViLG(model.config, Path(folder), weights_of({"model": model}), int8), config, batch)
+        run()
+    return run
+
+
+def onnx_int8(config: ViLGExperiment, batch: int) -> Callable[[], Generated]:
+    """Decode steps in ONNX Runtime with 8-bit weights."""
+    return onnx(config, batch, int8=True)
+
+
+def _model(config: ViLGExperiment) -> ViLG:
+    """The same random weights in every process."""
+    import paddle
+
+    paddle.seed(0)
+    model = ViLG(vilg_config(config))
+    model.eval()
+    return model
+
+
+def _greedy(model: ViLG | ExportedViLG, config: ViLGExperiment, batch: int) -> Callable[[], Generated]:
+    return generation(model, longest_prompt(config), batch, Sampling(0))
 
 
 _START = """
 import json, sys, time
 began = time.perf_counter()
-from ppvilg.pipeline import Pipeline
+from ppvilg import ViLGPipeline
 imported = time.perf_counter()
-model = Pipeline.load(sys.argv[1])
+pipe = ViLGPipeline.from_pretrained(sys.argv[1])
 loaded = time.perf_counter()
-model.generate([sys.argv[2]])
+pipe(sys.argv[2])
 drawn = time.perf_counter()
-# Not getrusage, whose peak begins with that of the process that started this one.
-peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
-print(json.dumps([imported - began, loaded - imported, drawn - loaded, peak]))
+from ppvilg.benchmark.runner import peak_resident
+print(json.dumps([imported - began, loaded - imported, drawn - loaded, peak_resident()]))
 """
 
 
 def start_line(folder: str, prompt: str) -> str:
-    """How long a new process takes until its first picture, and its memory."""
-    done = subprocess.run([sys.executable, "-c", _START, folder, prompt], capture_output=True, text=True, check=True)
+    """How long a new process takes until its first image, and its memory."""
+    command = [sys.executable, "-c", _START, folder, prompt]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
     imported, loaded, drawn, peak = json.loads(done.stdout.splitlines()[-1])
     total = imported + loaded + drawn
-    parts = f"imports {imported:.2f} s, load {loaded:.2f} s, first picture {drawn:.2f} s, together {total:.2f} s"
-    return f"{folder}: {parts}; {peak:.0f} MB"
+    parts = f"imports {imported:.2f} s, load {loaded:.2f} s, first image {drawn:.2f} s, together {total:.2f} s"
+    return f"{folder}: {parts}; {peak / 2**20:.0f} MB"

@@ -1,49 +1,41 @@
-"""An exported transformer whose steps run in ONNX Runtime, to compare engines; text to image only."""
+"""An exported transformer whose decode steps run in ONNX Runtime, to compare engines; text to image only."""
 
 from pathlib import Path
 
 import numpy as np
 import paddle
 
-from ppvilg.config import ViLGExperiment
-from ppvilg.errors import UserError
 from ppvilg.export.model import ExportedViLG
 from ppvilg.export.programs import SUFFIX, Programs
 from ppvilg.export.structure import arrays
+from ppvilg.model.config import ViLGConfig
+from ppvilg.model.kv_cache import Cache, DecodeInputs
+from ppvilg.model.mask import Direction
 from ppvilg.runtime import threads
-from ppvilg.transformer.cache import Cache, Source, Step
-from ppvilg.transformer.pattern import Direction
 
 
 class OnnxViLG(ExportedViLG):
-    """As an `ExportedViLG`, but targets are read by ONNX Runtime.
+    """As an `ExportedViLG`, but decode steps run in ONNX Runtime.
 
     Its operators write to no input, so every step hands the caches back as new arrays. With `int8` the weights of matrix
     products are rounded to 8 bits when the model is made, their inputs at each step.
     """
 
-    def __init__(self, config: ViLGExperiment, folder: Path, weights: dict[str, paddle.Tensor], int8: bool = False):
+    def __init__(self, config: ViLGConfig, folder: Path, weights: dict[str, paddle.Tensor], int8: bool = False):
         super().__init__(config, Programs(folder, weights))
-        self._session, self._written = _session(folder / f"{Direction.TEXT_TO_IMAGE.value}_target{SUFFIX}", weights, int8)
+        program = folder / f"{Direction.TEXT_TO_IMAGE.value}_decode_step{SUFFIX}"
+        self._session, self._written = _session(program, weights, int8)
         self._inputs = {given.name for given in self._session.get_inputs()}
         self._caches: list[Cache] | None = None
         self._kept: dict[str, np.ndarray] = {}
 
-    def read_target(
-        self,
-        direction: Direction,
-        ids: paddle.Tensor,
-        slots: np.ndarray,
-        steps: dict[str, Step],
-        sources: list[Source],
-        caches: list[Cache],
-    ) -> paddle.Tensor:
-        """As a `Decoder`, but the caches that are given are those before the first token."""
-        if self._caches is not caches:
-            self._caches = caches
-            given = arrays(sources, "sources") | arrays(caches, "caches")
-            self._kept = {name: tensor.numpy() for name, tensor in given.items()}
-        given = {"ids": ids.numpy(), "slots": slots} | arrays(steps, "steps") | self._kept
+    def decode_step(self, direction: Direction, inputs: DecodeInputs) -> paddle.Tensor:
+        """As `ViLG.decode_step`, but the caches that are given are those before the first token."""
+        given = {name: value for field, part in vars(inputs).items() for name, value in arrays(part, field).items()}
+        if self._caches is not inputs.caches:
+            self._caches = inputs.caches
+            self._kept = {name: tensor.numpy() for name, tensor in given.items() if isinstance(tensor, paddle.Tensor)}
+        given = {name: value for name, value in given.items() if isinstance(value, np.ndarray)} | self._kept
         hidden, *written = self._session.run(None, {name: given[name] for name in self._inputs})
         self._kept |= dict(zip(self._written, written, strict=True))
         return paddle.to_tensor(hidden)
@@ -56,7 +48,7 @@ def _session(program: Path, weights: dict[str, paddle.Tensor], int8: bool):
         import onnxruntime
         import paddle2onnx
     except ModuleNotFoundError:
-        raise UserError("ONNX Runtime is not installed: pip install -r requirements-bench.txt") from None
+        raise ValueError("ONNX Runtime is not installed: pip install -r requirements-bench.txt") from None
     # Paddle2ONNX knows only the operator that does not work in place.
     pure = program.with_suffix(".pure.json")
     pure.write_text(program.read_text("utf-8").replace('"1.scatter_"', '"1.scatter"'), "utf-8")

@@ -2,15 +2,13 @@
 
 from paddle import profiler
 
-from ppvilg.benchmark.training import RandomPairs, random_pairs, step_of
+from ppvilg.benchmark.training import vilg_step
 from ppvilg.config import ViLGExperiment
 
 
 def print_profile(config: ViLGExperiment, steps: int) -> None:
     """Run some training steps on random pairs under paddle's profiler and print its table of operators."""
-    parts = config.train.gradient_accumulation_steps
-    batches = [random_pairs(config, config.train.batch_size // parts)] * parts
-    step = step_of(RandomPairs(config), config, batches)
+    step = vilg_step(config)
     step()  # allocates
     # Without a handler of its own the profiler writes traces into the working directory.
     with profiler.Profiler(targets=[profiler.ProfilerTarget.CPU], on_trace_ready=lambda _: None) as trace:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from ppvilg.errors import UserError
+from ppvilg.runtime import environment
 
 _SERVE = Path(__file__).parents[2] / "deploy" / "serve.py"
 _START_SECONDS = 120.0
@@ -48,7 +48,7 @@ class Load:
         return f"{self.name:<28}{speed:>10.2f}{p50:>9.2f}{p95:>9.2f}{p99:>9.2f}{self.rss / 2**20:>9.0f}{said}"
 
 
-HEADER = f"{'':<28}{'pictures/s':>10}{'p50 s':>9}{'p95 s':>9}{'p99 s':>9}{'RSS MB':>9}"
+HEADER = f"{'':<28}{'images/s':>10}{'p50 s':>9}{'p95 s':>9}{'p99 s':>9}{'RSS MB':>9}"
 
 
 class Server:
@@ -109,20 +109,20 @@ class Server:
 
 @contextmanager
 def served(model: str, **settings: int) -> Iterator[Server]:
-    """Start deploy/serve.py on a free port, and end it; raises `UserError` if it does not start."""
+    """Start deploy/serve.py on a free port, and end it; raises `ValueError` if it does not start."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, str(_SERVE), "--model", model, "--port", str(port), *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment())
     server = Server(f"http://127.0.0.1:{port}", process)
     try:
         end = time.monotonic() + _START_SECONDS
         while not _healthy(server.url):
             if process.poll() is not None or time.monotonic() > end:
                 process.kill()
-                raise UserError(f"the server does not start: {process.stderr.read()[-500:]}")
+                raise ValueError(f"the server does not start: {process.stderr.read()[-500:]}")
             time.sleep(0.2)
         yield server
     finally:
@@ -140,7 +140,7 @@ def measure_serving(model: str, prompt: str, clients: list[int], requests: int) 
     """The lines of the report. Every load sends `requests`, but at least one for each client."""
     with served(model) as server:
         server.load("", 1, 1, prompt)  # the first request warms up
-        yield "continuous batching, one picture a request"
+        yield "continuous batching, one image a request"
         yield HEADER
         for count in clients:
             yield server.load(f"{count} clients", count, max(requests, count), prompt).row()

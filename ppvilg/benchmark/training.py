@@ -1,106 +1,104 @@
-"""Whole training steps, of a config against its dense plan or against the same model in PyTorch."""
+"""Whole training steps, of a config against its dense plan, itself without the C++ kernels, or the same model in PyTorch."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import paddle
 
-from ppvilg.benchmark.timing import Timing, allocated, interleaved
-from ppvilg.config import AttentionConfig, ViLGExperiment
-from ppvilg.errors import UserError
-from ppvilg.parallel.topology import Topology
-from ppvilg.training.loop import Scalars, Task, run_step
-from ppvilg.training.optimizer import Optimizer, WeightAverage
-from ppvilg.training.vilg import pairs_gradients, pairs_loss
-from ppvilg.transformer.model import Pairs, ViLG
-from ppvilg.transformer.pattern import Direction
-
-DENSE = AttentionConfig(plan=["dense"], last=None)
-
-
-class RandomPairs:
-    """Stands for the transformer's task, with random tokens instead of data."""
-
-    def __init__(self, config: ViLGExperiment, topology: Topology | None = None):
-        self.config = config
-        self.model = ViLG(config, topology)
-        self.modules = {"model": self.model}
-
-    def gradients(self, batches: list[Pairs], step: int, scale: float) -> tuple[set[str], Scalars]:
-        """As the real task's."""
-        return pairs_gradients(self.model, self.config, batches, scale)
-
-
-def random_pairs(config: ViLGExperiment, count: int) -> Pairs:
-    """Pairs with texts of the longest length, random tokens and pictures."""
-    random = np.random.default_rng(0)
-    text = random.integers(5, config.text.vocabulary_size, [count, config.text.max_length])
-    image = random.integers(0, config.vqgan.codebook.size, [count, config.image_tokens])
-    pairs = Pairs.plain(text, np.ones(text.shape, dtype=bool), image)
-    if not config.transformer.reconstructor:
-        return pairs
-    size = config.data.image_size
-    return replace(pairs, pictures=random.uniform(-1, 1, [count, 3, size, size]).astype(np.float32))
+from ppvilg.benchmark.random_pairs import random_pairs
+from ppvilg.benchmark.runner import Allocated, Competitor, Timing, compare
+from ppvilg.config import AttentionConfig, ViLGExperiment, VQGANExperiment
+from ppvilg.model.batch import Batch
+from ppvilg.model.config import vilg_config
+from ppvilg.model.loss import ReconstructionWeights, vilg_loss
+from ppvilg.model.vilg import Outputs, ViLG
+from ppvilg.train.trainer import Trainer
+from ppvilg.train.vqgan import VQGANTask
 
 
 def dense(config: ViLGExperiment) -> ViLGExperiment:
     """The same with every layer dense."""
-    return replace(config, transformer=replace(config.transformer, attention=DENSE))
+    return replace(config, transformer=replace(config.transformer, attention=AttentionConfig(plan=["dense"], last=None)))
 
 
-def step_of(task: Task, config: ViLGExperiment, batches: list, topology: Topology | None = None) -> Callable[[], None]:
-    """One training step: losses and gradients of all micro-batches, clipping, AdamW, moving average."""
-    optimizers = {name: Optimizer(module, config.train, config.parallel, topology) for name, module in task.modules.items()}
-    average = WeightAverage(optimizers["model"], config.train.ema_decay) if config.train.ema_decay else None
+class RandomPairs:
+    """Stands for the transformer's task, with random tokens and pixels instead of data."""
 
+    def __init__(self, config: ViLGExperiment):
+        self.config, self.model = config, ViLG(vilg_config(config))
+        self.modules = {"model": self.model}
+        self.reconstruction = ReconstructionWeights() if config.transformer.reconstructor else None
+
+    def batch(self) -> Batch:
+        """A micro-batch, as arrays."""
+        batch = Batch.plain(*random_pairs(self.config, self.config.micro_batch))
+        if self.reconstruction is None:
+            return batch
+        shape = [self.config.micro_batch, 3, self.config.data.image_size, self.config.data.image_size]
+        return replace(batch, pixel_values=np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32))
+
+    def loss(self, model: Callable[[Batch], Outputs], batch: Batch, step: int) -> dict[str, paddle.Tensor]:
+        """As `ViLGTask.loss`."""
+        tensors = batch.to_tensors()
+        return vilg_loss(model(tensors), tensors, self.reconstruction)
+
+
+def vilg_step(config: ViLGExperiment) -> Callable[[], None]:
+    """A training step of a transformer on random pairs."""
+    task = RandomPairs(config)
+    return _step(Trainer(config, task), [task.batch()] * config.train.gradient_accumulation_steps)
+
+
+def vqgan_step(config: VQGANExperiment) -> Callable[[], None]:
+    """A training step of an image tokenizer on the first images of its data."""
+    trainer = Trainer(config, VQGANTask(config))
+    return _step(trainer, trainer.micro_batches(0))
+
+
+def _step(trainer: Trainer, micro_batches: list) -> Callable[[], None]:
     def step() -> None:
-        run_step(task, optimizers, batches, 0, config.train.learning_rate)
-        if average is not None:
-            average.update(1000)
+        trainer.train_step(micro_batches)  # returns tensors, which belong to this process
 
     return step
 
 
-def torch_step_of(model: ViLG, config: ViLGExperiment, batches: list[Pairs]) -> Callable[[], float]:
-    """The same step by the same model in PyTorch, starting from the same weights."""
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise UserError("torch is not installed: pip install -r requirements-bench.txt") from None
-    from ppvilg.benchmark.peers.torch_vilg import TorchViLG, copy_weights, training_step
-
-    peer = TorchViLG(config, model.kinds)
-    copy_weights(peer, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
-    m = batches[0].text.shape[1]
-    patterns = {
-        kind: torch.from_numpy(np.stack([model.pattern(kind, direction, m).mask() for direction in Direction]))
-        for kind in set(model.kinds)
-    }
-    tensors = [tuple(map(torch.from_numpy, (pairs.text, pairs.valid, pairs.image))) for pairs in batches]
-    step = training_step(peer, config.train)
-    return lambda: step(tensors, patterns)
-
-
-def time_transformer(config: ViLGExperiment, versus: list[str], repetitions: int) -> list[Timing]:
-    """Training steps of a transformer config on random pairs; `versus` may name dense and torch, which then come first."""
-    batches = [random_pairs(config, config.micro_batch)] * config.train.gradient_accumulation_steps
-    runs: dict[str, Callable[[], object]] = {}
+def forward_bytes(config: ViLGExperiment) -> Callable[[], int]:
+    """A function that runs a forward pass over a micro-batch and returns how many bytes it keeps for its backward pass, logits
+    included. What the first call allocates once and for all (masks, caches) is not among them in later calls."""
     task = RandomPairs(config)
-    for peer in versus:
-        if peer == "dense":
-            runs[peer] = step_of(RandomPairs(dense(config)), dense(config), batches)
+    batch = task.batch()
+
+    def run() -> int:
+        gc.collect()
+        allocated = Allocated()
+        loss = task.loss(task.model, batch, 0)["loss"]  # holds what the backward needs for as long as it lives
+        kept = allocated.now()
+        del loss
+        return kept
+
+    return run
+
+
+def compare_training(config: ViLGExperiment | VQGANExperiment, versus: list[str], repetitions: int) -> list[Timing]:
+    """Training steps; `versus` may name no-kernels, and for a transformer dense and torch. They come first, in this order."""
+    build, unit = (vqgan_step, "images") if isinstance(config, VQGANExperiment) else (vilg_step, "pairs")
+    competitors = []
+    for name in versus:
+        if name == "no-kernels":
+            competitors.append(Competitor(name, build, (config,), {"PPVILG_CPU_KERNELS": "0"}))
+        elif isinstance(config, VQGANExperiment):
+            raise ValueError(f"--vs {name} compares transformers: leave it out for an image tokenizer")
         else:
-            runs[peer] = torch_step_of(task.model, config, batches)
-    runs["ours"] = step_of(task, config, batches)
-    return interleaved(runs, repetitions, config.train.batch_size, "pairs", foreign="torch")
+            competitors.append(_torch(config) if name == "torch" else Competitor(name, vilg_step, (dense(config),)))
+    competitors.append(Competitor("ours", build, (config,)))
+    return compare(competitors, repetitions, config.train.batch_size, unit)
 
 
-def activation_bytes(config: ViLGExperiment, topology: Topology | None = None) -> int:
-    """What a forward pass over a micro-batch keeps for its backward."""
-    model = ViLG(config, topology)
-    batch = random_pairs(config, config.micro_batch).tensors()
-    before = allocated()
-    loss = pairs_loss(model.loss(batch), config)  # holds what the backward needs for as long as it lives
-    kept = allocated() - before
-    del loss
-    return kept
+def _torch(config: ViLGExperiment) -> Competitor:
+    try:
+        from ppvilg.benchmark.peers.torch_vilg import build_step
+    except ModuleNotFoundError:
+        raise ValueError("torch is not installed: pip install -r requirements-bench.txt") from None
+    return Competitor("torch", build_step, (config,))

@@ -1,4 +1,4 @@
-"""Reports as one HTML page that needs nothing else: tables, the plot over candidates, and pictures to look at."""
+"""Reports as one HTML page that needs nothing else: tables, the plot over candidates, and images to look at."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ _PERCENT = ("R@", "precision", "recall", "nearest style", "exact match")
 def write_page(path: Path, folders: list[Path]) -> None:
     """Write the page of one finished evaluation, or of several side by side.
 
-    Raises `UserError` for a folder without a report, a damaged file, or evaluations of pictures of different sizes.
+    Raises `UserError` for a folder without a report, a damaged file, or evaluations of images of different sizes.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -153,7 +153,7 @@ def _plot(reports: list[Report], names: list[str]) -> str | None:
 
 
 def _columns(reports: list[Report], names: list[str]) -> list[tuple[str, int, str]]:
-    """(heading, report, set of pictures) of what stands beside each other for every example."""
+    """(heading, report, set of images) of what stands beside each other for every example."""
     columns = []
     for i, (report, name) in enumerate(zip(reports, names, strict=True)):
         drawn = [row["id"] for row in report["pictures"] if row["kind"] == "model"]
@@ -166,7 +166,7 @@ def _columns(reports: list[Report], names: list[str]) -> list[tuple[str, int, st
 
 
 def _examples(reports: list[Report], folders: list[Path], names: list[str]) -> list[dict[str, Any]]:
-    """For each example of the first report its caption, pictures and written captions; of the others where they have it."""
+    """For each example of the first report its caption, images and written captions; of the others where they have it."""
     remedy = "evaluate again with the same --output, finished parts are kept"
     arrays = [read_arrays(folder / "examples.npz", remedy) for folder in folders]
     places = [{entry["key"] + entry["caption"]: i for i, entry in enumerate(report["examples"])} for report in reports]
@@ -186,7 +186,7 @@ def _examples(reports: list[Report], folders: list[Path], names: list[str]) -> l
     return examples
 
 
-def _data_uri(picture: np.ndarray) -> str:
-    """A picture uint8 [H, W, 3] as the address of its own PNG file."""
-    content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+def _data_uri(image: np.ndarray) -> str:
+    """An image uint8 [H, W, 3] as the address of its own PNG file."""
+    content = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
     return "data:image/png;base64," + base64.b64encode(content.tobytes()).decode()

@@ -2,7 +2,7 @@
 mask can still show, in buffers that are allocated once. Arrays only: the weights come with each step."""
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -44,18 +44,21 @@ class Prefix:
     values: paddle.Tensor
     """Float [P, heads, s, width]."""
 
+    @cached_property  # an exported program works it out once for each layer
+    def _sizes(self) -> list:
+        return sizes(self.keys)
+
     def scores(self, q: paddle.Tensor) -> paddle.Tensor:
         """[P·C, heads, width] -> [P·C, heads, s]."""
-        _, _, _, width = self.keys.shape
-        return _by_sequence(paddle.matmul(self._by_prompt(q, width), self.keys, transpose_y=True))
+        return _by_sequence(paddle.matmul(self._by_prompt(q, q.shape[2]), self.keys, transpose_y=True))
 
     def context(self, weights: paddle.Tensor) -> paddle.Tensor:
         """[P·C, heads, s] -> [P·C, heads, width]."""
-        return _by_sequence(paddle.matmul(self._by_prompt(weights, sizes(self.keys)[2]), self.values))
+        return _by_sequence(paddle.matmul(self._by_prompt(weights, self._sizes[2]), self.values))
 
     def _by_prompt(self, x: paddle.Tensor, last: int) -> paddle.Tensor:
         """[P·C, heads, last] -> [P, heads, C, last]."""
-        prompts, heads, _, _ = sizes(self.keys)
+        prompts, heads, _, _ = self._sizes
         return x.reshape([prompts, -1, heads, last]).transpose([0, 2, 1, 3])
 
     def select(self, prompts: np.ndarray) -> "Prefix":

@@ -119,29 +119,28 @@ def _attend_part(
 
 @lru_cache(maxsize=64)  # a model has few kinds of layers and needs them at every step
 def _table(masks: tuple[AttentionMask | FullMask, ...]) -> tuple[paddle.Tensor, ...]:
-    """What the C++ kernel reads of the masks: tiles int64 [tiles, 7] (`struct Tile`), ranges int64 [masks + 1] (the tiles of
-    each mask), keys int64 (the slots of each tile's keys), mask uint8 (which query of a tile sees which of its keys)."""
-    tiles, ranges, keys, visible = [], [0], [np.zeros(0, int)], [np.zeros(0, bool)]
-    key_count = visible_count = 0
+    """What the C++ kernel reads of the masks: tiles int64 [tiles, 5] (`struct Tile`), ranges int64 [masks + 1] (the tiles of
+    each mask), slots int64 (of the tiles' queries and keys), mask uint8 (which query of a tile sees which of its keys)."""
+    tiles, ranges, slots, visible = [], [0], [], [np.zeros(0, bool)]
+    slot_count = visible_count = 0
     for mask in masks:
-        for queries, slots, shown in _tiles(mask):
-            hidden = not shown.all()
-            query_step = queries[1] - queries[0] if len(queries) > 1 else 1
-            place = visible_count if hidden else -1
-            tiles.append([queries[0], query_step, len(queries), key_count, len(slots), _step(slots), place])
-            keys.append(slots)
-            key_count += len(slots)
-            if hidden:
-                visible.append(shown.ravel())
-                visible_count += shown.size
+        for queries, keys, seen in _tiles(mask):
+            hides = not seen.all()
+            first_key = slot_count + len(queries)
+            tiles.append([slot_count, len(queries), first_key, len(keys), visible_count if hides else -1])
+            slots += [queries, keys]
+            slot_count = first_key + len(keys)
+            if hides:
+                visible.append(seen.ravel())
+                visible_count += seen.size
         ranges.append(len(tiles))
-    arrays = np.array(tiles), np.array(ranges), np.concatenate(keys), np.concatenate(visible).astype(np.uint8)
+    arrays = np.array(tiles), np.array(ranges), np.concatenate(slots), np.concatenate(visible).astype(np.uint8)
     return tuple(paddle.to_tensor(array, place=paddle.CPUPlace()) for array in arrays)
 
 
 def _tiles(mask: AttentionMask | FullMask) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The mask as tiles: queries int [size] at equal distances, the slots int [keys] that any of them sees, in rising order,
-    and which sees which, bool [size, keys]."""
+    """The mask as tiles: the slots of some queries int [size], those that any of them sees int [keys], in rising order, and
+    which sees which, bool [size, keys]."""
     tiles = []
     for blocks in mask.blocks():
         prefix = np.arange(mask.length)[blocks.prefix] if blocks.prefix else np.zeros(0, int)
@@ -149,27 +148,8 @@ def _tiles(mask: AttentionMask | FullMask) -> list[tuple[np.ndarray, np.ndarray,
             slots = np.concatenate([prefix, keys])
             visible = np.concatenate([np.ones((len(queries), len(prefix)), bool), local], axis=1)
             order = np.argsort(slots, kind="stable")
-            for some in _runs(queries):
+            for start in range(0, len(queries), _TILE):
+                some = slice(start, start + _TILE)
                 seen = order[visible[some][:, order].any(axis=0)]
                 tiles.append((queries[some], slots[seen], visible[some][:, seen]))
     return tiles
-
-
-def _runs(slots: np.ndarray) -> list[slice]:
-    """Cuts slots into runs at equal distances, of at most `_TILE`."""
-    runs, start = [], 0
-    while start < len(slots):
-        stop = start + 1
-        while stop < min(len(slots), start + _TILE) and slots[stop] - slots[stop - 1] == slots[start + 1] - slots[start]:
-            stop += 1
-        runs.append(slice(start, stop))
-        start = stop
-    return runs
-
-
-def _step(slots: np.ndarray) -> int:
-    """The distance between slots where it is the same everywhere, else 0."""
-    steps = np.diff(slots)
-    if len(steps) == 0:
-        return 1
-    return int(steps[0]) if (steps == steps[0]).all() else 0

@@ -56,9 +56,10 @@ class DualEncoderTask(Task):
         )
 
     def validate(self, model: DualEncoder, step: int) -> dict[str, float]:
-        """Loss and shares found over validation pairs, in batches of the training's size (a smaller rest is left out)."""
+        """Loss and shares found over validation pairs, in batches as large as in training (a smaller rest is left out)."""
         count = min(self.config.train.validation_samples, len(self.validation))
-        chosen, size = evenly_spaced(len(self.validation), count), min(self.config.micro_batch, count)
+        together = self.config.train.batch_size // self.config.train.gradient_accumulation_steps
+        chosen, size = evenly_spaced(len(self.validation), count), min(together, count)
         results = []
         for first in range(0, count - size + 1, size):
             part = chosen[first : first + size]

@@ -1,22 +1,30 @@
-"""The engines that are compared write the same pictures."""
+"""The engines that are compared generate the same images."""
 
 import pytest
 
-from ppvilg.benchmark.export import Engines, start_line
-from tests.transformer.test_model import CONFIG
+from ppvilg.benchmark.export import compare_export, start_line
+from ppvilg.config import ViLGExperiment, load_config
+
+TINY = ["transformer.layers=2", "transformer.hidden=16", "transformer.heads=2", "text.vocabulary_size=23", "text.max_length=9"]
 
 
-def test_dygraph_and_the_export_are_timed_and_equal(tmp_path):
-    timings, lines = Engines.of(CONFIG, tmp_path, ["dygraph", "native"]).time(2, 1)
+@pytest.fixture
+def config() -> ViLGExperiment:
+    return load_config("configs/vilg_emoji.yml", [*TINY, "data.image_size=32", "vqgan.codebook.size=11"], ViLGExperiment)
+
+
+def test_dygraph_and_the_export_are_timed_and_equal(config):
+    timings, lines = compare_export(config, 2, [], 1)
     assert [timing.name for timing in timings] == ["dygraph", "native"]
+    assert lines[0].startswith("dygraph: a step takes")
     assert lines[-1] == "greedy tokens that are equal: dygraph 100.00%, native 100.00%"
 
 
-def test_onnx_runtime_gives_the_same_tokens(tmp_path):
+def test_onnx_runtime_gives_the_same_tokens(config):
     pytest.importorskip("onnxruntime")
-    _, lines = Engines.of(CONFIG, tmp_path, ["dygraph", "onnx"]).time(3, 1)
+    _, lines = compare_export(config, 3, ["onnx"], 1)
     assert lines[-1].endswith("onnx 100.00%")
 
 
 def test_a_start_is_timed(tiny_runs):
-    assert "first picture" in start_line(str(tiny_runs / "vilg"), "红色方块")
+    assert "first image" in start_line(str(tiny_runs / "vilg"), "红色方块")

@@ -6,33 +6,33 @@ import numpy as np
 import paddle
 import pytest
 
-from ppvilg.benchmark.peers.artist import artist_generation
-from ppvilg.config import (
-    AttentionConfig,
-    CodebookConfig,
-    DataConfig,
-    TextConfig,
-    TransformerConfig,
-    ViLGExperiment,
-    VQGANConfig,
-)
-from ppvilg.transformer.model import Pairs, ViLG
-from ppvilg.transformer.pattern import Direction, Pattern
+from ppvilg.benchmark.peers.artist import artist_run
+from ppvilg.config import AttentionConfig, TrainConfig, ViLGExperiment, load_config
+from ppvilg.model.batch import Batch
+from ppvilg.model.config import ViLGConfig
+from ppvilg.model.loss import vilg_loss
+from ppvilg.model.mask import Direction
+from ppvilg.model.vilg import ViLG
 
 M = 7
 KINDS = ["dense", "row", "column", "convolution"]
-CONFIG = ViLGExperiment(
-    data=DataConfig(image_size=12),
-    vqgan=VQGANConfig(channel_multipliers=[1, 1, 1], attention_resolutions=[], codebook=CodebookConfig(size=11, dim=4)),
-    text=TextConfig(vocabulary_size=23, max_length=9),
-    transformer=TransformerConfig(layers=4, hidden=16, heads=2, attention=AttentionConfig(plan=KINDS, last=None, kernel=3)),
+CONFIG = ViLGConfig(
+    text_vocab_size=23,
+    max_text_length=9,
+    image_vocab_size=11,
+    rows=3,
+    columns=3,
+    layers=4,
+    hidden=16,
+    heads=2,
+    attention=AttentionConfig(plan=KINDS, last=None, kernel=3),
 )
 
 
 def pairs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     text = np.random.randint(1, 23, [3, M])
-    valid = np.arange(M) < np.array([[M], [M - 2], [3]])
-    return text, valid, np.random.randint(0, 11, [3, 9])
+    text_mask = np.arange(M) < np.array([[M], [M - 2], [3]])
+    return text, text_mask, np.random.randint(0, 11, [3, 9])
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def ours() -> ViLG:
 
 def copied(peer, model: ViLG):
     """The torch model with the same weights."""
-    theirs = peer.TorchViLG(CONFIG, KINDS)
+    theirs = peer.TorchViLG(CONFIG)
     peer.copy_weights(theirs, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
     return theirs
 
@@ -60,55 +60,52 @@ def tensors(arrays):
     return [torch.from_numpy(array) for array in arrays]
 
 
-def mask(kind: str, direction: Direction) -> np.ndarray:
-    return Pattern(M, 3, 3, direction, kind=kind, kernel=3).mask()
-
-
-def patterns():
-    return dict(
-        zip(KINDS, tensors(np.stack([mask(kind, direction) for direction in Direction]) for kind in KINDS), strict=True)
-    )
-
-
 def test_loss_and_gradients_in_torch_are_ours(peer, ours):
     theirs = copied(peer, ours)
     arrays = pairs()
-    loss = ours.loss(Pairs.plain(*map(paddle.to_tensor, arrays)))["loss"]
+    batch = Batch.plain(*map(paddle.to_tensor, arrays))
+    loss = vilg_loss(ours(batch), batch)["loss"]
     loss.backward()
-    text, valid, image = tensors(arrays)
-    their_loss = theirs.loss(text, valid, image, peer.masks(patterns(), valid))
+    text, text_mask, image = tensors(arrays)
+    their_loss = theirs.loss(text, text_mask, image, peer.attention_biases(peer.attention_masks(CONFIG, M), text_mask))
     their_loss.backward()
     np.testing.assert_allclose(their_loss.item(), loss.item(), rtol=1e-5)
     gradients = {name: parameter.grad.numpy() for name, parameter in ours.named_parameters()}
     for name, parameter in theirs.named_parameters():
-        linear = ".attention." in name or ".ffn." in name or "_head" in name
-        gradient = parameter.grad.numpy().T if linear else parameter.grad.numpy()
-        ours_name = name.removesuffix(".weight") if "_head" in name else name
-        np.testing.assert_allclose(gradient, gradients.pop(ours_name), atol=1e-4, err_msg=name)
+        gradient = peer.transposed(theirs, name, parameter.grad.numpy())
+        np.testing.assert_allclose(gradient, gradients.pop(name), atol=1e-4, err_msg=name)
     assert not gradients
 
 
 def test_training_steps_in_torch_lower_the_loss(peer, ours):
-    settings = replace(CONFIG.train, learning_rate=0.01)
-    step = peer.training_step(copied(peer, ours), settings)
-    micro_batches = [tensors(pairs()) for _ in range(2)]
-    losses = [step(micro_batches, patterns()) for _ in range(20)]
+    step = peer.training_step(copied(peer, ours), TrainConfig(learning_rate=0.01))
+    micro_batches, masks = [tensors(pairs()) for _ in range(2)], peer.attention_masks(CONFIG, M)
+    losses = [step(micro_batches, masks).item() for _ in range(20)]
     assert losses[-1] < 0.8 * losses[0]
 
 
 def test_masks_hide_padding_from_everybody_else(peer):
-    text, valid, _ = pairs()
-    visible = peer.masks(patterns(), *tensors([valid]))
-    assert list(visible) == KINDS
+    text, text_mask, _ = pairs()
+    biases = peer.attention_biases(peer.attention_masks(CONFIG, M), *tensors([text_mask]))
+    assert list(biases) == KINDS
     for kind in KINDS:
         for row, direction in enumerate(direction for direction in Direction for _ in text):
-            expected = mask(kind, direction)
-            expected[:, :M] &= valid[row % 3]
-            np.testing.assert_array_equal(visible[kind][row, 0].numpy(), expected | np.eye(M + 9, dtype=bool))
+            expected = CONFIG.mask(kind, direction, M).mask()
+            expected[:, :M] &= text_mask[row % 3]
+            expected |= np.eye(M + 9, dtype=bool)
+            np.testing.assert_array_equal(biases[kind][row, 0].numpy(), np.where(expected, 0, -np.inf))
+
+
+@pytest.mark.parametrize("value", [{"dropout": 0.1}, {"tie_embeddings": True}, {"text_embedding_width": 8}])
+def test_what_the_torch_model_has_not_is_refused(peer, value):
+    with pytest.raises(ValueError, match="the model in PyTorch has no"):
+        peer.TorchViLG(replace(CONFIG, **value))
 
 
 def test_artist_writes_all_its_tokens():
-    generate = artist_generation(
-        layers=2, hidden=16, heads=2, text_vocabulary=23, image_vocabulary=11, text_length=M, image_tokens=9, batch=3
+    sizes = ["transformer.layers=2", "transformer.hidden=16", "transformer.heads=2", "data.image_size=32"]
+    config = load_config(
+        "configs/vilg_emoji.yml", [*sizes, "text.vocabulary_size=23", "vqgan.codebook.size=11"], ViLGExperiment
     )
-    assert [generate(), generate()] == [27, 27]
+    generate = artist_run(config, 3)
+    assert [generate(), generate()] == [48, 48]

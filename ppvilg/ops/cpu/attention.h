@@ -10,212 +10,176 @@
 #include <cmath>
 #include <vector>
 
+#include "product.h"
 #include "vector.h"
 
 namespace ppvilg {
 
-// Queries with equal distances between their slots, and the keys that some of them see.
+// Some queries and the keys that any of them sees.
 struct Tile {
-  int64_t first_query, query_step, queries;
-  int64_t first_key, keys;  // in Table::keys
-  int64_t key_step;         // where the keys' slots have equal distances, else 0
-  int64_t mask;             // first of queries x keys in Table::mask, or -1: each query sees each key
+  int64_t first_query, queries, first_key, keys;  // in Table::slots
+  int64_t mask;  // the first of queries x keys in Table::mask, or -1: each query sees each key
 };
 
 struct Table {
   const Tile* tiles;
   const int64_t* ranges;  // [masks + 1]: the tiles of each mask
   int64_t masks;
-  const int64_t* keys;  // slots
+  const int64_t* slots;
   const uint8_t* mask;
 };
 
 struct Shape {
   int64_t batch, length, heads, width;
-  int64_t row() const { return heads * width; }  // the distance between slots
 };
 
 constexpr float kHidden = -1e30f;
 
-// c [m, n] = scale * a b + (add ? c : 0), row after row at distances lda, ldb, ldc; a and b may be given transposed.
-inline void product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float scale, const float* a,
-                    int64_t lda, const float* b, int64_t ldb, bool add, float* c, int64_t ldc) {
-  if (blas().gemm) {
-    constexpr int row_major = 101, no = 111, yes = 112;
-    blas().gemm(row_major, transpose_a ? yes : no, transpose_b ? yes : no, m, n, k, scale, a, lda, b, ldb, add, c, ldc);
-    return;
-  }
-  const int64_t a_row = transpose_a ? 1 : lda, a_column = transpose_a ? lda : 1;
-  const int64_t b_row = transpose_b ? 1 : ldb, b_column = transpose_b ? ldb : 1;
-  for (int64_t i = 0; i < m; i++)
-    for (int64_t j = 0; j < n; j++) {
-      float sum = 0.f;
-      for (int64_t l = 0; l < k; l++) sum += a[i * a_row + l * a_column] * b[l * b_row + j * b_column];
-      c[i * ldc + j] = scale * sum + (add ? c[i * ldc + j] : 0.f);
-    }
-}
+inline int64_t padded(int64_t keys) { return (keys + kLanes - 1) / kLanes * kLanes; }
 
-// One thread's memory for the largest tile.
+// What a thread needs for the largest tile.
 struct Scratch {
-  std::vector<float> scores, other, keys, values, key_bias;
+  std::vector<float> scores, other, transposed;
+  std::vector<uint8_t> real;
 
   Scratch(const Table& table, int64_t width) {
-    int64_t largest = 0, most = 0;
-    for (const Tile* t = table.tiles; t < table.tiles + table.ranges[table.masks]; t++) {
-      largest = std::max(largest, t->queries * t->keys);
-      most = std::max(most, t->keys);
+    int64_t largest = 0, keys = 0;
+    for (const Tile* tile = table.tiles; tile < table.tiles + table.ranges[table.masks]; tile++) {
+      largest = std::max(largest, tile->queries * padded(tile->keys));
+      keys = std::max(keys, padded(tile->keys));
     }
     scores.resize(largest);
     other.resize(largest);
-    keys.resize(most * width);
-    values.resize(most * width);
-    key_bias.resize(most);
+    transposed.resize(width * keys);
+    real.resize(keys);
   }
 };
 
-// The rows of the tile's keys: where they are if they stand at equal distances, else copied into `buffer`.
-inline const float* rows_of(const Tile& tile, const Table& table, const float* x, const Shape& shape, float* buffer,
-                            int64_t* distance) {
-  const int64_t* slots = table.keys + tile.first_key;
-  *distance = tile.key_step ? tile.key_step * shape.row() : shape.width;
-  if (tile.key_step) return x + slots[0] * shape.row();
-  for (int64_t j = 0; j < tile.keys; j++) std::copy_n(x + slots[j] * shape.row(), shape.width, buffer + j * shape.width);
-  return buffer;
-}
+// One tile of one head of one sequence.
+struct Part {
+  const Tile& tile;
+  const int64_t *queries, *keys;  // slots
+  const uint8_t* mask;            // [queries, keys], or null
+  int64_t distance;               // between the rows of scores
+  int64_t start, row;             // of slot 0 in the tensors, and between slots
 
-// dx of the tile's keys += a^T b, where a is [queries, keys] and b has the queries' rows.
-inline void add_to_rows(const Tile& tile, const Table& table, const float* a, const float* b, int64_t b_distance, float* dx,
-                        const Shape& shape, float* buffer) {
-  const int64_t* slots = table.keys + tile.first_key;
-  const int64_t width = shape.width;
-  if (tile.key_step) {
-    product(true, false, tile.keys, width, tile.queries, 1.f, a, tile.keys, b, b_distance, true, dx + slots[0] * shape.row(),
-            tile.key_step * shape.row());
-    return;
+  template <typename T>
+  SlotRows<T> query_rows(T* x) const {
+    return {x + start, row, queries};
   }
-  product(true, false, tile.keys, width, tile.queries, 1.f, a, tile.keys, b, b_distance, false, buffer, width);
-  for (int64_t j = 0; j < tile.keys; j++) {
-    float* row = dx + slots[j] * shape.row();
-#pragma omp simd
-    for (int64_t l = 0; l < width; l++) row[l] += buffer[j * width + l];
+  template <typename T>
+  SlotRows<T> key_rows(T* x) const {
+    return {x + start, row, keys};
   }
-}
 
-// Sets what query i may not see of its scores to kHidden; `key_bias` is 0 or kHidden for each key.
-inline void hide(const Tile& tile, const Table& table, int64_t i, const float* key_bias, float* scores) {
-  if (tile.mask < 0) {
-#pragma omp simd
-    for (int64_t j = 0; j < tile.keys; j++) scores[j] = key_bias[j] < 0.f ? kHidden : scores[j];
-    return;
+  // scores [queries, keys] = (rows of x at the queries) (rows of y at the keys)^T.
+  void products(const float* x, const float* y, int64_t width, float* scores, Scratch& scratch) const {
+    float* transposed = scratch.transposed.data();
+    transpose(tile.keys, width, key_rows(y), transposed, distance);
+    product(tile.queries, distance, width, query_rows(x), 1, Matrix<const float>{transposed, distance},
+            Matrix<float>{scores, distance}, false);
   }
-  const uint8_t* mask = table.mask + tile.mask + i * tile.keys;
+
+  // Scales the scores of query i and sets those of keys that it does not see to kHidden.
+  void hide(int64_t i, const uint8_t* real, float scale, float* scores) const {
+    if (mask) {
+      const uint8_t* seen = mask + i * tile.keys;
 #pragma omp simd
-  for (int64_t j = 0; j < tile.keys; j++) scores[j] = mask[j] == 0 || key_bias[j] < 0.f ? kHidden : scores[j];
-}
+      for (int64_t j = 0; j < tile.keys; j++) scores[j] = seen[j] & real[j] ? scale * scores[j] : kHidden;
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < tile.keys; j++) scores[j] = real[j] ? scale * scores[j] : kHidden;
+    }
+  }
+};
 
-inline void look_up_key_bias(const Tile& tile, const Table& table, const bool* key_mask, float* key_bias) {
-  const int64_t* slots = table.keys + tile.first_key;
-  for (int64_t j = 0; j < tile.keys; j++) key_bias[j] = key_mask[slots[j]] ? 0.f : kHidden;
-}
-
-// Calls function(sequence, head, scratch) for every head of every sequence.
+// Calls function(part, log_sums, scratch) for every tile of every head of every sequence, where `log_sums` [length] are the head's
+// and scratch.real says which of the tile's keys are no padding. `key_mask` is [batch, length].
 template <typename Function>
-void for_each_head(const Shape& shape, const Table& table, Function function) {
+void for_each_part(const Shape& shape, const Table& table, const bool* key_mask, float* log_sums, Function function) {
   const int64_t count = shape.batch * shape.heads;
   const int threads = std::min<int64_t>(threads_for(count * shape.length * shape.width), std::max<int64_t>(count, 1));
   std::atomic<int64_t> next{0};  // the masks' work differs; paddle's OpenMP library does not share out loops dynamically
 #pragma omp parallel num_threads(threads)
   {
-    const int before = blas().set_threads ? blas().set_threads(1) : 0;
     Scratch scratch(table, shape.width);
-    for (int64_t i = next++; i < count; i = next++) function(i / shape.heads, i % shape.heads, scratch);
-    if (blas().set_threads) blas().set_threads(before);
+    for (int64_t head = next++; head < count; head = next++) {
+      const int64_t sequence = head / shape.heads, mask = sequence * table.masks / shape.batch;
+      const int64_t row = shape.heads * shape.width;
+      const int64_t start = sequence * shape.length * row + head % shape.heads * shape.width;
+      const bool* real = key_mask + sequence * shape.length;
+      for (int64_t t = table.ranges[mask]; t < table.ranges[mask + 1]; t++) {
+        const Tile& tile = table.tiles[t];
+        const Part part{tile,  table.slots + tile.first_query,
+                        table.slots + tile.first_key, tile.mask < 0 ? nullptr : table.mask + tile.mask,
+                        padded(tile.keys), start, row};
+        for (int64_t j = 0; j < tile.keys; j++) scratch.real[j] = real[part.keys[j]];
+        function(part, log_sums + head * shape.length, scratch);
+      }
+    }
   }
 }
 
-// `key_mask` is [batch, length]; keeps log_sums [batch, heads, length], -kHidden where a query sees no key.
+// Keeps log_sums [batch, heads, length], -kHidden where a query sees no key.
 inline void attention(const float* q, const float* k, const float* v, const Table& table, const bool* key_mask, float* out,
                       float* log_sums, const Shape& shape) {
-  const int64_t width = shape.width, row = shape.row();
+  const int64_t width = shape.width;
   const float scale = 1.f / std::sqrt(static_cast<float>(width));
-  for_each_head(shape, table, [&](int64_t sequence, int64_t head, Scratch& scratch) {
-    const int64_t start = sequence * shape.length * row + head * width;
-    const int64_t mask = sequence * table.masks / shape.batch;
-    float* logs = log_sums + (sequence * shape.heads + head) * shape.length;
-    for (int64_t t = table.ranges[mask]; t < table.ranges[mask + 1]; t++) {
-      const Tile& tile = table.tiles[t];
-      int64_t key_distance, value_distance;
-      const float* keys = rows_of(tile, table, k + start, shape, scratch.keys.data(), &key_distance);
-      const float* values = rows_of(tile, table, v + start, shape, scratch.values.data(), &value_distance);
-      const int64_t first = start + tile.first_query * row, distance = tile.query_step * row;
-      look_up_key_bias(tile, table, key_mask + sequence * shape.length, scratch.key_bias.data());
-      product(false, true, tile.queries, tile.keys, width, scale, q + first, distance, keys, key_distance, false,
-              scratch.scores.data(), tile.keys);
-      for (int64_t i = 0; i < tile.queries; i++) {
-        float* scores = scratch.scores.data() + i * tile.keys;
-        hide(tile, table, i, scratch.key_bias.data(), scores);
-        float largest = kHidden, sum = 0.f;
+  for_each_part(shape, table, key_mask, log_sums, [=](const Part& part, float* logs, Scratch& scratch) {
+    const int64_t queries = part.tile.queries, keys = part.tile.keys;
+    const Matrix<float> scores{scratch.scores.data(), part.distance};
+    part.products(q, k, width, scores.start, scratch);
+    for (int64_t i = 0; i < queries; i++) {
+      float* row = scores(i);
+      part.hide(i, scratch.real.data(), scale, row);
+      float largest = kHidden, sum = 0.f;
 #pragma omp simd reduction(max : largest)
-        for (int64_t j = 0; j < tile.keys; j++) largest = scores[j] > largest ? scores[j] : largest;
-        const float shift = largest > kHidden ? largest : 0.f;
+      for (int64_t j = 0; j < keys; j++) largest = row[j] > largest ? row[j] : largest;
+      const float shift = largest > kHidden ? largest : 0.f;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < tile.keys; j++) {
-          scores[j] = exp_(scores[j] - shift);
-          sum += scores[j];
-        }
-        const float share = sum == 0.f ? 0.f : 1.f / sum;
-#pragma omp simd
-        for (int64_t j = 0; j < tile.keys; j++) scores[j] *= share;
-        logs[tile.first_query + i * tile.query_step] = sum == 0.f ? -kHidden : shift + std::log(sum);
+      for (int64_t j = 0; j < keys; j++) {
+        row[j] = exp_(row[j] - shift);
+        sum += row[j];
       }
-      product(false, false, tile.queries, width, tile.keys, 1.f, scratch.scores.data(), tile.keys, values, value_distance,
-              false, out + first, distance);
+      const float share = sum == 0.f ? 0.f : 1.f / sum;
+#pragma omp simd
+      for (int64_t j = 0; j < keys; j++) row[j] *= share;
+      logs[part.queries[i]] = sum == 0.f ? -kHidden : shift + std::log(sum);
     }
+    product(queries, width, keys, scores, 1, part.key_rows(v), part.query_rows(out), false);
   });
 }
 
 // With weights p and dp = dout v^T: ds = p (dp - sum of out dout) / sqrt(width), dq = ds k, dk = ds^T q, dv = p^T dout.
 // dk and dv have to be zeros.
 inline void attention_grad(const float* q, const float* k, const float* v, const Table& table, const bool* key_mask,
-                           const float* out, const float* log_sums, const float* dout, float* dq, float* dk, float* dv,
+                           const float* out, float* log_sums, const float* dout, float* dq, float* dk, float* dv,
                            const Shape& shape) {
-  const int64_t width = shape.width, row = shape.row();
+  const int64_t width = shape.width;
   const float scale = 1.f / std::sqrt(static_cast<float>(width));
-  for_each_head(shape, table, [&](int64_t sequence, int64_t head, Scratch& scratch) {
-    const int64_t start = sequence * shape.length * row + head * width;
-    const int64_t mask = sequence * table.masks / shape.batch;
-    const float* logs = log_sums + (sequence * shape.heads + head) * shape.length;
-    for (int64_t t = table.ranges[mask]; t < table.ranges[mask + 1]; t++) {
-      const Tile& tile = table.tiles[t];
-      int64_t key_distance, value_distance;
-      const float* keys = rows_of(tile, table, k + start, shape, scratch.keys.data(), &key_distance);
-      const float* values = rows_of(tile, table, v + start, shape, scratch.values.data(), &value_distance);
-      const int64_t first = start + tile.first_query * row, distance = tile.query_step * row;
-      look_up_key_bias(tile, table, key_mask + sequence * shape.length, scratch.key_bias.data());
-      product(false, true, tile.queries, tile.keys, width, scale, q + first, distance, keys, key_distance, false,
-              scratch.scores.data(), tile.keys);
-      product(false, true, tile.queries, tile.keys, width, 1.f, dout + first, distance, values, value_distance, false,
-              scratch.other.data(), tile.keys);
-      for (int64_t i = 0; i < tile.queries; i++) {
-        float *weights = scratch.scores.data() + i * tile.keys, *gradients = scratch.other.data() + i * tile.keys;
-        const float *result = out + first + i * distance, *gradient = dout + first + i * distance;
-        const float log_sum = logs[tile.first_query + i * tile.query_step];
-        hide(tile, table, i, scratch.key_bias.data(), weights);
-        float along = 0.f;
+  for_each_part(shape, table, key_mask, log_sums, [=](const Part& part, const float* logs, Scratch& scratch) {
+    const int64_t queries = part.tile.queries, keys = part.tile.keys;
+    const Matrix<float> weights{scratch.scores.data(), part.distance}, gradients{scratch.other.data(), part.distance};
+    part.products(q, k, width, weights.start, scratch);
+    part.products(dout, v, width, gradients.start, scratch);
+    for (int64_t i = 0; i < queries; i++) {
+      float *weight = weights(i), *gradient = gradients(i);
+      const float *result = part.query_rows(out)(i), *of_result = part.query_rows(dout)(i);
+      const float log_sum = logs[part.queries[i]];
+      part.hide(i, scratch.real.data(), scale, weight);
+      float along = 0.f;
 #pragma omp simd reduction(+ : along)
-        for (int64_t l = 0; l < width; l++) along += result[l] * gradient[l];
+      for (int64_t l = 0; l < width; l++) along += result[l] * of_result[l];
 #pragma omp simd
-        for (int64_t j = 0; j < tile.keys; j++) {
-          weights[j] = exp_(weights[j] - log_sum);
-          gradients[j] = weights[j] * (gradients[j] - along) * scale;
-        }
+      for (int64_t j = 0; j < keys; j++) {
+        weight[j] = exp_(weight[j] - log_sum);
+        gradient[j] = weight[j] * (gradient[j] - along) * scale;
       }
-      product(false, false, tile.queries, width, tile.keys, 1.f, scratch.other.data(), tile.keys, keys, key_distance, false,
-              dq + first, distance);
-      // The copies of keys and values are not needed any more.
-      add_to_rows(tile, table, scratch.other.data(), q + first, distance, dk + start, shape, scratch.keys.data());
-      add_to_rows(tile, table, scratch.scores.data(), dout + first, distance, dv + start, shape, scratch.values.data());
     }
+    product(queries, width, keys, gradients, 1, part.key_rows(k), part.query_rows(dq), false);
+    const Matrix<float> weight_columns{weights.start, 1}, gradient_columns{gradients.start, 1};
+    product(keys, width, queries, gradient_columns, part.distance, part.query_rows(q), part.key_rows(dk), true);
+    product(keys, width, queries, weight_columns, part.distance, part.query_rows(dout), part.key_rows(dv), true);
   });
 }
 

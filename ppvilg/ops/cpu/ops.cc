@@ -121,42 +121,42 @@ namespace {
 
 ppvilg::Shape shape_of(const Tensor& q) { return {q.shape()[0], q.shape()[1], q.shape()[2], q.shape()[3]}; }
 
-ppvilg::Table table_of(const Tensor& tiles, const Tensor& ranges, const Tensor& keys, const Tensor& mask) {
+ppvilg::Table table_of(const Tensor& tiles, const Tensor& ranges, const Tensor& slots, const Tensor& mask) {
   return {reinterpret_cast<const ppvilg::Tile*>(tiles.data<int64_t>()), ranges.data<int64_t>(), ranges.numel() - 1,
-          keys.data<int64_t>(), mask.data<uint8_t>()};
+          slots.data<int64_t>(), mask.data<uint8_t>()};
 }
 
 }  // namespace
 
-// q, k, v [B, L, heads, width], key_mask bool [B, L] and the table of ppvilg/ops/attention.py: tiles int64 [tiles, 7], ranges
-// int64 [masks + 1], keys int64, mask uint8 -> [B, L, heads, width] and the logarithms of the queries' sums [B, heads, L].
+// q, k, v [B, L, heads, width], key_mask bool [B, L] and the table of ppvilg/ops/attention.py: tiles int64 [tiles, 5], ranges
+// int64 [masks + 1], slots int64, mask uint8 -> [B, L, heads, width] and the logarithms of the queries' sums [B, heads, L].
 std::vector<Tensor> Attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_mask, const Tensor& tiles,
-                              const Tensor& ranges, const Tensor& keys, const Tensor& mask) {
+                              const Tensor& ranges, const Tensor& slots, const Tensor& mask) {
   const ppvilg::Shape shape = shape_of(q);
   Tensor out = like(q), log_sums = floats({shape.batch, shape.heads, shape.length}, q);
-  ppvilg::attention(q.data<float>(), k.data<float>(), v.data<float>(), table_of(tiles, ranges, keys, mask),
+  ppvilg::attention(q.data<float>(), k.data<float>(), v.data<float>(), table_of(tiles, ranges, slots, mask),
                     key_mask.data<bool>(), out.data<float>(), log_sums.data<float>(), shape);
   return {out, log_sums};
 }
 
 std::vector<Tensor> AttentionGrad(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_mask,
-                                  const Tensor& tiles, const Tensor& ranges, const Tensor& keys, const Tensor& mask,
+                                  const Tensor& tiles, const Tensor& ranges, const Tensor& slots, const Tensor& mask,
                                   const Tensor& out, const Tensor& log_sums, const Tensor& dout) {
   Tensor dq = like(q), dk = like(q), dv = like(q);
   std::memset(dk.data<float>(), 0, q.numel() * sizeof(float));
   std::memset(dv.data<float>(), 0, q.numel() * sizeof(float));
-  ppvilg::attention_grad(q.data<float>(), k.data<float>(), v.data<float>(), table_of(tiles, ranges, keys, mask),
-                         key_mask.data<bool>(), out.data<float>(), log_sums.data<float>(), dout.data<float>(),
+  ppvilg::attention_grad(q.data<float>(), k.data<float>(), v.data<float>(), table_of(tiles, ranges, slots, mask),
+                         key_mask.data<bool>(), out.data<float>(), const_cast<float*>(log_sums.data<float>()), dout.data<float>(),
                          dq.data<float>(), dk.data<float>(), dv.data<float>(), shape_of(q));
   return {dq, dk, dv};
 }
 
 PD_BUILD_OP(ppvilg_attention)
-    .Inputs({"Q", "K", "V", "KeyMask", "Tiles", "Ranges", "Keys", "Mask"})
+    .Inputs({"Q", "K", "V", "KeyMask", "Tiles", "Ranges", "Slots", "Mask"})
     .Outputs({"Out", "LogSums"})
     .SetKernelFn(PD_KERNEL(Attention));
 PD_BUILD_GRAD_OP(ppvilg_attention)
-    .Inputs({"Q", "K", "V", "KeyMask", "Tiles", "Ranges", "Keys", "Mask", "Out", "LogSums", Grad("Out")})
+    .Inputs({"Q", "K", "V", "KeyMask", "Tiles", "Ranges", "Slots", "Mask", "Out", "LogSums", Grad("Out")})
     .Outputs({Grad("Q"), Grad("K"), Grad("V")})
     .SetKernelFn(PD_KERNEL(AttentionGrad));
 

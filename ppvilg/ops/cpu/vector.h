@@ -32,31 +32,15 @@ inline float exp_(float x) {
   return x < -87.f ? 0.f : (x != x ? x : result);
 }
 
-// The matrix library inside paddle's wheel; without it products are plain loops.
-struct Blas {
-  using Gemm = void (*)(int, int, int, int, int, int, float, const float*, int, const float*, int, float, float*, int);
-  Gemm gemm = nullptr;
-  int (*max_threads)() = nullptr;
-  int (*set_threads)(int) = nullptr;  // of the calling thread; returns what it was
-
-  Blas() {
-    void* library = dlopen("libmklml_intel.so", RTLD_NOW);  // the copy that paddle uses
-    if (!library) return;
-    gemm = reinterpret_cast<Gemm>(dlsym(library, "cblas_sgemm"));
-    max_threads = reinterpret_cast<int (*)()>(dlsym(library, "MKL_Get_Max_Threads"));
-    set_threads = reinterpret_cast<int (*)(int)>(dlsym(library, "MKL_Set_Num_Threads_Local"));
-  }
-};
-
-inline const Blas& blas() {
-  static const Blas found;
-  return found;
-}
-
 // Threads for work on `values` numbers: as many as paddle's matrix products use, one where starting them takes longer.
 inline int threads_for(int64_t values) {
+  using Count = int (*)();
+  static const auto count = [] {
+    void* library = dlopen("libmklml_intel.so", RTLD_NOW);  // the copy that paddle uses
+    return library ? reinterpret_cast<Count>(dlsym(library, "MKL_Get_Max_Threads")) : nullptr;
+  }();
   if (values < 16384) return 1;
-  return blas().max_threads ? blas().max_threads() : omp_get_max_threads();
+  return count ? count() : omp_get_max_threads();
 }
 
 }  // namespace ppvilg

@@ -1,0 +1,1 @@
+"""What training in a layout takes, worked out without the GPUs."""

@@ -1,0 +1,249 @@
+"""What a layout takes under Fleet, worked out from shapes: FLOPs, memory, messages, time. tools/plan.py says what was measured.
+
+Left out, because they are small beside the rest: norms, softmax and GELU in the FLOPs, sums of scalars, and what CUDA needs for
+itself. Texts count as long as they may be. Everything is of one optimizer step; sizes are in bytes.
+
+A product of [a, b] and [b, c] is 2abc FLOPs. m and n are the text and image slots of a sequence; a pair is computed in both
+directions, so it has 2(m + n) rows.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+from ppvilg.config import AttentionKind, ViLGExperiment
+from ppvilg.model.config import vilg_config
+from ppvilg.model.mask import AttentionMask, Direction
+from ppvilg.plan.shapes import Stage, owned_values, sliced_values, stages
+
+Amounts = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The GPUs. The defaults are nominal figures of A100 machines (NVIDIA's data sheets of A100 and DGX A100), which nobody has
+    measured with this code: give what yours reach."""
+
+    gpus: int
+    memory: float = 80e9
+    per_machine: int = 8
+    peak: float = 312e12
+    """FLOPs per second of one GPU at the config's precision, bf16 for A100."""
+    utilization: float = 0.4
+    """Share of the peak that a GPU reaches while it computes."""
+    inside: float = 300e9
+    """Bytes per second and direction that a GPU exchanges within its machine; 300 GB/s is NVLink's nominal rate."""
+    across: float = 25e9
+    """The same with other machines; 25 GB/s is the nominal rate of one 200 Gb/s InfiniBand card for each GPU."""
+
+    def bandwidth(self, span: int) -> float:
+        """Bytes per second within groups that each lie in `span` consecutive ranks."""
+        return self.inside if min(self.gpus, self.per_machine) % span == 0 else self.across
+
+
+# FLOPs
+
+
+class Scores(NamedTuple):
+    """What the attention of one head computes in blocks: scores, hidden ones included; those of them in rows that also see a
+    prefix; rows of keys that are gathered."""
+
+    pairs: int
+    with_prefix: int
+    keys: int
+
+
+@lru_cache(maxsize=64)
+def _scores(mask: AttentionMask) -> Scores:
+    source, target = mask.blocks()
+    with_prefix = target.mask.size + target.queries.size * (mask.length - mask.target_length)
+    return Scores(source.mask.size + with_prefix, with_prefix, source.keys.size + target.keys.size)
+
+
+def pair_scores(config: ViLGExperiment, kind: AttentionKind) -> Scores:
+    """Those of both directions of a pair in a layer of a kind."""
+    both = [_scores(vilg_config(config).mask(kind, direction, config.text.max_length)) for direction in Direction]
+    return Scores(*map(sum, zip(*both, strict=True)))
+
+
+def pair_flops(config: ViLGExperiment, stage: Stage) -> Amounts:
+    """What a stage computes for one pair, forward and backward, all tensor parallel processes together: `layers`, `head`,
+    `embedding` (the projection of a text table of another width), and `recompute`, what the backward computes again."""
+    model, m, width = config.transformer, config.text.max_length, config.text.embedding_width or config.transformer.hidden
+    # Queries, keys, values, output and the two products of the MLP; scores, and the sums of values by them.
+    products = 2 * 2 * (m + config.image_tokens) * (4 + 2 * model.ffn_multiplier) * model.hidden**2
+    scores = sum(count * 4 * pair_scores(config, kind).pairs * model.hidden for kind, count in stage.kinds.items())
+    layers = products * sum(stage.kinds.values()) + scores
+    head = 2 * model.hidden * (config.image_tokens * config.vqgan.codebook.size + (m - 1) * config.text.vocabulary_size)
+    projection = 4 * m * width * model.hidden if width != model.hidden else 0
+    return {  # a backward has two products for each of the forward
+        "layers": 3 * layers,
+        "head": 3 * head * stage.is_last,
+        "embedding": 3 * projection * stage.is_first,
+        "recompute": layers * (config.parallel.recompute == "full"),
+    }
+
+
+def step_flops(config: ViLGExperiment) -> Amounts:
+    """What all GPUs together compute."""
+    [whole] = stages(replace(config, parallel=replace(config.parallel, mp_degree=1, pp_degree=1)))
+    return {name: flops * config.train.batch_size for name, flops in pair_flops(config, whole).items()}
+
+
+# Memory
+
+
+def memory(config: ViLGExperiment, stage: Stage) -> Amounts:
+    """Of the process of a pipeline stage that owns most, by what is in it:
+
+    weights; gradients (float32 beside narrower weights, unless offloaded: Fleet's main gradients); optimizer (AdamW's moments,
+    moving average, float32 weights beside narrower ones); fetched (stage 3: the weights of the layer that is computed);
+    activations that forward passes keep; recomputed (what one layer keeps while its backward runs); logits (what the losses
+    keep, and its gradient); workspace (gradients within one layer); messages (gradients that come up the pipeline and go on); update
+    (after the backward: gradients laid end to end to be summed over data parallel processes).
+    """
+    parallel, width, gradient, level = config.parallel, _width(config), _gradient_width(config), _level(config)
+    own, largest = max(owned_values(config, stage)), max(stage.sizes.values())
+    states = 2 + bool(config.train.ema_decay) + (parallel.precision != "fp32")
+    # Stages 2 and 3 have the gradient of one parameter at a time besides their own.
+    gradients = stage.values if level < 2 else largest if parallel.offload else own + largest
+    weights = stage.values if level < 3 else sliced_values(stage)[1] if parallel.offload else own
+    in_flight = min(config.train.gradient_accumulation_steps, stage.count - stage.number)  # 1F1B
+    layer = max(_layer_bytes(config, kind) for kind in stage.kinds)
+    return {
+        "weights": width * weights,
+        "gradients": gradient * gradients,
+        "optimizer": 0 if parallel.offload else 4 * states * own,
+        "fetched": width * largest * (level == 3),
+        "activations": in_flight * _kept_bytes(config, stage),
+        "recomputed": layer * (parallel.recompute == "full"),
+        # Where tensor parallelism shares out the vocabularies, the losses keep the logits as well.
+        "logits": _softmax_bytes(config) * (3 if parallel.mp_degree > 1 else 2) * stage.is_last,
+        "workspace": layer,
+        "messages": (2 - stage.is_first - stage.is_last) * _rows_bytes(config),
+        "update": gradient * own * (parallel.dp_degree > 1 and level < 2),
+    }
+
+
+def peak(found: Amounts) -> float:
+    """When most is there: in a backward, or in the update after it."""
+    standing = found["weights"] + found["gradients"] + found["optimizer"]
+    return standing + max(sum(found.values()) - standing - found["update"], found["update"])
+
+
+def forward_bytes(config: ViLGExperiment, stage: Stage) -> float:
+    """What a forward pass over one micro-batch keeps for its backward on a stage, by paddle's functions."""
+    return _kept_bytes(config, stage) + _softmax_bytes(config) * stage.is_last
+
+
+def _width(config: ViLGExperiment) -> int:
+    """Bytes of a weight or an activation."""
+    return 4 if config.parallel.precision == "fp32" else 2
+
+
+def _gradient_width(config: ViLGExperiment) -> int:
+    return _width(config) if config.parallel.offload else 4
+
+
+def _level(config: ViLGExperiment) -> int:
+    """The sharding stage; 0 where there is nobody to share with."""
+    return config.parallel.sharding_stage if config.parallel.sharding_degree > 1 else 0
+
+
+def _rows_bytes(config: ViLGExperiment) -> int:
+    """[rows of a micro-batch, hidden]."""
+    rows = 2 * config.micro_batch * (config.text.max_length + config.image_tokens)
+    return rows * config.transformer.hidden * _width(config)
+
+
+def _layer_bytes(config: ViLGExperiment, kind: AttentionKind) -> float:
+    """What one block of a kind keeps of a micro-batch, computed by paddle's functions (`ops.block_attention`)."""
+    model, rows, scores = config.transformer, _rows_bytes(config), pair_scores(config, kind)
+    of_pair, slots = config.micro_batch * _width(config), config.text.max_length + config.image_tokens
+    # Queries, and weighted values before and after padding is cleared.
+    shared = 3 * rows
+    # Keys and values of the blocks; queries, keys and values once more where a part sees a prefix.
+    shared += (2 * scores.keys + 3 * slots) * model.hidden * of_pair
+    # Probabilities, and once more in two pieces where there is a prefix.
+    shared += (scores.pairs + scores.with_prefix) * model.heads * of_pair
+    shared += 2 * rows * model.ffn_multiplier  # GELU's input and output
+    dropped = 2 * rows // _width(config) if model.dropout else 0  # which values, a byte for each
+    return 4 * rows + shared / config.parallel.mp_degree + dropped  # four: what norms read, and what they give
+
+
+def _kept_bytes(config: ViLGExperiment, stage: Stage) -> float:
+    """What a stage keeps of each micro-batch until its backward, apart from the losses."""
+    rows, row, model = _rows_bytes(config), config.micro_batch * _width(config), config.transformer
+    full, width = config.parallel.recompute == "full", config.text.embedding_width or model.hidden
+    kept = sum(count * (rows if full else _layer_bytes(config, kind)) for kind, count in stage.kinds.items())
+    kept += 2 * row * config.text.max_length * width * (stage.is_first and width != model.hidden)
+    # What the last norm and the head read, or what went down the pipeline.
+    return kept + rows + row * _targets(config) * model.hidden * stage.is_last
+
+
+def _targets(config: ViLGExperiment) -> int:
+    """Slots of a pair whose next token is decided: n for its image, m - 1 for its text."""
+    return config.image_tokens + config.text.max_length - 1
+
+
+def _softmax_bytes(config: ViLGExperiment) -> float:
+    """Probabilities of all targets of a micro-batch, in float32."""
+    text = (config.text.max_length - 1) * config.text.vocabulary_size
+    image = config.image_tokens * config.vqgan.codebook.size
+    return config.micro_batch * (text + image) * 4 / config.parallel.mp_degree
+
+
+# Messages and time
+
+
+def communication(config: ViLGExperiment, stage: Stage) -> Amounts:
+    """Bytes of the tensors that the process of a stage that owns most passes to calls of each kind; each call counts once:
+
+    dp all_reduce (gradients of what it owns; in stage 3 whole gradients, after each micro-batch); sharding reduce (stage 1
+    after the last micro-batch, stage 2 after each) or all_reduce (stage 3); sharding broadcast (updated weights) or all_gather
+    (stage 3: each layer's weights for each time that it is computed); mp all_reduce and pp send/receive (of each micro-batch); tied
+    all_reduce (tables that the first and the last stage share).
+    """
+    parallel, parts, level = config.parallel, config.train.gradient_accumulation_steps, _level(config)
+    width, gradient, own = _width(config), _gradient_width(config), max(owned_values(config, stage))
+    large, small = sliced_values(stage)
+    repeated = parts * large + small
+    return {
+        "dp all_reduce": gradient * (repeated if level == 3 else own) * (parallel.dp_degree > 1),
+        "sharding reduce": gradient * stage.values * (0, 1, parts, 0)[level],
+        "sharding all_reduce": gradient * repeated * (level == 3),
+        "sharding broadcast": width * stage.values * (level in (1, 2)),
+        "sharding all_gather": width * parts * (3 if parallel.recompute == "full" else 2) * large * (level == 3),
+        "mp all_reduce": parts * _mp_bytes(config, stage) * (parallel.mp_degree > 1),
+        "pp send/receive": parts * (2 - stage.is_first - stage.is_last) * 2 * _rows_bytes(config),
+        "tied all_reduce": gradient * stage.tied,
+    }
+
+
+def _mp_bytes(config: ViLGExperiment, stage: Stage) -> float:
+    """For one micro-batch: after attention and MLP of each block, again where they are computed again, and the gradients of
+    what they read; embedded rows; the gradients of what the head reads, and three numbers of each target."""
+    row, hidden = config.micro_batch * _width(config), config.transformer.hidden
+    text_width = config.text.embedding_width or hidden
+    total = (6 if config.parallel.recompute == "full" else 4) * sum(stage.kinds.values()) * _rows_bytes(config)
+    total += 2 * row * (config.text.max_length * text_width + config.image_tokens * hidden) * stage.is_first
+    return total + row * _targets(config) * (hidden + 3) * stage.is_last
+
+
+def seconds(config: ViLGExperiment, stage: Stage, cluster: Cluster) -> Amounts:
+    """How long a step takes if all stages are like this one and nothing overlaps: `compute` (products, those that are computed
+    again included), `bubble` (waiting for the pipeline to fill and to empty), and messages by axis. An all_reduce of b bytes by k processes moves 2b(k - 1)/k through each of them (ring), any other call b.
+    """
+    parallel, sent = config.parallel, communication(config, stage)
+    # The axes lie within one another: of each, the groups lie in so many consecutive ranks.
+    sizes = {"mp": parallel.mp_degree, "sharding": parallel.sharding_degree, "pp": stage.count, "dp": parallel.dp_degree}
+    found, span = {}, 1
+    for axis, size in sizes.items():
+        span *= size
+        moved = sum(sent[name] for name in sent if name.startswith(axis) and not name.endswith("all_reduce"))
+        found[axis] = (moved + sent.get(f"{axis} all_reduce", 0) * 2 * (size - 1) / size) / cluster.bandwidth(span)
+    found["pp"] += sent["tied all_reduce"] / cluster.bandwidth(span // parallel.dp_degree)
+    flops = sum(pair_flops(config, stage).values()) * config.micro_batch * config.train.gradient_accumulation_steps
+    compute = flops / parallel.mp_degree / (cluster.peak * cluster.utilization)
+    waiting = (compute + found["mp"] + found["pp"]) * (stage.count - 1) / config.train.gradient_accumulation_steps
+    return {"compute": compute, "bubble": waiting} | found
