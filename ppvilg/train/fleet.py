@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import paddle
 from paddle import nn
@@ -100,21 +101,13 @@ class DistributedModel:
         """Add the loss's gradients to those that are there."""
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
-    def forward_backward(self, batches: Sequence[Batch], loss: Callable[[Outputs, Batch], Losses]) -> Losses:
-        """Gradients of the mean of `loss(outputs, batch)["loss"]` over the micro-batches of a step.
+    def forward_backward(self, batches: Sequence[Batch], loss: Callable[[Outputs, Batch], Losses]) -> list[Losses]:
+        """Under a pipeline: gradients of the mean of `loss(outputs, batch)["loss"]` over the micro-batches of a step.
 
-        Returns the means of all losses, which are still on the device; on other than the last pipeline stage none.
+        Returns the losses of each micro-batch, which are still on the device; on other than the last stage none.
         """
-        if isinstance(self.module, pipe.ViLGPipe):
-            with self._autocast():
-                losses = pipe.forward_backward(self._wrapped, batches, loss, self._scaler)
-        else:
-            losses = []
-            for batch in batches:
-                losses.append(loss(self(batch), batch))
-                self.backward(losses[-1]["loss"] / len(batches))
-        names = losses[0] if losses else ()
-        return {name: sum(values[name].detach() for values in losses) / len(losses) for name in names}
+        with self._autocast():
+            return pipe.forward_backward(self._wrapped, batches, loss, self._scaler)
 
     def step(self) -> None:
         """Reduce the gradients over the processes, clip them, update the weights and drop the gradients; does nothing where no
@@ -142,6 +135,16 @@ class DistributedModel:
                 found = [measure(self.module(batch), batch) for batch in batches]
         self.module.train()
         return found
+
+    def loss_scale(self) -> dict[str, Any]:
+        """The loss scale of fp16 and what it depends on, as JSON takes it; empty without one."""
+        state = {} if self._scaler is None else self._scaler.state_dict()
+        return state | {"scale": state["scale"].tolist()} if state else {}
+
+    def load_loss_scale(self, state: dict[str, Any]) -> None:
+        """Take up what `loss_scale` gave."""
+        if self._scaler is not None and state:
+            self._scaler.load_state_dict(state)
 
     def _autocast(self):
         return nullcontext() if self._dtype == "float32" else paddle.amp.auto_cast(level="O2", dtype=self._dtype)
