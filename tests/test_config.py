@@ -104,6 +104,7 @@ LAYOUTS = [
     ({"sharding_degree": 2, "sharding_stage": 2, "offload": True}, "sharding_stage: 3 and a sharding_degree of at least 2"),
     ({"dp_degree": 2, "sharding_degree": 4, "sharding_stage": 3, "offload": True}, None),
     ({"sequence_parallel": True}, "with mp_degree: 1"),
+    ({"dp_degree": 32, "mp_degree": 8, "sequence_parallel": True}, "divides the 2 sequences of a micro-batch"),
     ({"mp_degree": 3}, "divisor of transformer.heads = 16"),
     ({"pp_degree": 25}, "at most transformer.layers = 24"),
     ({"dp_degree": 3}, "multiple of gradient_accumulation_steps x dp_degree x sharding_degree = 3"),

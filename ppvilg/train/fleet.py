@@ -25,7 +25,8 @@ from paddle.distributed.sharding import group_sharded_parallel
 
 from ppvilg.config import ParallelConfig
 from ppvilg.model.batch import Batch
-from ppvilg.model.vilg import Outputs
+from ppvilg.model.layers import sequence_parallel
+from ppvilg.model.vilg import Block, Outputs
 from ppvilg.train import pipe
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.shards import OptimizerState
@@ -55,6 +56,7 @@ def init_distributed(parallel: ParallelConfig, gradient_accumulation_steps: int 
     strategy.pipeline_configs = {"accumulate_steps": gradient_accumulation_steps}
     fleet.init(is_collective=True, strategy=strategy, log_level="WARNING")
     groups = fleet.get_hybrid_communicate_group()
+    groups.get_model_parallel_group().sequence_parallel = parallel.sequence_parallel
     return ParallelContext(
         launched,
         groups.get_global_rank(),
@@ -91,6 +93,11 @@ class DistributedModel:
         """What the optimizer of this process updates, under single-process names."""
         self._wrapped, self._optimizer, self._scaler = wrapped, optimizer, scaler
         self._dtype = _DTYPES[precision]
+        self._shared_sequences = []  # parameters of which each tensor parallel process knows its sequences' gradients
+        for block in module.sublayers():
+            if isinstance(block, Block) and sequence_parallel(state.context.mp_group):
+                norms = *block.norm1.parameters(), *block.norm2.parameters()
+                self._shared_sequences += [*norms, block.attention.out.bias, block.mlp.down.bias]
 
     def __call__(self, *inputs) -> object:
         """The model's forward in training."""
@@ -115,6 +122,8 @@ class DistributedModel:
         if all(p.grad is None and getattr(p, "main_grad", None) is None for p in self.state.parameters.values()):
             return
         context = self.state.context
+        if self._shared_sequences:
+            fused_allreduce_gradients_with_group(self._shared_sequences, context.mp_group, scale=1.0)
         if context.replica_size == 1 < context.world_size:  # data parallelism alone
             fused_allreduce_gradients_with_group(list(self.state.parameters.values()), context.dp_group)
         if self._scaler is None:
