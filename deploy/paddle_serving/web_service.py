@@ -19,9 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--model", default="runs/vilg_emoji", help="folder of a model, a training run or an export (default: %(default)s)"
     )
-    parser.add_argument(
-        "--dual-encoder", help="folder of a dual encoder, to choose among candidates and score"
-    )
+    parser.add_argument("--dual-encoder", help="folder of a dual encoder, to choose among candidates and score")
     parser.add_argument(
         "--config", default=str(HERE / "config.yml"), help="Paddle Serving's configuration (default: %(default)s)"
     )

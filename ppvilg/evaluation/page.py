@@ -77,29 +77,20 @@ def _names(folders: list[Path]) -> list[str]:
 
 def _table(title: str, note: str, key: str, reports: list[Report], names: list[str]) -> dict[str, Any]:
     """Rows of all reports; a baseline that has the same measures everywhere stands once."""
-    rows: list[tuple[str, str, str, dict[str, float]]] = []
+    rows: list[tuple[str, Report]] = []
     for report, name in zip(reports, names, strict=True):
         for row in report[key]:
-            known = any(row["title"] == title and row["measures"] == measures for _, title, _, measures in rows)
+            known = any((other["title"], other["measures"]) == (row["title"], row["measures"]) for _, other in rows)
             if not (known and row["kind"] == "baseline"):
-                rows.append((name, row["title"], row["kind"], row["measures"]))
-    by_length = sorted(rows, key=lambda row: -len(row[3]))  # so that the order is that of the fullest row
-    measures = list(dict.fromkeys(measure for row in by_length for measure in row[3]))
-    best = {measure: _best(measure, [row[3] for row in rows if row[2] == "model"]) for measure in measures}
-    cells = [
-        {
-            "name": name,
-            "title": row_title,
-            "kind": kind,
-            "values": [
-                (_shown(measure, values[measure]), kind == "model" and values[measure] == best[measure])
-                if measure in values
-                else ("", False)
-                for measure in measures
-            ],
-        }
-        for name, row_title, kind, values in rows
-    ]
+                rows.append((name, row))
+    by_length = sorted((row["measures"] for _, row in rows), key=len, reverse=True)  # in the order of the fullest row
+    measures = list(dict.fromkeys(measure for values in by_length for measure in values))
+    best = {measure: _best(measure, [row["measures"] for _, row in rows if row["kind"] == "model"]) for measure in measures}
+    cells = []
+    for name, row in rows:
+        shown = {measure: _shown(measure, value) for measure, value in row["measures"].items()}
+        leads = {measure for measure, value in row["measures"].items() if row["kind"] == "model" and value == best[measure]}
+        cells.append(row | {"name": name, "values": [(shown.get(measure, ""), measure in leads) for measure in measures]})
     return {"title": title, "note": note, "measures": measures, "rows": cells}
 
 

@@ -248,7 +248,7 @@ def test_distance_of_folders_and_features(tiny_data, tmp_path):
     for other, message in (
         ("empty", "no pictures"),
         ("c.npz", "c.npz is damaged: give a folder"),
-        ("bad", "x.png: not a picture"),
+        ("bad", "x.png: not an image"),
     ):
         with pytest.raises(ValueError, match=message):
             read_features(tmp_path / other, extractor, 16)
