@@ -5,6 +5,7 @@ Which part of Fleet does what:
     sharding_stage 1, mp_degree, pp_degree   fleet.distributed_model and fleet.distributed_optimizer
     sharding_stage 2 and 3                   group_sharded_parallel, with the dp group beside the sharding group
     dp_degree alone                          the plain model and optimizer; gradients are averaged once before each step
+    sequence_parallel                        Fleet's layers in the model; gradients of norms and biases are added up once a step
 
 `precision` other than fp32 needs a GPU and has not been run.
 """
@@ -165,6 +166,7 @@ def distribute(model: nn.Layer, optimizer: paddle.optimizer.AdamW, parallel: Par
     Raises `ValueError` for a precision that the device cannot compute with.
     """
     adamw, scaler = optimizer, None
+    replaces_optimizer = context.world_size > parallel.dp_degree  # else Fleet has nothing to do
     if parallel.recompute == "full" and context.pp_group is None:
         for block in model.blocks:
             block.forward = partial(recompute, block.forward)
@@ -173,10 +175,10 @@ def distribute(model: nn.Layer, optimizer: paddle.optimizer.AdamW, parallel: Par
             raise ValueError(f"parallel.precision: {parallel.precision} needs a GPU: set fp32 to train on a CPU")
         dtype = _DTYPES[parallel.precision]
         paddle.amp.decorate(model, optimizer, level="O2", dtype=dtype, master_weight=True)
-        if not parallel.offload:  # gradients of micro-batches are added up in float32
-            MixPrecisionLayer(model, dtype=dtype)
-            optimizer = MixPrecisionOptimizer(optimizer)
         scaler = paddle.amp.GradScaler() if parallel.precision == "fp16" else None
+        if not parallel.offload and (replaces_optimizer or scaler is None):  # paddle's own scaler does not know main gradients
+            MixPrecisionLayer(model, dtype=dtype)  # gradients of micro-batches are added up in float32
+            optimizer = MixPrecisionOptimizer(optimizer)
     wrapped = model
     if parallel.sharding_stage > 1:
         wrapped, optimizer, scaler = group_sharded_parallel(
@@ -194,7 +196,7 @@ def distribute(model: nn.Layer, optimizer: paddle.optimizer.AdamW, parallel: Par
             # as with query, key and value, it gathers what is no longer needed and computes the next step with it.
             sync_comm=True,
         )
-    elif context.world_size > parallel.dp_degree:
+    elif replaces_optimizer:
         wrapped, optimizer = fleet.distributed_model(model), fleet.distributed_optimizer(optimizer)
         scaler = scaler and fleet.distributed_scaler(scaler)
     state = OptimizerState(model, optimizer, adamw, parallel.sharding_stage, context)
