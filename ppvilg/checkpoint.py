@@ -1,16 +1,12 @@
 """Run folders: checkpoints written whole or not at all, and the weights read back from them.
 
-    run/
-      config.yml                     the resolved config
-      checkpoints/step-00001000/     model.safetensors, average.safetensors, optimizer-*.safetensors, state.json;
-                                     of P processes each writes what it holds: model-00000-of-0000P.safetensors, ...
-      tokenizer/                     (transformer runs) config.yml and model.safetensors of the frozen image tokenizer
-      text/                          (transformer runs) the text tokenizer's vocabulary
-
-A folder with config.yml and model.safetensors (a converted or merged model) is read like a run.
+run/
+  config.yml                     the resolved config
+  checkpoints/step-00001000/     model.safetensors, average.safetensors, optimizer-*.safetensors, state.json;
+                                 of P processes each writes what it holds: model-00000-of-0000P.safetensors, ...
+  tokenizer/, text/              what else the model needs, as in a model folder (ppvilg/folder.py)
 """
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -25,8 +21,6 @@ import paddle
 from paddle import nn
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
-
-from ppvilg.config import TrainingExperiment, load_config, save_config
 
 if TYPE_CHECKING:
     from ppvilg.train.context import ParallelContext
@@ -219,47 +213,6 @@ def weights_file(folder: str | Path) -> Path:
         if (newest[-1] / f"{name}.safetensors").is_file():
             return newest[-1] / f"{name}.safetensors"
     raise ValueError(f"{newest[-1]} was written by several processes: merge it first, tools/merge_checkpoint.py {folder}")
-
-
-def merge(run: str | Path, output: str | Path) -> Path:
-    """From the newest checkpoint of a run, whatever number of processes wrote it, make a model folder with one file of weights:
-    the averaged ones, if there are any. Returns the checkpoint that was read.
-
-    Raises `ValueError` where there is none, a file of it is missing, or the output folder exists.
-    """
-    run, output = Path(run), Path(output)
-    if not run.is_dir():
-        raise ValueError(f"there is no folder {run}: give the folder of a training run")
-    found = checkpoints(run)
-    if not found:
-        raise ValueError(f"{run} holds no complete checkpoint")
-    if output.exists():
-        raise ValueError(f"{output} exists already: give a new folder")
-    averaged = any(found[-1].glob("average*.safetensors"))
-    arrays = CheckpointReader(found[-1], "average" if averaged else "model").all()
-    temporary = output.with_name(output.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_arrays(arrays, temporary / "model.safetensors")
-    config = load_config(run / "config.yml", kind=TrainingExperiment)
-    alone = dataclasses.replace(config, parallel=type(config.parallel)())
-    save_config(alone, temporary / "config.yml")
-    for part in ("tokenizer", "text"):
-        if (run / part).is_dir():
-            shutil.copytree(run / part, temporary / part)
-    os.replace(temporary, output)
-    return found[-1]
-
-
-def model_config(folder: str | Path, task: str) -> TrainingExperiment:
-    """The config of a model folder, which must be of the given task."""
-    path = Path(folder) / "config.yml"
-    if not path.is_file():
-        raise ValueError(f"there is no {path}: {folder} is not a run or model folder of this project")
-    config = load_config(path, kind=TrainingExperiment)
-    if config.task != task:
-        raise ValueError(f"{folder} holds a model of task `{config.task}`, but one of task `{task}` is needed here")
-    return config
 
 
 def load_weights(model: nn.Layer, path: Path) -> None:

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
@@ -22,7 +22,15 @@ from paddle import nn
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ppvilg import checkpoint
-from ppvilg.config import DualEncoderExperiment, TrainingExperiment, ViLGExperiment, VQGANConfig, VQGANExperiment, load_config
+from ppvilg.config import (
+    DualEncoderExperiment,
+    TrainingExperiment,
+    ViLGExperiment,
+    VQGANConfig,
+    VQGANExperiment,
+    load_config,
+    save_config,
+)
 from ppvilg.files import write_whole
 from ppvilg.model.config import ViLGConfig, vilg_config
 from ppvilg.model.dual_encoder import DualEncoderSizes, dual_encoder_sizes
@@ -93,6 +101,7 @@ class ScorerConfig:
 
 
 Config = TypeVar("Config", ImageTokenizerConfig, PipelineConfig, ScorerConfig)
+_KINDS = {kind.model_type: kind for kind in (ImageTokenizerConfig, PipelineConfig, ScorerConfig)}
 
 
 def read_config(folder: str | Path, kind: type[Config]) -> Config:
@@ -169,3 +178,28 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def merge(run: str | Path, folder: str | Path) -> Path:
+    """Make a model folder of the newest checkpoint of a run, whatever number of processes wrote it; the averaged weights, if it
+    has them. The run's config.yml stays beside config.json, since it names the data. Returns the checkpoint that was read.
+
+    Raises `ValueError` where there is none, a file of it is missing, or the folder exists.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise ValueError(f"there is no folder {run}: give the folder of a training run")
+    found = checkpoint.checkpoints(run)
+    if not found:
+        raise ValueError(f"{run} holds no complete checkpoint")
+    experiment = load_config(run / "config.yml", kind=TrainingExperiment)
+    with new_folder(folder) as temporary:
+        averaged = any(found[-1].glob("average*.safetensors"))
+        arrays = checkpoint.CheckpointReader(found[-1], "average" if averaged else "model").all()
+        checkpoint.save_arrays(arrays, temporary / WEIGHTS)
+        for part in ("tokenizer", "text"):
+            if (run / part).is_dir():
+                shutil.copytree(run / part, temporary / part)
+        save_config(replace(experiment, parallel=type(experiment.parallel)()), temporary / "config.yml")
+        write_config(_KINDS[experiment.task].of(experiment), temporary)
+    return found[-1]

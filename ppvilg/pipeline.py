@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 from PIL import Image
 
-from ppvilg.data.pictures import load_image
+from ppvilg.data.images import load_image
 from ppvilg.dual_encoder import DualEncoderScorer, Scorer, load_scorer, rerank, scores
 from ppvilg.export.folder import is_export, load_export
 from ppvilg.folder import PipelineConfig, new_folder, read_config, read_weights, write_model

@@ -47,29 +47,18 @@ class ErnieText:
             raise UserError(f"text.vocabulary: no vocab.txt at {path}; give the file, its folder or an ERNIE model's name")
         else:
             self._tokens = _download(vocabulary)
-        self._ids = {token: i for i, token in enumerate(self._tokens)}
-        if missing := [token for token in _SPECIAL if token not in self._ids]:
+        ids = {token: i for i, token in enumerate(self._tokens)}
+        if missing := [token for token in _SPECIAL if token not in ids]:
             raise UserError(f"text.vocabulary: {vocabulary} has no {missing[0]}: give an ERNIE vocabulary")
         self.size = len(self._tokens)
-        self.pad, self.begin, self.end, self._unknown = (self._ids[token] for token in _SPECIAL)
+        self.pad, self.begin, self.end = ids["[PAD]"], ids["[CLS]"], ids["[SEP]"]
+        self._word_piece = _word_piece(ids)
 
     def encode(self, text: str) -> list[int]:
         """[CLS] tokens [SEP]."""
-        return [self.begin, *(i for word in _words(text) for i in self._pieces(word)), self.end]
-
-    def _pieces(self, word: str) -> list[int]:
-        """Always the longest piece that fits; unknown where none does."""
-        found, start = [], 0
-        while start < len(word) <= _LONGEST_WORD:
-            for end in range(len(word), start, -1):
-                piece = self._ids.get(("##" if start else "") + word[start:end])
-                if piece is not None:
-                    break
-            else:
-                return [self._unknown]
-            found.append(piece)
-            start = end
-        return found or [self._unknown]
+        # Characters that Python's Unicode does not know yet are dropped, as PaddleNLP drops them; the library's is newer.
+        known = "".join(c for c in text if unicodedata.category(c) not in ("Cn", "Cs"))
+        return [self.begin, *self._word_piece.encode(known, add_special_tokens=False).ids, self.end]
 
     def decode(self, ids: list[int]) -> str:
         """Pieces joined to words; a space between two Latin words or numbers only."""
@@ -83,32 +72,28 @@ class ErnieText:
         return "vocab.txt"
 
 
-_SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
-_LONGEST_WORD = 100
-_CHINESE = [  # CJK ideographs, first and last
-    *((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF)),
-    *((0xF900, 0xFAFF), (0x2F800, 0x2FA1F)),
-]
-_SYMBOLS = "\u00ad\u00b2\u00ba\u3007\u00b5\u00d8\u014b\u01b1"  # besides those that Unicode calls symbols or punctuation
+_SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
+# CJK ideographs by the blocks that BERT lists.
+_CHINESE = "\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002ceaf\uf900-\ufaff\U0002f800-\U0002fa1f"
 
 
-def _words(text: str) -> list[str]:
-    """Words, numbers, and single Chinese characters, punctuation marks and symbols, lower-cased and without accents."""
-    spaced = []
-    for character in "".join(c.lower() for c in text):
-        category = unicodedata.category(character)
-        if category == "Zs" or character in "\t\n\r":
-            spaced.append(" ")
-        elif character != "\ufffd" and not category.startswith("C"):
-            chinese = any(first <= ord(character) <= last for first, last in _CHINESE)
-            spaced.append(f" {character} " if chinese else character)
-    split = []
-    for character in unicodedata.normalize("NFD", "".join(spaced)):
-        category = unicodedata.category(character)
-        if category != "Mn":
-            alone = category[0] in "PS" or character in _SYMBOLS
-            split.append(f" {character} " if alone else character)
-    return "".join(split).split()
+def _word_piece(vocabulary: dict[str, int]):
+    """ERNIE's steps for the `tokenizers` library: lower-case, without accents; words, numbers, and single Chinese characters,
+    punctuation marks and symbols; always the longest piece that fits. BERT's own steps there know no symbols.
+    """
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.normalizers import NFD, Lowercase, Replace, Sequence
+    from tokenizers.pre_tokenizers import Sequence as Splits
+    from tokenizers.pre_tokenizers import Split, WhitespaceSplit
+
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    controls, accents = Regex(r"[\p{C}\x{FFFD}]"), Regex(r"[\p{Mn}\x{1171E}]")  # U+1171E was Mn before Unicode 15
+    white = Replace(Regex(r"[\t\n\r]"), " ")
+    tokenizer.normalizer = Sequence([white, Replace(controls, ""), Lowercase(), NFD(), Replace(accents, "")])
+    single = Regex(rf"[{_CHINESE}\p{{P}}\p{{S}}²º〇µŋ]")
+    tokenizer.pre_tokenizer = Splits([WhitespaceSplit(), Split(single, "isolated")])
+    return tokenizer
 
 
 def _download(name: str) -> list[str]:

@@ -20,7 +20,8 @@ from ppvilg.config import (
     save_config,
 )
 from ppvilg.errors import UserError
-from ppvilg.transformer.model import ViLG
+from ppvilg.model.config import vilg_config
+from ppvilg.model.vilg import ViLG
 from ppvilg.vqgan.model import VQGAN
 
 CONFIGS = sorted(Path("configs").glob("*.yml"))
@@ -100,9 +101,9 @@ LAYOUTS = [
     ({"sharding_degree": 2, "sharding_stage": 3, "pp_degree": 2}, "set sharding_stage: 1, or pp_degree: 1"),
     ({"sharding_degree": 2, "sharding_stage": 3, "mp_degree": 2}, "set sharding_stage: 2, or mp_degree: 1"),
     ({"sharding_stage": 2}, "expected 1 with sharding_degree: 1"),
-    ({"offload": True}, "sharding_stage: 2 and a sharding_degree of at least 2"),
-    ({"sharding_degree": 2, "offload": True}, "sharding_stage: 2 and a sharding_degree of at least 2"),
-    ({"dp_degree": 2, "sharding_degree": 4, "sharding_stage": 2, "offload": True}, "dp_degree: 1 and sharding_degree: 8"),
+    ({"offload": True}, "sharding_stage: 3 and a sharding_degree of at least 2"),
+    ({"sharding_degree": 2, "sharding_stage": 2, "offload": True}, "sharding_stage: 3 and a sharding_degree of at least 2"),
+    ({"dp_degree": 2, "sharding_degree": 4, "sharding_stage": 3, "offload": True}, None),
     ({"sequence_parallel": True}, "with mp_degree: 1"),
     ({"mp_degree": 3}, "divisor of transformer.heads = 16"),
     ({"pp_degree": 25}, "at most transformer.layers = 24"),
@@ -208,7 +209,7 @@ def test_the_default_plan_is_the_papers():
 def test_transformer_parameters_without_allocating(name):
     config = load_config(f"configs/{name}")
     with paddle.LazyGuard():
-        model = ViLG(config)
+        model = ViLG(vilg_config(config))
     h, layers = config.transformer.hidden, config.transformer.layers
     text, codes = config.text.vocabulary_size, config.vqgan.codebook.size
     tables = (2 * text + 2 * codes + config.text.max_length + sum(config.grid) + 4) * h

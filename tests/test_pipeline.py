@@ -14,7 +14,7 @@ from PIL import Image
 import ppvilg
 from ppvilg import ViLGPipeline, checkpoint
 from ppvilg.config import DataConfig, TextConfig, TransformerConfig, ViLGExperiment, ViLGTrainConfig, save_config
-from ppvilg.folder import PipelineConfig, read_config
+from ppvilg.folder import PipelineConfig, merge, read_config
 from ppvilg.model.config import vilg_config
 from tests.models import STYLES, VQGAN_CONFIG, random_pipeline
 
@@ -228,9 +228,12 @@ def test_a_run_is_read_like_a_model(tiny_data, tmp_path):
         scaled = {key: (array * factor).astype(array.dtype) for key, array in weights.items()}
         checkpoint.save_arrays(scaled, folder / f"{name}.safetensors")
         (folder / "state.json").write_text(json.dumps({"step": step}))
-    loaded = ViLGPipeline.from_pretrained(tmp_path / "run").model.state_dict()
-    for key, array in weights.items():
-        np.testing.assert_array_equal(loaded[key].numpy(), array)
+    assert merge(tmp_path / "run", tmp_path / "merged") == folder
+    assert read_config(tmp_path / "merged", PipelineConfig) == config
+    for name in ("run", "merged"):
+        loaded = ViLGPipeline.from_pretrained(tmp_path / name).model.state_dict()
+        for key, array in weights.items():
+            np.testing.assert_array_equal(loaded[key].numpy(), array)
 
 
 def test_folders_that_are_no_model(tiny_model, tiny_dual_encoder, tmp_path):
@@ -310,8 +313,8 @@ def test_impossible_calls(pipe, prompt, options, message):
         ({"images": []}, "give an image"),
         ({"images": None}, "give an image"),
         ({"images": [3]}, "the image is a int"),
-        ({"images": b"nonsense"}, "not a picture"),
-        ({"images": "README.md"}, r"README\.md: not a picture"),
+        ({"images": b"nonsense"}, "not an image"),
+        ({"images": "README.md"}, r"README\.md: not an image"),
         ({"images": np.zeros((4, 4), np.uint8)}, r"uint8 \[4, 4\]: expected uint8 \[H, W, 3\]"),
         ({"images": np.zeros((4, 4, 3), np.float32)}, "expected uint8"),
         ({"images": np.zeros((0, 4, 3), np.uint8)}, "expected uint8"),

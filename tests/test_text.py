@@ -49,7 +49,22 @@ def paddlenlps():
 
 
 words = st.sampled_from(
-    ["noto风格的红苹果", "Red APPLE", "tea2杯", "[SEP]", "[UNK]a", "ΑΣ", "é", "e\u0301", "\u00ad", "x" * 101, "\x1c"]
+    [
+        "noto风格的红苹果",
+        "Red APPLE",
+        "tea2杯",
+        "[SEP]",
+        "[UNK]a",
+        "ΑΣ",
+        "é",
+        "e\u0301",
+        "\u00ad",
+        "x" * 101,
+        "\x1c",
+        "\ud800",
+        "\U00011f00",
+        "\U0001171e",
+    ]
 )
 
 

@@ -13,7 +13,7 @@ def main() -> None:
     """Parse, convert, print what was written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    taming = commands.add_parser("taming", help="VQGAN or Gumbel-VQ checkpoint -> config.yml + model.safetensors")
+    taming = commands.add_parser("taming", help="VQGAN or Gumbel-VQ checkpoint -> config.json + model.safetensors")
     taming.add_argument("checkpoint", type=Path, help="the .ckpt file")
     taming.add_argument("config", type=Path, help="its model.yaml")
     taming.add_argument("output", type=Path, help="folder to write")
@@ -28,7 +28,7 @@ def main() -> None:
     if arguments.command == "taming":
         config = convert_taming(arguments.checkpoint, arguments.config, arguments.output)
         f, size = config.vqgan.downsampling, config.vqgan.codebook.size
-        print(f"{arguments.output}: f = {f}, {size} codes, {config.data.image_size} pixels")
+        print(f"{arguments.output}: f = {f}, {size} codes, {config.image_size} pixels")
     else:
         convert_lpips(arguments.vgg, arguments.linear, arguments.output)
         print(arguments.output)

@@ -26,10 +26,10 @@ def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in commands:
         commands[sys.argv[1]](sys.argv[2:])
     else:
-        evaluate(sys.argv[1:])
+        evaluate_split(sys.argv[1:])
 
 
-def evaluate(words: list[str]) -> None:
+def evaluate_split(words: list[str]) -> None:
     """A model on a split."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--config", required=True, help="a YAML file of task eval, e.g. configs/eval_emoji.yml")
@@ -39,12 +39,13 @@ def evaluate(words: list[str]) -> None:
     arguments = parser.parse_args(words)
     config = load_config(arguments.config, arguments.override, EvalExperiment)
 
-    from ppvilg.evaluation import report
+    from ppvilg.evaluation.evaluate import evaluate
+    from ppvilg.evaluation.report import as_text, read_report
 
     output = arguments.output or Path(config.model) / "eval" / arguments.split
     rank, processes = (int(os.environ.get(f"PADDLE_{name}", first)) for name, first in (("TRAINER_ID", 0), ("TRAINERS_NUM", 1)))
-    if report.evaluate(config, arguments.split, output, rank, processes):
-        print(report.as_text(report.read_report(output)))
+    if evaluate(config, arguments.split, output, rank, processes):
+        print(as_text(read_report(output)))
         print(output / "report.html")
 
 

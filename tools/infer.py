@@ -156,7 +156,7 @@ def check_text(text: str) -> None:
 
 def check_image(path: str) -> None:
     """Refuse a file that is not an image before the model is loaded."""
-    from ppvilg.data.pictures import load_image
+    from ppvilg.data.images import load_image
 
     load_image(path, 1)
 

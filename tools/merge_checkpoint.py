@@ -12,7 +12,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", required=True, help="a new folder, for tools/infer.py --model")
     arguments = parser.parse_args()
 
-    from ppvilg.checkpoint import merge
+    from ppvilg.folder import merge
 
     print(f"{merge(arguments.run, arguments.output)} is now one file: {arguments.output}/model.safetensors")
 

@@ -19,9 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--model", default="runs/vilg_emoji", help="folder of a model, a training run or an export (default: %(default)s)"
     )
-    parser.add_argument(
-        "--dual-encoder", help="folder of a dual encoder, to choose among candidates and score"
-    )
+    parser.add_argument("--dual-encoder", help="folder of a dual encoder, to choose among candidates and score")
     parser.add_argument(
         "--config", default=str(HERE / "config.yml"), help="Paddle Serving's configuration (default: %(default)s)"
     )
@@ -45,7 +43,7 @@ def serve(model: str, dual_encoder: str | None, config: str) -> None:
 
     settings, pipeline = Settings(), ViLGPipeline.from_pretrained(model, dual_encoder)
     # The op's threads only wait; the engine writes all their pictures in one batch.
-    service = Service(Engine(pipeline, pipeline.dual_encoder, Metrics(), settings), Forms(pipeline, settings))
+    service = Service(Engine(pipeline, Metrics(), settings), Forms(pipeline, settings))
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
 

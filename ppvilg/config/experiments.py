@@ -170,12 +170,12 @@ class ParallelConfig(DataParallelConfig):
     precision: Precision = "fp32"
     """Of weights and activations on GPUs; the optimizer always works on float32 weights."""
     offload: bool = False
-    """Keep the optimizer's state in the CPU's memory (sharding_stage 2 or 3)."""
+    """Keep the optimizer's state and the float32 weights in the CPU's memory (sharding_stage 3)."""
 
     def conflicts(self) -> Conflicts:
         """What Fleet cannot combine."""
-        stage, dp, sharding = self.sharding_stage, self.dp_degree, self.sharding_degree
-        if stage > 1 and sharding == 1:
+        stage = self.sharding_stage
+        if stage > 1 and self.sharding_degree == 1:
             yield "parallel.sharding_stage", stage, "expected 1 with sharding_degree: 1, which shares nothing out"
         if stage > 1 and self.pp_degree > 1:
             why = "Fleet shares out only the optimizer's state under a pipeline"
@@ -183,12 +183,10 @@ class ParallelConfig(DataParallelConfig):
         if stage == 3 and self.mp_degree > 1:
             why = "Fleet's stage 3 clips gradients over the sharding group alone, which is wrong with tensor parallelism"
             yield "parallel.sharding_stage", stage, f"{why}: set sharding_stage: 2, or mp_degree: 1"
-        if self.offload and stage == 1:
-            how = "set sharding_stage: 2 and a sharding_degree of at least 2, or offload: false"
-            yield "parallel.offload", True, f"Fleet offloads only what sharding_stage 2 or 3 shares out: {how}"
-        if self.offload and dp > 1:
-            how = f"set dp_degree: 1 and sharding_degree: {dp * sharding}, or offload: false"
-            yield "parallel.offload", True, f"Fleet cannot offload with data parallelism: {how}"
+        if self.offload and stage < 3:
+            why = "Fleet offloads what sharding_stage 3 shares out, and at stage 2 nothing but float16"
+            how = "set sharding_stage: 3 and a sharding_degree of at least 2, or offload: false"
+            yield "parallel.offload", True, f"{why}: {how}"
         if self.sequence_parallel and self.mp_degree == 1:
             yield "parallel.sequence_parallel", True, "expected false with mp_degree: 1, whose processes share no sequence"
 

@@ -1,1 +1,1 @@
-"""Raw pairs of pictures and captions, from whatever they are stored in."""
+"""Raw pairs of images and captions, from whatever they are stored in."""

@@ -1,4 +1,4 @@
-"""A folder of pictures with a captions file: JSONL, CSV or TSV."""
+"""A folder of images with a captions file: JSONL, CSV or TSV."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ppvilg.data.pictures import looks_like_picture
+from ppvilg.data.images import looks_like_image
 from ppvilg.data.records import Record, take_captions
 from ppvilg.data.report import Report
 from ppvilg.errors import UserError
@@ -17,9 +17,9 @@ _FILE_COLUMNS = ("file", "image", "picture", "file_name")
 
 
 def read_folder(path: Path, captions: str | None, report: Report) -> tuple[list[Record], list[str]]:
-    """Records of every row whose picture exists, and what identifies the captions file.
+    """Records of every row whose image exists, and what identifies the captions file.
 
-    Rows of the same picture become one record. Raises `UserError` if there is no captions file, or several, or it can't
+    Rows of the same image become one record. Raises `UserError` if there is no captions file, or several, or it can't
     be read.
     """
     table = path / captions if captions else find_captions(path)
@@ -39,7 +39,7 @@ def read_folder(path: Path, captions: str | None, report: Report) -> tuple[list[
         file = next((row.pop(column) for column in _FILE_COLUMNS if isinstance(row.get(column), str)), "")
         file = file.strip()
         if not file:
-            report.skip("row names no picture", name)
+            report.skip("row names no image", name)
             continue
         found = take_captions(row)
         if not found:
@@ -101,12 +101,12 @@ def _rows(table: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _look(base: Path, root: Path, file: str) -> tuple[Path, str, str | None]:
-    """(path, version, why it can't be used) of a picture named relative to the captions file or the folder."""
+    """(path, version, why it can't be used) of an image named relative to the captions file or the folder."""
     for folder in dict.fromkeys((base, root)):
         path = folder / file
         try:
             if not path.resolve().is_relative_to(root.resolve()):
-                return path, "", "picture outside the folder"
+                return path, "", "image outside the folder"
             if not path.is_file():
                 continue
             with open(path, "rb") as stream:
@@ -114,7 +114,7 @@ def _look(base: Path, root: Path, file: str) -> tuple[Path, str, str | None]:
             status = path.stat()
         except (OSError, ValueError):
             continue
-        if not looks_like_picture(head):
-            return path, "", "not a picture"
+        if not looks_like_image(head):
+            return path, "", "not an image"
         return path, f"{status.st_size} {status.st_mtime_ns}", None
     return root / file, "", "no such file"

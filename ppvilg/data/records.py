@@ -1,4 +1,4 @@
-"""What is known of a sample before its picture is read."""
+"""What is known of a sample before its image is read."""
 
 import re
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 Place = bytes | Path | tuple[Path, int, int]
-"""Where a picture is: its content, its file, or (file, offset, size)."""
+"""Where an image is: its content, its file, or (file, offset, size)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A sample whose picture has not been read."""
+    """A sample whose image has not been read."""
 
     key: str
     captions: dict[str, list[str]]
     metadata: dict[str, Any]
     place: Place
     version: str = ""
-    """Changes when the picture's file does (folders only)."""
+    """Changes when the image's file does (folders only)."""
 
 
 def take_captions(metadata: dict[str, Any]) -> dict[str, list[str]]:

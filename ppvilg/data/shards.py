@@ -35,23 +35,23 @@ def pack_shard(files: Iterable[tuple[str, bytes]]) -> bytes:
 def write_shards(
     folder: Path, samples: Iterable[tuple[str, str, bytes, dict[str, Any]]], limit: int = 2000
 ) -> list[dict[str, Any]]:
-    """Write (split, key, WebP picture, metadata) samples as `{split}-{00000}.tar.gz`, sorted by key.
+    """Write (split, key, WebP image, metadata) samples as `{split}-{00000}.tar.gz`, sorted by key.
 
     At most `limit` samples go into a shard. Returns the manifest's entries: file, split, samples, bytes, sha256.
     """
     folder.mkdir(parents=True, exist_ok=True)
     splits: dict[str, list] = {}
-    for split, key, picture, metadata in samples:
-        splits.setdefault(split, []).append((key, picture, metadata))
+    for split, key, image, metadata in samples:
+        splits.setdefault(split, []).append((key, image, metadata))
     entries = []
     for split in sorted(splits):
         ordered = sorted(splits[split], key=lambda sample: sample[0])
         for number, start in enumerate(range(0, len(ordered), limit)):
             part = ordered[start : start + limit]
             files = []
-            for key, picture, metadata in part:
+            for key, image, metadata in part:
                 text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"))
-                files += [(f"{key}.json", text.encode()), (f"{key}.webp", picture)]
+                files += [(f"{key}.json", text.encode()), (f"{key}.webp", image)]
             name, content = f"{split}-{number:05d}.tar.gz", pack_shard(files)
             write_whole(folder / name, content)
             entries.append(

@@ -1,6 +1,6 @@
-"""Pairs of pictures and captions, wherever they lie: one kind of `Source` for shards and for plain folders.
+"""Pairs of images and captions, wherever they lie: one kind of `Source` for shards and for plain folders.
 
-`open_source` reads the names, captions and metadata of everything once; pictures stay where they are until asked for.
+`open_source` reads the names, captions and metadata of everything once; images stay where they are until asked for.
 What can't be used is left out and named in the source's `report`.
 """
 
@@ -9,11 +9,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from ppvilg.data.folder import read_folder
-from ppvilg.data.pictures import decode_picture
+from ppvilg.data.images import decode_image
 from ppvilg.data.records import Place, Record, take_captions
 from ppvilg.data.report import Report
 from ppvilg.data.shards import read_manifest, shard_members, verify_shard
@@ -24,11 +25,11 @@ SPLITS_OF_OWN_DATA = ("train", "validation", "all")
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture with its captions."""
+    """One image with its captions."""
 
     key: str
-    picture: bytes
-    """The encoded file; see `ppvilg.data.pictures.decode_picture`."""
+    image: bytes
+    """The encoded file; see `ppvilg.data.images.decode_image`."""
     captions: dict[str, list[str]]
     """{language: captions}, none of them empty; where there is a canonical caption it is the first."""
     metadata: dict[str, Any]
@@ -62,7 +63,7 @@ class Source:
         return digest.hexdigest()
 
     def check(self, threads: int = 2) -> "Source":
-        """The source without the pictures that can't be decoded, each of which is decoded once to find out.
+        """The source without the images that can't be decoded, each of which is decoded once to find out.
 
         Not needed for shards with a manifest. The report is carried on; raises `UserError` if nothing is left.
         """
@@ -88,18 +89,18 @@ def open_source(
 ) -> Source:
     """Open a split of a data set.
 
-    path: a folder of tar shards with or without a manifest, or a folder of pictures with a captions file. Checksums are
+    path: a folder of tar shards with or without a manifest, or a folder of images with a captions file. Checksums are
         verified where there is a manifest.
     split: a split the data has; "all"; or "train" or "validation" of data that has no splits, which are then
         made by hashing the keys, `validation_fraction` and `seed`.
     keep: {field: values}: only samples whose metadata has one of the values (compared as text, null as "null").
-    captions: the captions file of a folder of pictures, relative to it; None finds it.
+    captions: the captions file of a folder of images, relative to it; None finds it.
 
     Raises `UserError` if the path is no such folder, a shard is damaged, or nothing is left.
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"data.path {path} is not a folder; give a folder of tar shards or of pictures with captions")
+        raise UserError(f"data.path {path} is not a folder; give a folder of tar shards or of images with captions")
     report = Report(f"{path} ({split})")
     shards = sorted([*path.glob("*.tar"), *path.glob("*.tar.gz"), *path.glob("*.tgz")])
     if (path / "manifest.json").exists():
@@ -126,7 +127,7 @@ def _read(place: Place) -> bytes:
 
 def _fault(record: Record) -> str | None:
     try:
-        decode_picture(_read(record.place), 8)
+        decode_image(_read(record.place), 8)
     except UserError as error:
         return str(error)
     return None
@@ -164,46 +165,40 @@ def _from_shards(
     return records, [f"{s.name} {st.st_size} {st.st_mtime_ns}" for s, st in zip(shards, status, strict=True)]
 
 
-_PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
+_IMAGES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
 
 
 def _shard_records(path: Path, content: bytes | None, report: Report) -> list[Record]:
-    """The samples of one shard: files that share the name up to the first dot."""
+    """The samples of one shard: files in a row that share the name up to the first dot."""
     records = []
-
-    def finish(key: str, parts: dict[str, Any]) -> None:
-        name = f"{path.name}:{key}"
-        place = next((parts[kind] for kind in parts if kind in _PICTURES), None)
-        if place is None:
-            return report.skip("no picture in the shard", name)
-        metadata: dict[str, Any] = {}
-        if "json" in parts:
+    for key, members in groupby(shard_members(path, content), lambda member: _split_name(member[0])[0]):
+        parts = {_split_name(name)[1]: (path, offset, size) if data is None else data for name, offset, size, data in members}
+        place = next((parts[kind] for kind in parts if kind in _IMAGES), None)
+        metadata, fault = {}, None if place else "no image in the shard"
+        if place and "json" in parts:
+            text = _read(parts["json"])
             try:
-                metadata = json.loads(_read(parts["json"]))
+                metadata = json.loads(text)
             except ValueError:
-                return report.skip("damaged JSON", name)
-            if not isinstance(metadata, dict):
-                return report.skip("damaged JSON", name)
-        if "txt" in parts:
-            metadata["caption"] = _read(parts["txt"]).decode("utf-8", "replace")
-        captions = take_captions(metadata)
-        if not captions:
-            return report.skip("no caption", name)
-        records.append(Record(key, captions, metadata, place))
-
-    last, parts = None, {}
-    for name, offset, size, data in shard_members(path, content):
-        folder, slash, base = name.rpartition("/")
-        stem, _, kind = base.partition(".")
-        key = folder + slash + stem
-        if key != last and last is not None:
-            finish(last, parts)
-            parts = {}
-        last = key
-        parts[kind.lower()] = data if data is not None else (path, offset, size)
-    if last is not None:
-        finish(last, parts)
+                metadata = None
+            fault = None if isinstance(metadata, dict) else "damaged JSON"
+        if not fault:
+            if "txt" in parts:
+                metadata["caption"] = _read(parts["txt"]).decode("utf-8", "replace")
+            captions = take_captions(metadata)
+            fault = None if captions else "no caption"
+        if fault:
+            report.skip(fault, f"{path.name}:{key}")
+        else:
+            records.append(Record(key, captions, metadata, place))
     return records
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """A file's key (with its folder) and kind: `a/b.seg.PNG` -> `a/b`, `seg.png`."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, kind = base.partition(".")
+    return folder + slash + stem, kind.lower()
 
 
 def _own_split(

@@ -1,1 +1,1 @@
-"""How good generated pictures are: features of a classifier, and the distance between two sets of them."""
+"""How good generated images are: features of a classifier, and the distance between two sets of them."""

@@ -3,7 +3,7 @@
 import numpy as np
 import paddle
 
-from ppvilg.generate.engine import ImageOutput, generate_images
+from ppvilg.generate.engine import ImageTokens, generate_images
 from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
 from ppvilg.model.mask import Direction
@@ -43,16 +43,16 @@ def five_rows(
     return {row: np.stack(own) for row, own in drawn.items()}
 
 
-def _generate(pipe: ViLGPipeline, prompts: list[str], seeds: list[int], return_states: bool = False) -> ImageOutput:
+def _generate(pipe: ViLGPipeline, prompts: list[str], seeds: list[int], return_states: bool = False) -> ImageTokens:
     texts = pipe.encode_prompts(prompts)
     *_, output = generate_images(pipe.model, texts, pipe.text_tokenizer, seeds, Sampling(), return_states=return_states)
     return output
 
 
 @paddle.no_grad()
-def read_gold(pipe: ViLGPipeline, prompts: list[str], images: np.ndarray) -> ImageOutput:
+def read_gold(pipe: ViLGPipeline, prompts: list[str], images: np.ndarray) -> ImageTokens:
     """The tokens of real images uint8 [B, H, W, 3] and the hidden states that have read them after their captions."""
     text, mask = map(paddle.to_tensor, pad_batch(pipe.encode_prompts(prompts), pipe.text_tokenizer.pad))
     tokens = pipe.encode_images(images)
     _, states = pipe.model.hidden_states(text, mask, paddle.to_tensor(tokens), Direction.TEXT_TO_IMAGE)
-    return ImageOutput(tokens, paddle.unstack(states, axis=1))
+    return ImageTokens(tokens, paddle.unstack(states, axis=1))

@@ -1,4 +1,4 @@
-"""Answers to questions about pictures: accuracies, and tables for people to rate."""
+"""Answers to questions about images: accuracies, and tables for people to rate."""
 
 import csv
 import io
@@ -43,17 +43,17 @@ def answer_accuracy(predictions: list[str], answers: list[list[str]]) -> dict[st
     return {"exact": exact / len(predictions), "soft": soft / len(predictions)}
 
 
-def export_for_rating(path: str | Path, pictures: list[str], questions: list[str], answers: list[str]) -> None:
+def export_for_rating(path: str | Path, images: list[str], questions: list[str], answers: list[str]) -> None:
     """Write a table for people to rate: the columns of `COLUMNS`, one row for each of N answers, the ratings empty.
 
     A name that ends in .csv gives CSV in UTF-8 with the mark that spreadsheets know it by, one in .jsonl a JSON object on
-    each line, with the rating null. `pictures` are paths or addresses, written as they are. Raises `UserError` for other
+    each line, with the rating null. `images` are paths or addresses, written as they are. Raises `UserError` for other
     names, lists of different lengths, or if the file can't be written.
     """
     path = Path(path)
-    if not len(pictures) == len(questions) == len(answers):
-        raise UserError(f"there are {len(pictures)} pictures, {len(questions)} questions and {len(answers)} answers")
-    rows = [(i, *row) for i, row in enumerate(zip(pictures, questions, answers, strict=True))]
+    if not len(images) == len(questions) == len(answers):
+        raise UserError(f"there are {len(images)} images, {len(questions)} questions and {len(answers)} answers")
+    rows = [(i, *row) for i, row in enumerate(zip(images, questions, answers, strict=True))]
     if path.suffix == ".csv":
         table = io.StringIO(newline="")
         csv.writer(table).writerows([COLUMNS, *((*row, "") for row in rows)])

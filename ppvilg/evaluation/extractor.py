@@ -1,4 +1,4 @@
-"""Networks whose features of pictures are compared, each under its own name."""
+"""Networks whose features of images are compared, each under its own name."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Extractor:
     """A network and what its measures are called."""
 
     network: Callable[[Iterable[np.ndarray]], tuple[np.ndarray, np.ndarray]]
-    """Pictures uint8 [H, W, 3] -> features float32 [N, D] and logits float32 [N, classes]."""
+    """Images uint8 [H, W, 3] -> features float32 [N, D] and logits float32 [N, classes]."""
     distance: str
     """Name of the Fréchet distance over its features: FID only for the Inception network that FID is defined by."""
     score: str

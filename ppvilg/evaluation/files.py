@@ -1,4 +1,4 @@
-"""What others made: files of predictions and references, folders of pictures, files of features."""
+"""What others made: files of predictions and references, folders of images, files of features."""
 
 import json
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppvilg.data.pictures import decode_picture
+from ppvilg.data.images import decode_image
 from ppvilg.errors import UserError
 from ppvilg.evaluation.extractor import Extractor
 from ppvilg.files import read_arrays
@@ -36,27 +36,27 @@ def read_predictions(predictions: Path, references: Path) -> tuple[list[str], li
 
 
 def read_features(path: Path, extractor: Extractor, size: int) -> np.ndarray:
-    """Features float32 [N, D] of all pictures in a folder, each first brought to size x size pixels, or those of an .npz or
+    """Features float32 [N, D] of all images in a folder, each first brought to size x size pixels, or those of an .npz or
     .npy file with one such array.
 
-    Raises `UserError` for a folder without pictures, and for a file that is damaged or holds something else.
+    Raises `UserError` for a folder without images, and for a file that is damaged or holds something else.
     """
     if path.is_dir():
-        features, _ = extractor.network(_pictures(path, size))
+        features, _ = extractor.network(_images(path, size))
         return features
-    arrays = list(read_arrays(path, "give a folder of pictures, or an .npz or .npy file of features").values())
+    arrays = list(read_arrays(path, "give a folder of images, or an .npz or .npy file of features").values())
     if len(arrays) != 1 or arrays[0].ndim != 2 or not np.issubdtype(arrays[0].dtype, np.floating):
-        raise UserError(f"{path} should hold one array of floats [pictures, features]")
+        raise UserError(f"{path} should hold one array of floats [images, features]")
     return arrays[0]
 
 
-def _pictures(folder: Path, size: int) -> Iterator[np.ndarray]:
+def _images(folder: Path, size: int) -> Iterator[np.ndarray]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
     if not files:
-        raise UserError(f"there are no pictures in {folder}: expected files that end in {', '.join(_ENDINGS)}")
+        raise UserError(f"there are no images in {folder}: expected files that end in {', '.join(_ENDINGS)}")
     for file in files:
         try:
-            yield decode_picture(file.read_bytes(), size)
+            yield decode_image(file.read_bytes(), size)
         except UserError as error:
             raise UserError(f"{file}: {error}") from None
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ppvilg.errors import UserError
+from ppvilg.evaluation.features import check_features
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -15,9 +16,10 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     compared; see `has_singular_covariance` for sets that are small for D. Raises `UserError` if the sets are not
     two-dimensional, differ in D, have fewer than 2 samples, or hold a value that is not finite.
     """
-    a, b = _checked(a), _checked(b)
-    if a.shape[1] != b.shape[1]:
-        raise UserError(f"the features have different lengths, {a.shape[1]} and {b.shape[1]}: use one network for both sets")
+    check_features(a, b)
+    if min(len(a), len(b)) < 2:
+        raise UserError(f"a covariance needs 2 or more samples, but there are {min(len(a), len(b))}: use more images")
+    a, b = a.astype("float64"), b.astype("float64")
     mean_a, mean_b = a.mean(0), b.mean(0)
     covariance_a, covariance_b = _covariance(a - mean_a), _covariance(b - mean_b)
     root_a = _root(covariance_a)
@@ -37,16 +39,6 @@ def has_singular_covariance(features: np.ndarray) -> bool:
     """
     samples, dimensions = features.shape
     return samples <= dimensions
-
-
-def _checked(features: np.ndarray) -> np.ndarray:
-    if features.ndim != 2:
-        raise UserError(f"the features have the shape {list(features.shape)}: expected [samples, features]")
-    if len(features) < 2:
-        raise UserError(f"a covariance needs 2 or more samples, but there are {len(features)}: use more pictures")
-    if not np.isfinite(features).all():
-        raise UserError("the features hold values that are not finite: check the pictures' and the network's values")
-    return features.astype("float64")
 
 
 def _covariance(centred: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Reports as one HTML page that needs nothing else: tables, the plot over candidates, and pictures to look at."""
+"""Reports as one HTML page that needs nothing else: tables, the plot over candidates, and images to look at."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ _PERCENT = ("R@", "precision", "recall", "nearest style", "exact match")
 def write_page(path: Path, folders: list[Path]) -> None:
     """Write the page of one finished evaluation, or of several side by side.
 
-    Raises `UserError` for a folder without a report, a damaged file, or evaluations of pictures of different sizes.
+    Raises `UserError` for a folder without a report, a damaged file, or evaluations of images of different sizes.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -77,29 +77,20 @@ def _names(folders: list[Path]) -> list[str]:
 
 def _table(title: str, note: str, key: str, reports: list[Report], names: list[str]) -> dict[str, Any]:
     """Rows of all reports; a baseline that has the same measures everywhere stands once."""
-    rows: list[tuple[str, str, str, dict[str, float]]] = []
+    rows: list[tuple[str, Report]] = []
     for report, name in zip(reports, names, strict=True):
         for row in report[key]:
-            known = any(row["title"] == title and row["measures"] == measures for _, title, _, measures in rows)
+            known = any((other["title"], other["measures"]) == (row["title"], row["measures"]) for _, other in rows)
             if not (known and row["kind"] == "baseline"):
-                rows.append((name, row["title"], row["kind"], row["measures"]))
-    by_length = sorted(rows, key=lambda row: -len(row[3]))  # so that the order is that of the fullest row
-    measures = list(dict.fromkeys(measure for row in by_length for measure in row[3]))
-    best = {measure: _best(measure, [row[3] for row in rows if row[2] == "model"]) for measure in measures}
-    cells = [
-        {
-            "name": name,
-            "title": row_title,
-            "kind": kind,
-            "values": [
-                (_shown(measure, values[measure]), kind == "model" and values[measure] == best[measure])
-                if measure in values
-                else ("", False)
-                for measure in measures
-            ],
-        }
-        for name, row_title, kind, values in rows
-    ]
+                rows.append((name, row))
+    by_length = sorted((row["measures"] for _, row in rows), key=len, reverse=True)  # in the order of the fullest row
+    measures = list(dict.fromkeys(measure for values in by_length for measure in values))
+    best = {measure: _best(measure, [row["measures"] for _, row in rows if row["kind"] == "model"]) for measure in measures}
+    cells = []
+    for name, row in rows:
+        shown = {measure: _shown(measure, value) for measure, value in row["measures"].items()}
+        leads = {measure for measure, value in row["measures"].items() if row["kind"] == "model" and value == best[measure]}
+        cells.append(row | {"name": name, "values": [(shown.get(measure, ""), measure in leads) for measure in measures]})
     return {"title": title, "note": note, "measures": measures, "rows": cells}
 
 
@@ -153,7 +144,7 @@ def _plot(reports: list[Report], names: list[str]) -> str | None:
 
 
 def _columns(reports: list[Report], names: list[str]) -> list[tuple[str, int, str]]:
-    """(heading, report, set of pictures) of what stands beside each other for every example."""
+    """(heading, report, set of images) of what stands beside each other for every example."""
     columns = []
     for i, (report, name) in enumerate(zip(reports, names, strict=True)):
         drawn = [row["id"] for row in report["pictures"] if row["kind"] == "model"]
@@ -166,7 +157,7 @@ def _columns(reports: list[Report], names: list[str]) -> list[tuple[str, int, st
 
 
 def _examples(reports: list[Report], folders: list[Path], names: list[str]) -> list[dict[str, Any]]:
-    """For each example of the first report its caption, pictures and written captions; of the others where they have it."""
+    """For each example of the first report its caption, images and written captions; of the others where they have it."""
     remedy = "evaluate again with the same --output, finished parts are kept"
     arrays = [read_arrays(folder / "examples.npz", remedy) for folder in folders]
     places = [{entry["key"] + entry["caption"]: i for i, entry in enumerate(report["examples"])} for report in reports]
@@ -186,7 +177,7 @@ def _examples(reports: list[Report], folders: list[Path], names: list[str]) -> l
     return examples
 
 
-def _data_uri(picture: np.ndarray) -> str:
-    """A picture uint8 [H, W, 3] as the address of its own PNG file."""
-    content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+def _data_uri(image: np.ndarray) -> str:
+    """An image uint8 [H, W, 3] as the address of its own PNG file."""
+    content = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
     return "data:image/png;base64," + base64.b64encode(content.tobytes()).decode()

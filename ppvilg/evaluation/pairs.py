@@ -1,4 +1,4 @@
-"""Which pairs of a split are evaluated, and which training pictures stand beside them as baselines."""
+"""Which pairs of a split are evaluated, and which training images stand beside them as baselines."""
 
 from dataclasses import dataclass
 
@@ -7,23 +7,24 @@ import numpy as np
 from ppvilg.config import EvalExperiment
 from ppvilg.data.loader import canonical_caption
 from ppvilg.data.records import Record
-from ppvilg.data.sources import Source, open_source
+from ppvilg.data.sources import Source
+from ppvilg.data.splits import open_split
 from ppvilg.errors import UserError
 from ppvilg.text import TextTokenizer
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture of the split with the caption it is evaluated with."""
+    """One image of the split with the caption it is evaluated with."""
 
     index: int
-    """Of the picture in the source."""
+    """Of the image in the source."""
     key: str
     caption: str
     references: list[str]
-    """All captions of the picture in the caption's language."""
+    """All captions of the image in the caption's language."""
     style: str | None
-    """What the picture's metadata calls its style."""
+    """What the image's metadata calls its style."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Chosen:
 def choose_pairs(config: EvalExperiment, split: str, text: TextTokenizer, max_length: int) -> Chosen:
     """The pairs that the config asks for, those whose caption the model can read; raises `UserError` if none is left."""
     languages = config.data.languages
-    source = _open(config, split, config.data.keep if config.keep is None else config.keep)
+    source = open_split(config.data, split, config.data.seed, config.keep)
     candidates: list[tuple[int, str]] = []
     for i, record in enumerate(source.records):
         texts = _of_one_language(record, languages)
@@ -58,11 +59,11 @@ def choose_pairs(config: EvalExperiment, split: str, text: TextTokenizer, max_le
 
 
 def others_of_the_styles(config: EvalExperiment, pairs: list[Pair]) -> tuple[Source, list[int]] | None:
-    """For each pair a real training picture of its style, no picture twice while there are enough: what the distance
-    between real pictures and real pictures is. None where the config names no training split."""
+    """For each pair a real training image of its style, no image twice while there are enough: what the distance
+    between real images and real images is. None where the config names no training split."""
     if config.training_split is None:
         return None
-    source = _open(config, config.training_split, config.data.keep if config.keep is None else config.keep)
+    source = open_split(config.data, config.training_split, config.data.seed, config.keep)
     order = np.random.default_rng([config.seed, 1]).permutation(len(source))
     by_style: dict[str | None, list[int]] = {}
     for i in order:
@@ -79,7 +80,7 @@ def others_of_the_styles(config: EvalExperiment, pairs: list[Pair]) -> tuple[Sou
 
 
 def nearest_by_caption(config: EvalExperiment, pairs: list[Pair]) -> tuple[Source, list[int]] | None:
-    """For each pair the picture whose caption is nearest, of those that the model was trained on: what looking things up
+    """For each pair the image whose caption is nearest, of those that the model was trained on: what looking things up
     instead of drawing them would give. None where the config names no training split.
 
     Nearest by the cosine of the captions' TF-IDF over sequences of one to three characters; of equals, the first.
@@ -88,23 +89,11 @@ def nearest_by_caption(config: EvalExperiment, pairs: list[Pair]) -> tuple[Sourc
         return None
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    source = _open(config, config.training_split, config.data.keep)
+    source = open_split(config.data, config.training_split, config.data.seed)
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3))
     known = vectorizer.fit_transform([canonical_caption(r.captions, config.data.languages) for r in source.records])
     asked = vectorizer.transform([pair.caption for pair in pairs])
     return source, [int(np.argmax((asked[i] @ known.T).toarray())) for i in range(len(pairs))]
-
-
-def _open(config: EvalExperiment, split: str, keep: dict[str, list[str]]) -> Source:
-    data = config.data
-    return open_source(
-        data.path,
-        split,
-        keep=keep,
-        captions=data.captions,
-        validation_fraction=data.validation_fraction,
-        seed=config.data.seed,
-    )
 
 
 def _of_one_language(record: Record, languages: dict[str, float]) -> list[str]:

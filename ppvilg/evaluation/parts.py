@@ -19,7 +19,7 @@ from ppvilg.evaluation.extractor import Extractor, load_extractor
 from ppvilg.evaluation.likelihood import likelihood
 from ppvilg.evaluation.pairs import Chosen, Pair, choose_pairs, nearest_by_caption, others_of_the_styles
 from ppvilg.files import read_arrays, write_whole
-from ppvilg.generate.engine import ImageOutput, generate_images
+from ppvilg.generate.engine import ImageTokens, generate_images
 from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
 from ppvilg.model.vilg import ViLG
@@ -132,7 +132,7 @@ def joined_parts(files: list[Path]) -> Arrays:
     return {name: np.concatenate(arrays) for name, arrays in found.items()}
 
 
-def real_pictures(evaluation: Evaluation, places: range) -> np.ndarray:
+def real_images(evaluation: Evaluation, places: range) -> np.ndarray:
     """The pictures uint8 [P, H, W, 3] of some pairs, of the size the model draws."""
     size = evaluation.pipeline.config.image_size
     return load_images(evaluation.chosen.source, [evaluation.pairs[i].index for i in places], size)
@@ -168,8 +168,8 @@ def _measured(evaluation: Evaluation, places: range) -> Arrays:
     settings, pipeline = evaluation.config, evaluation.pipeline
     captions = [evaluation.pairs[i].caption for i in places]
     wrong = [evaluation.pairs[evaluation.partner[i]].caption for i in places]
-    real = real_pictures(evaluation, places)
-    tokens = ImageOutput(pipeline.encode_images(real))
+    real = real_images(evaluation, places)
+    tokens = ImageTokens(pipeline.encode_images(real))
     rebuilt = np.stack(decode_images(pipeline.model, pipeline.vqgan, tokens))
     error = np.mean((rebuilt.astype(np.float64) - real) ** 2, axis=(1, 2, 3))
     arrays: Arrays = {"captions": np.array(captions), "psnr": 10 * np.log10(255**2 / np.maximum(error, 1e-10))}

@@ -1,14 +1,15 @@
-"""Improved precision and recall: how many made pictures look real, and how much of what is real is made."""
+"""Improved precision and recall: how many made images look real, and how much of what is real is made."""
 
 import numpy as np
 
 from ppvilg.errors import UserError
+from ppvilg.evaluation.features import check_features
 
 _ROWS = 1024
 
 
 def precision_recall(real: np.ndarray, made: np.ndarray, neighbours: int = 3) -> tuple[float, float]:
-    """Precision and recall in [0, 1] of made pictures, from features of both sets (Kynkäänniemi et al. 2019, equations 1-3).
+    """Precision and recall in [0, 1] of made images, from features of both sets (Kynkäänniemi et al. 2019, equations 1-3).
 
     A set's manifold is the union of balls around its samples, each as large as the distance to the sample's `neighbours`th
     nearest other sample (the paper's k = 3). Precision is the part of `made`, float [M, D], that lies in the manifold of
@@ -20,17 +21,10 @@ def precision_recall(real: np.ndarray, made: np.ndarray, neighbours: int = 3) ->
     """
     if neighbours < 1:
         raise UserError(f"neighbours is {neighbours}: expected 1 or more")
-    for features in (real, made):
-        if features.ndim != 2:
-            raise UserError(f"the features have the shape {list(features.shape)}: expected [samples, features]")
-        if len(features) <= neighbours:
-            raise UserError(f"{len(features)} samples have no {neighbours} neighbours each: use more pictures")
-        if not np.isfinite(features).all():
-            raise UserError("the features hold values that are not finite: check the pictures' and the network's values")
-    if real.shape[1] != made.shape[1]:
-        raise UserError(
-            f"the features have different lengths, {real.shape[1]} and {made.shape[1]}: use one network for both sets"
-        )
+    check_features(real, made)
+    fewest = min(len(real), len(made))
+    if fewest <= neighbours:
+        raise UserError(f"{fewest} samples have no {neighbours} neighbours each: use more images")
     real, made = real.astype("float64"), made.astype("float64")
     centre = real.mean(0)  # distances stay the same, and their squares lose fewer digits near 0
     real, made = real - centre, made - centre

@@ -1,6 +1,5 @@
-"""From the parts of an evaluation to its report: every measure of every set of pictures and captions, baselines beside them."""
+"""From the parts of an evaluation to its report: every measure of every set of images and captions, baselines beside them."""
 
-import io
 import json
 from dataclasses import asdict
 from hashlib import sha256
@@ -8,21 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from ppvilg.config import EvalExperiment
 from ppvilg.errors import UserError
 from ppvilg.evaluation.captions import caption_scores
 from ppvilg.evaluation.frechet import frechet_distance, has_singular_covariance
 from ppvilg.evaluation.inception_score import inception_score
-from ppvilg.evaluation.parts import Arrays, Evaluation, compute, joined_parts, open_evaluation
+from ppvilg.evaluation.parts import Arrays, Evaluation
 from ppvilg.evaluation.precision_recall import precision_recall
 from ppvilg.evaluation.retrieval import pooled_recall, style_accuracy
-from ppvilg.files import write_whole
 
 Report = dict[str, Any]
 
-# What the sets of pictures are called in tables, in their order; the model's own follow.
+# What the sets of images are called in tables, in their order; the model's own follow.
 BASELINES = {
     "real": "real pictures of these captions",
     "others": "other real pictures of the same styles (noise floor)",
@@ -31,33 +27,6 @@ BASELINES = {
 }
 _PICTURES_PER_SCORE = 500  # of a part of the Inception score, at least
 _NEIGHBOURS = 3
-
-
-def evaluate(config: EvalExperiment, split: str, output: Path, rank: int = 0, processes: int = 1) -> bool:
-    """Evaluate the model in the folder `config.model` on a split and write report.json and report.html into a folder.
-
-    Of several processes each computes every `processes`th part, beginning with its `rank`; whoever finds all parts there
-    writes the report. Finished parts of an interrupted evaluation are kept. Returns whether the report was written. Raises
-    `UserError` as `open_evaluation` does.
-    """
-    from ppvilg.evaluation.page import write_page
-
-    evaluation = open_evaluation(config, split, output)
-    own = evaluation.parts[rank::processes]
-    progress = tqdm(own, unit="part", desc=f"{split}, {len(evaluation.pairs)} pairs", disable=rank > 0)
-    for part in progress:
-        if not part.is_file():
-            compute(evaluation, part)
-    if not all(part.is_file() for part in evaluation.parts):
-        return False
-    arrays = joined_parts(evaluation.parts)
-    report = summarise(evaluation, arrays)
-    examples = io.BytesIO()
-    np.savez_compressed(examples, **{name: array for name, array in arrays.items() if name.startswith("pictures/")})
-    write_whole(output / "examples.npz", examples.getvalue())
-    write_whole(output / "report.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
-    write_page(output / "report.html", [output])
-    return True
 
 
 def read_report(folder: Path) -> Report:
@@ -82,7 +51,7 @@ def as_text(report: Report) -> str:
 
 
 def summarise(evaluation: Evaluation, arrays: Arrays) -> Report:
-    """All measures. FD compares each set with the real pictures of the captions; see the modules of the measures."""
+    """All measures. FD compares each set with the real images of the captions; see the modules of the measures."""
     settings, pairs = evaluation.config, evaluation.pairs
     drawn = [f"best of {count}" for count in evaluation.best_of]
     names = [name for name in BASELINES if f"logits/{name}" in arrays]
@@ -118,7 +87,7 @@ def summarise(evaluation: Evaluation, arrays: Arrays) -> Report:
 
 
 def _examples(evaluation: Evaluation, arrays: Arrays) -> list[Report]:
-    """What is known of the pairs whose pictures are in examples.npz, in their order."""
+    """What is known of the pairs whose images are in examples.npz, in their order."""
     last = f"embeddings/best of {evaluation.best_of[-1]}"
     found = []
     for i in evaluation.examples:
@@ -157,7 +126,7 @@ def _row(evaluation: Evaluation, arrays: Arrays, name: str, title: str, kind: st
 
 
 def _shuffled_row(evaluation: Evaluation, arrays: Arrays, name: str, title: str) -> Report:
-    """The pictures of other captions: what the measures that read the caption give by chance."""
+    """The images of other captions: what the measures that read the caption give by chance."""
     return {
         "id": f"{name}, shuffled",
         "title": title,
@@ -167,13 +136,13 @@ def _shuffled_row(evaluation: Evaluation, arrays: Arrays, name: str, title: str)
 
 
 def _fit(evaluation: Evaluation, arrays: Arrays, name: str, order: np.ndarray) -> dict[str, float]:
-    """How well pictures[order] fit the pairs' captions and styles."""
+    """How well images[order] fit the pairs' captions and styles."""
     settings, pairs = evaluation.config, evaluation.pairs
     measures = {}
     if evaluation.scorer:
-        pictures, texts = arrays[f"embeddings/{name}"][order], arrays["embeddings/captions"]
-        measures |= pooled_recall(pictures, texts, [pair.caption for pair in pairs], settings.pool, settings.seed)
-        measures["score"] = float(((1 + (pictures * texts).sum(1)) / 2).mean())
+        images, texts = arrays[f"embeddings/{name}"][order], arrays["embeddings/captions"]
+        measures |= pooled_recall(images, texts, [pair.caption for pair in pairs], settings.pool, settings.seed)
+        measures["score"] = float(((1 + (images * texts).sum(1)) / 2).mean())
     styles = [pair.style for pair in pairs]
     if evaluation.others and None not in styles and len(set(styles)) > 1:
         source, indices = evaluation.others
@@ -187,7 +156,7 @@ def _fit(evaluation: Evaluation, arrays: Arrays, name: str, order: np.ndarray) -
 
 
 def _sharp(evaluation: Evaluation, arrays: Arrays, name: str) -> np.ndarray:
-    """The features float32 [N, D] of a set of pictures with the least blur."""
+    """The features float32 [N, D] of a set of images with the least blur."""
     return arrays[f"features@{evaluation.radii[0]:g}/{name}"]
 
 

@@ -1,10 +1,11 @@
-"""Whether features find the right picture or the right style."""
+"""Whether features find the right image or the right style."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ppvilg.errors import UserError
+from ppvilg.evaluation.features import check_features
 
 
 def recall_at(
@@ -12,24 +13,24 @@ def recall_at(
 ) -> dict[str, float]:
     """For each rank k "R@k", the part of the queries, in [0, 1], with a right item among their k most similar.
 
-    `similarity` is float [N, M], of N texts with M pictures (transposed, it searches texts by pictures), the greater the
-    more similar; `correct` has for each text the index of its picture, or the indices where several are right. Ties count
+    `similarity` is float [N, M], of N texts with M images (transposed, it searches texts by images), the greater the
+    more similar; `correct` has for each text the index of its image, or the indices where several are right. Ties count
     against the model: a right item stands behind every wrong one that is as similar. Raises `UserError` if the matrix is
-    not two-dimensional or holds NaN, there are no texts, or a text has no right picture or one outside the matrix.
+    not two-dimensional or holds NaN, there are no texts, or a text has no right image or one outside the matrix.
     """
     if similarity.ndim != 2 or not similarity.size:
-        raise UserError(f"the similarities have the shape {list(similarity.shape)}: expected [texts, pictures]")
+        raise UserError(f"the similarities have the shape {list(similarity.shape)}: expected [texts, images]")
     if np.isnan(similarity).any():
         raise UserError("the similarities hold values that are not numbers: check the features")
-    texts, pictures = similarity.shape
+    texts, images = similarity.shape
     if len(correct) != texts:
-        raise UserError(f"there are similarities for {texts} texts, but right pictures for {len(correct)}")
-    places = np.empty(texts, "int64")  # how many wrong pictures come before the first right one
+        raise UserError(f"there are similarities for {texts} texts, but right images for {len(correct)}")
+    places = np.empty(texts, "int64")  # how many wrong images come before the first right one
     for i, (row, indices) in enumerate(zip(similarity, correct, strict=True)):
-        right = np.zeros(pictures, bool)
+        right = np.zeros(images, bool)
         chosen = np.atleast_1d(np.asarray(indices, "int64"))
-        if not chosen.size or chosen.min() < 0 or chosen.max() >= pictures:
-            raise UserError(f"text {i} has the right pictures {chosen.tolist()}: expected numbers from 0 to {pictures - 1}")
+        if not chosen.size or chosen.min() < 0 or chosen.max() >= images:
+            raise UserError(f"text {i} has the right images {chosen.tolist()}: expected numbers from 0 to {images - 1}")
         right[chosen] = True
         places[i] = (row[~right] >= row[right].max()).sum()
     return {f"R@{rank}": float((places < rank).mean()) for rank in ranks}
@@ -41,7 +42,7 @@ def pooled_recall(
     """`recall_at` where each query has to find its own item among `pool` - 1 others drawn at random (R-precision, Xu et al.
     2018), so that sets of different sizes can be compared.
 
-    `queries` float [N, E], of pictures, stand in the order of their `items` float [N, E], of texts, with a label each: items
+    `queries` float [N, E], of images, stand in the order of their `items` float [N, E], of texts, with a label each: items
     with the query's own label are not drawn against it. Where there are fewer others than that, all are taken. Raises
     `UserError` if the arrays do not fit each other or hold NaN.
     """
@@ -71,16 +72,16 @@ def nearest_style(features: np.ndarray, style_features: Mapping[str, np.ndarray]
 def style_accuracy(features: np.ndarray, styles: Sequence[str], style_features: Mapping[str, np.ndarray]) -> float:
     """The part of the samples, in [0, 1], whose own style is the `nearest_style`.
 
-    `features` float [N, D] are those of pictures that were asked for in `styles`, a name for each. Ties count against the
+    `features` float [N, D] are those of images that were asked for in `styles`, a name for each. Ties count against the
     model: a style that is only as near as another is wrong. Raises `UserError` as `nearest_style` does, and if the numbers
     of samples and styles differ or a style has no features.
     """
     names = list(style_features)
     if len(styles) != len(features):
-        raise UserError(f"there are features of {len(features)} pictures, but styles of {len(styles)}")
+        raise UserError(f"there are features of {len(features)} images, but styles of {len(styles)}")
     unknown = sorted(set(styles) - set(names))
     if unknown:
-        raise UserError(f"there are no features of the style {unknown[0]}: give pictures of it")
+        raise UserError(f"there are no features of the style {unknown[0]}: give images of it")
     distances = _style_distances(features, style_features)
     own = np.array([names.index(style) for style in styles])
     nearer = distances <= distances[np.arange(len(own)), own][:, None]
@@ -90,15 +91,10 @@ def style_accuracy(features: np.ndarray, styles: Sequence[str], style_features: 
 def _style_distances(features: np.ndarray, style_features: Mapping[str, np.ndarray]) -> np.ndarray:
     """Squared distances float64 [N, styles] to the centroids."""
     if not style_features:
-        raise UserError("there are no styles to compare with: give features of pictures of each")
+        raise UserError("there are no styles to compare with: give features of images of each")
+    check_features(features, *style_features.values())
     for found in (features, *style_features.values()):
-        if found.ndim != 2 or not len(found):
+        if not len(found):
             raise UserError(f"features have the shape {list(found.shape)}: expected [samples, features]")
-        if found.shape[1] != features.shape[1]:
-            raise UserError(
-                f"the features have different lengths, {features.shape[1]} and {found.shape[1]}: use one network for all"
-            )
-        if not np.isfinite(found).all():
-            raise UserError("the features hold values that are not finite: check the pictures' and the network's values")
     centroids = [found.astype("float64").mean(0) for found in style_features.values()]
     return np.stack([((features - centroid) ** 2).sum(1) for centroid in centroids], axis=1)

@@ -11,7 +11,7 @@ from paddle import nn
 
 import ppvilg
 from ppvilg import checkpoint
-from ppvilg.export.folder import DUAL_ENCODER, FORMAT, MANIFEST, PROGRAMS, WEIGHTS, files_of
+from ppvilg.export.folder import DUAL_ENCODER, FORMAT, MANIFEST, PROGRAMS, WEIGHTS, files_of, is_export
 from ppvilg.export.tracing import save_program, weights_of
 from ppvilg.folder import PipelineConfig, ScorerConfig, new_folder, write_config
 from ppvilg.model.dual_encoder import DualEncoder
@@ -57,8 +57,10 @@ def write_export(
 
 
 def origin(folder: str | Path) -> dict[str, str]:
-    """Which weights of a model folder or of a training run are read, and their checksum."""
+    """Which weights of a model folder or of a training run are read, and their checksum; raises `ValueError` for an export."""
     folder = Path(folder)
+    if is_export(folder):
+        raise ValueError(f"{folder} is an export already: give the folder that it was made from")
     weights = checkpoint.weights_file(folder)
     return {"weights": str(weights.relative_to(folder)), "run": folder.resolve().name, "sha256": checkpoint.checksum(weights)}
 

@@ -25,7 +25,7 @@ from ppvilg import __version__
 from ppvilg.dual_encoder import scores
 from ppvilg.pipeline import ViLGPipeline
 from ppvilg.server import hub, paddle_serving
-from ppvilg.server.engine import Busy, Engine, Late, Partial, PictureJob, Result
+from ppvilg.server.engine import Busy, Engine, ImageJob, Late, Partial, Result
 from ppvilg.server.limits import Gate, Guard, error_answer
 from ppvilg.server.metrics import Measured, Metrics
 from ppvilg.server.requests import (
@@ -87,7 +87,7 @@ def create_app(pipeline: ViLGPipeline, settings: Settings = Settings()) -> FastA
         size = pipeline.config.image_size
         scores(pipeline.dual_encoder, np.zeros((1, size, size, 3), np.uint8), [""])
     metrics = Metrics()
-    engine, forms, gate = Engine(pipeline, pipeline.dual_encoder, metrics, settings), Forms(pipeline, settings), Gate(settings)
+    engine, forms, gate = Engine(pipeline, metrics, settings), Forms(pipeline, settings), Gate(settings)
     service = paddle_serving.Service(engine, forms)
 
     @asynccontextmanager
@@ -202,7 +202,7 @@ class _Fresh(StaticFiles):
         return answer
 
 
-def _images_answer(job: PictureJob, result: Result) -> ImagesAnswer:
+def _images_answer(job: ImageJob, result: Result) -> ImagesAnswer:
     fits = result.scores or [None] * len(result.items)
     data = [
         Picture(b64_json=png_base64(picture), seed=seed, score=fit)
@@ -211,12 +211,12 @@ def _images_answer(job: PictureJob, result: Result) -> ImagesAnswer:
     return ImagesAnswer(created=int(time.time()), seed=job.seeds[0], prompt=job.prompt, data=data)
 
 
-async def _streamed(engine: Engine, job: PictureJob, tokens: int) -> AsyncIterator[str]:
+async def _streamed(engine: Engine, job: ImageJob, tokens: int) -> AsyncIterator[str]:
     """Server-sent events; the status is sent already, so that errors are events too."""
     try:
         async for event in engine.events(job):
             if isinstance(event, Partial):
-                data = [{"b64_json": png_base64(picture)} for picture in event.pictures]
+                data = [{"b64_json": png_base64(picture)} for picture in event.images]
                 yield _event("partial", {"tokens": event.tokens, "of": tokens, "data": data})
             else:
                 yield _event("done", _images_answer(job, event).model_dump())

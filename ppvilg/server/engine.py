@@ -1,6 +1,6 @@
 """One thread that owns the model, and what the asyncio side says to it.
 
-Requests become jobs. The thread writes the pictures of all jobs in one batch, which they join as soon as there is room and
+Requests become jobs. The thread generates the images of all jobs in one batch, which they join as soon as there is room and
 leave when they are finished, late or no longer wanted; between steps it writes captions.
 """
 
@@ -14,18 +14,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ppvilg.generate.continuous import ImageBatch, Writing
-from ppvilg.generate.decoding import Written
-from ppvilg.generate.painting import paint
+from ppvilg.dual_encoder import scores
+from ppvilg.generate.engine import GenerationEngine, GenerationRequest, ImageTokens
+from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
-from ppvilg.matching import Scorer, scores
-from ppvilg.pipeline import Pipeline
+from ppvilg.model.mask import Direction
+from ppvilg.pipeline import ViLGPipeline
 from ppvilg.server.metrics import Metrics
 from ppvilg.server.settings import Settings
 
 _log = logging.getLogger("ppvilg.server")
-_PAINTED = 16  # pictures that are painted at once
-_UNREAD = 16  # events that wait for a slow reader; it then misses partial pictures
+_DECODED = 16  # images that are decoded at once
+_UNREAD = 16  # events that wait for a slow reader; it then misses partial images
 
 
 class Busy(Exception):
@@ -43,24 +43,24 @@ class Late(Exception):
 
 @dataclass(frozen=True)
 class Partial:
-    """Pictures that are half done."""
+    """Images that are not finished."""
 
     tokens: int
-    """How many tokens of each picture stand."""
-    pictures: list[np.ndarray]
-    """Uint8 [H, W, 3]; what is missing is painted as code 0."""
+    """How many tokens each image has so far."""
+    images: list[np.ndarray]
+    """Uint8 [H, W, 3]; missing tokens are decoded as code 0."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a job asked for, the best first where a matching model chose."""
+    """What a job asked for, the best first where a dual encoder chose."""
 
     items: list
-    """Pictures uint8 [H, W, 3], or captions."""
+    """Images uint8 [H, W, 3], or captions."""
     seeds: list[int]
     """Of each item."""
     scores: list[float] | None
-    """How well picture and text fit, in [0, 1], for each item; None without a matching model."""
+    """How well image and text fit, in [0, 1], for each item; None without a dual encoder."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -75,7 +75,7 @@ class _Job:
     events: asyncio.Queue = field(default_factory=asyncio.Queue, init=False)
     loop: asyncio.AbstractEventLoop | None = field(default=None, init=False)
 
-    def tell(self, event: Partial | Result | Exception) -> None:
+    def emit(self, event: Partial | Result | Exception) -> None:
         """Hand an event to the asyncio side; an exception or a result is the last one."""
         try:
             self.loop.call_soon_threadsafe(self.events.put_nowait, event)
@@ -84,74 +84,75 @@ class _Job:
 
 
 @dataclass(eq=False, kw_only=True)
-class PictureJob(_Job):
-    """Pictures of one text, one for each seed."""
+class ImageJob(_Job):
+    """Images of one text, one for each seed."""
 
     prompt: str
     text: list[int]
     """Token ids of the prompt."""
     keep: int
-    """How many of the pictures are wanted: the best ones, if there is a matching model."""
-    given: np.ndarray | None = None
-    """Uint8 [H, W, 3]: a picture whose upper rows stand already."""
+    """How many of the images are wanted: the best ones, if there is a dual encoder."""
+    image: np.ndarray | None = None
+    """Uint8 [H, W, 3]: an image to complete, whose upper rows are kept."""
     keep_rows: int = 0
     every: int = 0
     """Tokens between two `Partial` events; 0: none."""
     waiting: list[int] = field(default_factory=list, init=False)
     """Seeds that have not joined the batch yet."""
-    parts: list[Writing] = field(default_factory=list, init=False)
-    tokens: np.ndarray | None = field(default=None, init=False)
-    """Int64 [k]: the tokens of the rows that stand already."""
-    told: int = field(default=0, init=False)
+    requests: list[GenerationRequest] = field(default_factory=list, init=False)
+    """Those that have; together they have the other seeds."""
+    prefix_tokens: np.ndarray | None = field(default=None, init=False)
+    """Int64 [k]: the tokens of the rows that are kept."""
+    emitted: int = field(default=0, init=False)
     """Tokens of the last `Partial`."""
 
     @property
-    def per_picture(self) -> int:
-        """Sequences that each picture takes."""
+    def per_image(self) -> int:
+        """Sequences that each image takes."""
         return 2 if self.sampling.guidance != 1 else 1
 
     @property
     def size(self) -> int:
         """Sequences in all."""
-        return len(self.seeds) * self.per_picture
+        return len(self.seeds) * self.per_image
 
 
 @dataclass(eq=False, kw_only=True)
 class CaptionJob(_Job):
-    """Captions of one picture."""
+    """Captions of one image."""
 
-    picture: np.ndarray
+    image: np.ndarray
     """Uint8 [H, W, 3]."""
-    beams: int = 1
+    num_beams: int = 1
 
     @property
     def size(self) -> int:
         """Sequences in all."""
-        return max(len(self.seeds), self.beams)
+        return max(len(self.seeds), self.num_beams)
 
 
 class Engine:
     """Starts its thread; `close` ends it. All other methods are the asyncio side's."""
 
-    def __init__(self, pipeline: Pipeline, scorer: Scorer | None, metrics: Metrics, settings: Settings):
-        self._pipeline, self._scorer, self._metrics = pipeline, scorer, metrics
+    def __init__(self, pipeline: ViLGPipeline, metrics: Metrics, settings: Settings):
+        self._pipeline, self._scorer, self._metrics = pipeline, pipeline.dual_encoder, metrics
         self._capacity, self._queue, self._deadline = settings.capacity, settings.queue, settings.deadline
-        self._image_tokens = pipeline.config.image_tokens
+        self._image_length = pipeline.config.transformer.image_length
         self._batch = self._new_batch()
         self._changed = threading.Condition()
         # These two are shared; the lock of `_changed` guards them.
-        self._pictures: deque[PictureJob] = deque()  # that wait, wholly or in part
+        self._images: deque[ImageJob] = deque()  # that wait, wholly or in part
         self._captions: deque[CaptionJob] = deque()
         self.draining = False
         self._closing = False
-        self._running: list[PictureJob] = []  # with pictures in the batch
+        self._running: list[ImageJob] = []  # with images in the batch
         self._steps_since_caption = 0
         metrics.queue.set_function(self._waiting)
         metrics.running.set_function(lambda: self._batch.sequences)
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, job: PictureJob | CaptionJob) -> None:
+    def submit(self, job: ImageJob | CaptionJob) -> None:
         """Accept a job, to be followed with `events`; raises `Busy` for a full queue or a draining server."""
         job.loop = asyncio.get_running_loop()
         job.deadline = time.monotonic() + self._deadline
@@ -163,18 +164,17 @@ class Engine:
             if waiting + job.size > self._queue:
                 self._metrics.rejected.inc()
                 raise Busy(f"{waiting} sequences wait already, at most {self._queue} may: ask again later", 2)
-            if isinstance(job, PictureJob):
+            if isinstance(job, ImageJob):
                 job.waiting = list(job.seeds)
-                self._pictures.append(job)
+                self._images.append(job)
             else:
                 self._captions.append(job)
             self._changed.notify()
 
-    async def events(self, job: PictureJob | CaptionJob) -> AsyncIterator[Partial | Result]:
+    async def events(self, job: ImageJob | CaptionJob) -> AsyncIterator[Partial | Result]:
         """What becomes of a job: any number of `Partial`, then a `Result`.
 
-        Closing the iterator, or cancelling who waits for it, gives the job up. Raises `Late` after the deadline and `UserError`
-        for what the model refuses.
+        Closing the iterator, or cancelling who waits for it, gives the job up. Raises `Late` after the deadline.
         """
         event = None
         try:
@@ -189,7 +189,7 @@ class Engine:
                     job.cancelled = True
                     self._changed.notify()
 
-    async def result(self, job: PictureJob | CaptionJob) -> Result:
+    async def result(self, job: ImageJob | CaptionJob) -> Result:
         """Submit a job and wait for its end; raises as `submit` and `events` do."""
         self.submit(job)
         async for event in self.events(job):
@@ -209,21 +209,22 @@ class Engine:
         self._thread.join()
 
     def _waiting(self) -> int:
-        pictures = sum(len(job.waiting) * job.per_picture for job in tuple(self._pictures))
-        return pictures + sum(job.size for job in tuple(self._captions))
+        images = sum(len(job.waiting) * job.per_image for job in tuple(self._images))
+        return images + sum(job.size for job in tuple(self._captions))
 
     # What follows runs in the engine's thread.
 
-    def _new_batch(self) -> ImageBatch:
+    def _new_batch(self) -> GenerationEngine:
         pipeline = self._pipeline
-        return ImageBatch(pipeline.model, pipeline.text, pipeline.config.text.max_length)
+        max_length = pipeline.config.transformer.max_text_length
+        return GenerationEngine(pipeline.model, Direction.TEXT_TO_IMAGE, pipeline.text_tokenizer, max_length)
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not (self._pictures or self._captions or self._running or self._closing):
+                while not (self._images or self._captions or self._running or self._closing):
                     self._changed.wait()
-                if not (self._pictures or self._captions or self._running):
+                if not (self._images or self._captions or self._running):
                     return
             try:
                 self._turn()
@@ -235,15 +236,16 @@ class Engine:
         self._give_up()
         self._admit()
         # A caption takes about as long as so many steps of the batch.
-        if self._captions and (not self._running or self._steps_since_caption >= self._pipeline.config.text.max_length):
+        caption_steps = self._pipeline.config.transformer.max_text_length
+        if self._captions and (not self._running or self._steps_since_caption >= caption_steps):
             with self._changed:
                 job = self._captions.popleft()
             self._caption(job)
             self._steps_since_caption = 0
         if self._running:
-            written = sum(len(part.seeds) for part in self._unfinished(self._running))
+            count = sum(len(request.seeds) for request in self._unfinished(self._running))
             self._batch.step()
-            self._metrics.wrote(written)
+            self._metrics.wrote(count)
             self._steps_since_caption += 1
             self._report()
 
@@ -251,10 +253,10 @@ class Engine:
         """Forget jobs whose clients have gone or whose time is over."""
         now = time.monotonic()
         with self._changed:
-            jobs = {*self._pictures, *self._captions, *self._running}
+            jobs = {*self._images, *self._captions, *self._running}
             gone = {job for job in jobs if job.cancelled or job.deadline < now}
             if gone:
-                self._pictures = deque(job for job in self._pictures if job not in gone)
+                self._images = deque(job for job in self._images if job not in gone)
                 self._captions = deque(job for job in self._captions if job not in gone)
         if not gone:
             return
@@ -265,72 +267,82 @@ class Engine:
                 self._metrics.cancelled.inc()
             else:
                 self._metrics.late.inc()
-                job.tell(Late(f"not finished within {self._deadline:g} seconds: ask for less, or again later"))
+                job.emit(Late(f"not finished within {self._deadline:g} seconds: ask for less, or again later"))
 
     def _admit(self) -> None:
-        """Let waiting pictures join while there is room, in the order of their requests."""
-        joining: list[tuple[PictureJob, list[int]]] = []
+        """Let waiting images join while there is room, in the order of their requests."""
+        joining: list[tuple[ImageJob, list[int]]] = []
         free = self._capacity - self._batch.sequences
         with self._changed:
-            while self._pictures and free >= self._pictures[0].per_picture:
-                job = self._pictures[0]
-                count = free // job.per_picture
+            while self._images and free >= self._images[0].per_image:
+                job = self._images[0]
+                count = free // job.per_image
                 seeds, job.waiting = job.waiting[:count], job.waiting[count:]
-                free -= len(seeds) * job.per_picture
+                free -= len(seeds) * job.per_image
                 joining.append((job, seeds))
-                if not job.parts:
+                if not job.requests:
                     self._running.append(job)
                 if not job.waiting:
-                    self._pictures.popleft()
-        parts = []
+                    self._images.popleft()
+        requests = []
         for job, seeds in joining:
-            if job.given is not None and job.tokens is None:
-                job.tokens = self._pipeline.tokens([job.given])[0, : job.keep_rows * self._pipeline.config.grid[1]]
-            parts.append(Writing(job.text, seeds, job.sampling, job.tokens))
-            job.parts.append(parts[-1])
-        if parts:
-            self._batch.join(parts)
+            if job.image is not None and job.prefix_tokens is None:
+                kept = job.keep_rows * self._pipeline.config.transformer.columns
+                job.prefix_tokens = self._pipeline.encode_images([job.image])[0, :kept]
+            requests.append(GenerationRequest(job.text, seeds, job.sampling, job.prefix_tokens))
+            job.requests.append(requests[-1])
+        if requests:
+            self._batch.join(requests)
 
     def _report(self) -> None:
-        """Tell the jobs that are finished, or that want to see how far they are."""
-        told: list[tuple[PictureJob, int, np.ndarray]] = []
+        """Emit the results of jobs that are finished, and the images so far of those that want to see them."""
+        due: list[tuple[ImageJob, int, np.ndarray]] = []
         for job in self._running:
-            tokens = 0 if job.waiting else min(part.written for part in job.parts)
-            written = np.concatenate([part.tokens for part in job.parts])
-            if tokens == self._image_tokens:
-                told.append((job, tokens, written))
-            elif job.every and tokens % job.every == 0 and tokens > job.told and job.events.qsize() < _UNREAD:
-                job.told = tokens
-                told.append((job, tokens, written[: job.keep]))
-        if not told:
+            length = 0 if job.waiting else min(request.length for request in job.requests)
+            tokens = np.concatenate([request.tokens for request in job.requests])
+            if length == self._image_length:
+                due.append((job, length, tokens))
+            elif job.every and length % job.every == 0 and length > job.emitted and job.events.qsize() < _UNREAD:
+                job.emitted = length
+                due.append((job, length, tokens[: job.keep]))
+        if not due:
             return
-        pictures = iter(self._painted(np.concatenate([written for *_, written in told])))
-        for job, tokens, written in told:
-            own = [next(pictures) for _ in written]
-            job.tell(Partial(tokens, own) if tokens < self._image_tokens else self._chosen(job, own))
-        done = {job for job, tokens, _ in told if tokens == self._image_tokens}
+        images = iter(self._decoded(np.concatenate([tokens for *_, tokens in due])))
+        for job, length, tokens in due:
+            own = [next(images) for _ in tokens]
+            job.emit(Partial(length, own) if length < self._image_length else self._best(job, own))
+        done = {job for job, length, _ in due if length == self._image_length}
         self._running = [job for job in self._running if job not in done]
 
-    def _painted(self, tokens: np.ndarray) -> list[np.ndarray]:
-        parts = [Written(tokens[first : first + _PAINTED], []) for first in range(0, len(tokens), _PAINTED)]
-        return [picture for part in parts for picture in paint(self._pipeline.model, self._pipeline.vqgan, part)]
+    def _decoded(self, tokens: np.ndarray) -> list[np.ndarray]:
+        parts = [ImageTokens(tokens[first : first + _DECODED]) for first in range(0, len(tokens), _DECODED)]
+        return [image for part in parts for image in decode_images(self._pipeline.model, self._pipeline.vqgan, part)]
 
-    def _chosen(self, job: PictureJob, pictures: list[np.ndarray]) -> Result:
+    def _best(self, job: ImageJob, images: list[np.ndarray]) -> Result:
         if self._scorer is None:
-            return Result(pictures, job.seeds, None)
-        fits = scores(self._scorer, np.stack(pictures), [job.prompt] * len(pictures))
-        order = np.argsort(-fits, kind="stable")[: job.keep] if job.keep < len(pictures) else range(len(pictures))
-        return Result([pictures[i] for i in order], [job.seeds[i] for i in order], [float(fits[i]) for i in order])
+            return Result(images, job.seeds, None)
+        fits = scores(self._scorer, np.stack(images), [job.prompt] * len(images))
+        order = np.argsort(-fits, kind="stable")[: job.keep] if job.keep < len(images) else range(len(images))
+        return Result([images[i] for i in order], [job.seeds[i] for i in order], [float(fits[i]) for i in order])
 
     def _caption(self, job: CaptionJob) -> None:
+        how = job.sampling
         try:
-            texts = self._pipeline.caption([job.picture], len(job.seeds), job.seeds[0], job.sampling, job.beams)[0]
+            texts = self._pipeline.caption(
+                [job.image],
+                num_captions=len(job.seeds),
+                num_beams=job.num_beams,
+                temperature=how.temperature,
+                top_k=how.top_k,
+                top_p=how.top_p,
+                seed=job.seeds[0],
+            )[0]
             fits = None
             if self._scorer is not None:
-                fits = scores(self._scorer, np.stack([job.picture] * len(texts)), texts).tolist()
-            job.tell(Result(texts, job.seeds, fits))
-        except Exception as error:  # a mistake in the request, or a bug: the asyncio side tells them apart
-            job.tell(error)
+                fits = scores(self._scorer, np.stack([job.image] * len(texts)), texts).tolist()
+            job.emit(Result(texts, job.seeds, fits))
+        except Exception as error:  # a bug, since the request was checked; only this job hears of it
+            job.emit(error)
 
     def _fail(self, error: Exception) -> None:
         """After a bug nothing is known of the batch: start a new one."""
@@ -338,9 +350,9 @@ class Engine:
         self._batch = self._new_batch()
         failed, self._running = self._running, []
         with self._changed:
-            self._pictures = deque(job for job in self._pictures if job not in failed)
+            self._images = deque(job for job in self._images if job not in failed)
         for job in failed:
-            job.tell(error)
+            job.emit(error)
 
-    def _unfinished(self, jobs: list[PictureJob]) -> list[Writing]:
-        return [part for job in jobs for part in job.parts if part.written < self._image_tokens]
+    def _unfinished(self, jobs: list[ImageJob]) -> list[GenerationRequest]:
+        return [request for job in jobs for request in job.requests if request.length < self._image_length]

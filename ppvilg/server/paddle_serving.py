@@ -6,7 +6,9 @@ other keys are the fields of `PictureForm` and `CaptionForm`.
 
 import json
 import logging
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
@@ -14,7 +16,7 @@ from google.protobuf.message import Message
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-from ppvilg.server.engine import Busy, Engine, Late, PictureJob, Result
+from ppvilg.server.engine import Busy, Engine, ImageJob, Late, Result
 from ppvilg.server.limits import Gate
 from ppvilg.server.requests import CaptionForm, Forms, PictureForm, RequestError, error_message, png_base64
 from ppvilg.server.settings import Settings
@@ -22,48 +24,13 @@ from ppvilg.server.settings import Settings
 NAME = "ernievilg"
 """Of the service; requests that name another one are refused."""
 PACKAGE = "baidu.paddle_serving.pipeline_serving"
+_PROTO = Path(__file__).with_name("pipeline_service.proto")
 
 # Numbers of errors: 51 to 99 are the service's own, the others Paddle Serving's.
 REFUSED, BUSY, LATE = 51, 52, 53
 _WRONG_NAME, _BAD_PACKAGE, _UNKNOWN = 3002, 8000, 10000
 _INVALID_ARGUMENT = 3  # gRPC's code
 _STRING, _LAST_TYPE = 12, 13  # of Tensor.elem_type
-
-# name: (number, type, repeated); the same as in pipeline_service.proto
-_FIELDS: dict[str, dict[str, tuple[int, str, bool]]] = {
-    "Tensor": {
-        "int64_data": (1, "int64", True),
-        "float_data": (2, "float", True),
-        "int_data": (3, "int32", True),
-        "float64_data": (4, "double", True),
-        "uint32_data": (5, "uint32", True),
-        "bool_data": (6, "bool", True),
-        "complex64_data": (7, "float", True),
-        "complex128_data": (8, "double", True),
-        "str_data": (9, "string", True),
-        "byte_data": (10, "bytes", False),
-        "elem_type": (20, "int32", False),
-        "shape": (21, "int32", True),
-        "lod": (22, "int32", True),
-        "name": (23, "string", False),
-    },
-    "Request": {
-        "key": (1, "string", True),
-        "value": (2, "string", True),
-        "tensors": (3, "Tensor", True),
-        "name": (4, "string", False),
-        "method": (5, "string", False),
-        "logid": (6, "int64", False),
-        "clientip": (7, "string", False),
-    },
-    "Response": {
-        "err_no": (1, "int32", False),
-        "err_msg": (2, "string", False),
-        "key": (3, "string", True),
-        "value": (4, "string", True),
-        "tensors": (5, "Tensor", True),
-    },
-}
 
 _log = logging.getLogger("ppvilg.server")
 
@@ -76,15 +43,15 @@ def message_class(name: str) -> type[Message]:
 
 @cache
 def _pool() -> descriptor_pool.DescriptorPool:
-    """A pool of our own: the default one would clash with Paddle Serving's, should both be imported."""
+    """The messages of the .proto file in a pool of our own: in the default one they would clash with Paddle Serving's."""
     field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="pipeline_service.proto", package=PACKAGE, syntax="proto3")
-    for name, fields in _FIELDS.items():
+    file = descriptor_pb2.FileDescriptorProto(name=_PROTO.name, package=PACKAGE, syntax="proto3")
+    for name, body in re.findall(r"message (\w+) \{(.*?)\}", _PROTO.read_text("utf-8"), re.DOTALL):
         message = file.message_type.add(name=name)
-        for key, (number, kind, repeated) in fields.items():
+        for repeated, kind, key, number in re.findall(r"(repeated )?(\w+) (\w+) = (\d+);", body):
             label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-            added = message.field.add(name=key, number=number, label=label)
-            if kind in _FIELDS:
+            added = message.field.add(name=key, number=int(number), label=label)
+            if kind[0].isupper():
                 added.type, added.type_name = field.TYPE_MESSAGE, f".{PACKAGE}.{kind}"
             else:
                 added.type = getattr(field, f"TYPE_{kind.upper()}")
@@ -104,7 +71,7 @@ def read_form(values: dict[str, Any]) -> PictureForm | CaptionForm:
 
 def written_values(job: Any, result: Result) -> dict[str, str]:
     """The answer's values: lists as JSON."""
-    if isinstance(job, PictureJob):
+    if isinstance(job, ImageJob):
         values = {"images": json.dumps([png_base64(picture) for picture in result.items]), "seeds": json.dumps(result.seeds)}
     else:
         values = {"captions": json.dumps(result.items, ensure_ascii=False)}

@@ -13,10 +13,10 @@ from anyio import CapacityLimiter, to_thread
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ppvilg import __version__
-from ppvilg.data.pictures import decode_picture
+from ppvilg.data.images import decode_image
 from ppvilg.generate.sampling import Sampling
 from ppvilg.pipeline import ViLGPipeline
-from ppvilg.server.engine import CaptionJob, PictureJob
+from ppvilg.server.engine import CaptionJob, ImageJob
 from ppvilg.server.settings import Settings
 from ppvilg.text import styled
 
@@ -178,7 +178,7 @@ class Forms:
         self._config = pipeline.config
         self._decoding = CapacityLimiter(2)  # threads, since a decoded picture takes 4 bytes a pixel
 
-    async def picture_job(self, form: PictureForm, every: int = 0) -> PictureJob:
+    async def picture_job(self, form: PictureForm, every: int = 0) -> ImageJob:
         """`every`: tokens between two events that show how far the pictures are; 0: none."""
         settings, candidates = self._settings, form.candidates or form.n
         if form.n > settings.max_n:
@@ -198,22 +198,22 @@ class Forms:
             prompt = form.prompt if form.style is None else styled(form.prompt, form.style, self._config.styles)
             sampling = Sampling(form.temperature, form.top_k, form.top_p, form.guidance)
             text = self._pipeline.encode_prompts([prompt])[0]
-        given, keep_rows = None, 0
+        image, keep_rows = None, 0
         if form.image is not None:
             rows = self._config.transformer.rows
             keep_rows = form.keep_rows or rows // 2
             if keep_rows >= rows:
                 raise RequestError(f"keep_rows is {keep_rows}: the image has {rows} rows of tokens, keep 1 to {rows - 1}")
-            given = await self._picture(form.image)
+            image = await self._picture(form.image)
         elif form.keep_rows is not None:
             raise RequestError("keep_rows is for completing an image: give the image too")
-        return PictureJob(
+        return ImageJob(
             prompt=prompt,
             text=text,
             seeds=seeds,
             sampling=sampling,
             keep=form.n,
-            given=given,
+            image=image,
             keep_rows=keep_rows,
             every=every,
         )
@@ -231,8 +231,8 @@ class Forms:
             )
         with request_errors():
             sampling = Sampling(form.temperature, form.top_k, form.top_p)
-        picture = await self._picture(form.image)
-        return CaptionJob(seeds=_seeds(form.seed, form.n), sampling=sampling, picture=picture, beams=form.beams)
+        image = await self._picture(form.image)
+        return CaptionJob(seeds=_seeds(form.seed, form.n), sampling=sampling, image=image, num_beams=form.beams)
 
     def model(self) -> ModelAnswer:
         """What the model is and what may be asked of it."""
@@ -266,7 +266,7 @@ class Forms:
             raise RequestError("image is not base64") from None
         size, most = self._config.image_size, self._settings.max_pixels
         with request_errors():
-            return await to_thread.run_sync(decode_picture, content, size, most, limiter=self._decoding)
+            return await to_thread.run_sync(decode_image, content, size, most, limiter=self._decoding)
 
 
 def error_message(error: ValidationError) -> str:

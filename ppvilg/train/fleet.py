@@ -176,6 +176,8 @@ def distribute(model: nn.Layer, optimizer: paddle.optimizer.AdamW, parallel: Par
             dp_group=context.dp_group,
             offload=parallel.offload,
             segment_size=SEGMENT_SIZE,
+            # Tied tables are read by the head, when stage 3 has freed what their own layer had gathered: leave them whole.
+            exclude_layer=["Embedding"] if parallel.sharding_stage == 3 and model.config.tie_embeddings else None,
             # Else stage 3 gathers weights ahead, in the order of the first forward. Where the backward pass has another order,
             # as with query, key and value, it gathers what is no longer needed and computes the next step with it.
             sync_comm=True,

@@ -9,8 +9,9 @@ import yaml
 from safetensors.numpy import save_file
 
 from ppvilg.checkpoint import check_weights, fill
-from ppvilg.config import CodebookConfig, ImageDataConfig, VQGANConfig, VQGANExperiment
+from ppvilg.config import CodebookConfig, VQGANConfig
 from ppvilg.errors import UserError
+from ppvilg.folder import ImageTokenizerConfig
 from ppvilg.vqgan.folder import save_vqgan
 from ppvilg.vqgan.lpips import GROUPS, weight_shapes
 from ppvilg.vqgan.model import VQGAN
@@ -19,7 +20,7 @@ from ppvilg.vqgan.model import VQGAN
 _FIXED = {"double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": True, "give_pre_end": False}
 
 
-def convert_taming(checkpoint: str | Path, model_yaml: str | Path, folder: str | Path) -> VQGANExperiment:
+def convert_taming(checkpoint: str | Path, model_yaml: str | Path, folder: str | Path) -> ImageTokenizerConfig:
     """Convert a VQModel or GumbelVQ checkpoint with its YAML into a folder that `load_vqgan` reads.
 
     The encoder's, decoder's and codebook's weights are kept as they are, under the same names but one; the loss and
@@ -31,13 +32,13 @@ def convert_taming(checkpoint: str | Path, model_yaml: str | Path, folder: str |
     for name, array in read_torch(checkpoint).items():
         if not name.startswith("loss."):
             weights[name.replace("quantize.embed.", "quantize.embedding.")] = array
-    model = VQGAN(config.vqgan, config.data.image_size)
+    model = VQGAN(config.vqgan, config.image_size)
     fill(model, weights, str(checkpoint))
     save_vqgan(model, folder)
     return config
 
 
-def taming_config(path: str | Path) -> VQGANExperiment:
+def taming_config(path: str | Path) -> ImageTokenizerConfig:
     """Our config for the model that a taming YAML describes; raises `UserError` if it can't be expressed."""
     try:
         model = yaml.safe_load(Path(path).read_text("utf-8"))["model"]
@@ -73,7 +74,7 @@ def taming_config(path: str | Path) -> VQGANExperiment:
     else:
         codebook = CodebookConfig(size, dim)
     vqgan = VQGANConfig(**vqgan, latent_channels=latent_channels, dropout=network.get("dropout", 0.0), codebook=codebook)
-    return VQGANExperiment(data=ImageDataConfig(image_size=image_size), vqgan=vqgan)
+    return ImageTokenizerConfig(vqgan, image_size)
 
 
 def convert_lpips(vgg: str | Path, linear: str | Path, output: str | Path) -> None:

@@ -27,9 +27,9 @@ class PatchDiscriminator(nn.Layer):
         blocks.append(nn.Conv2D(width, 1, 4, 1, 1, weight_attr=_normal(0.0)))
         self.main = nn.Sequential(*blocks)
 
-    def forward(self, pictures: paddle.Tensor) -> paddle.Tensor:
-        """Pictures float32 [B, 3, H, W] in [-1, 1] -> logits float32 [B, 1, H/8 - 2, W/8 - 2] for 3 layers."""
-        return self.main(pictures)
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Images float32 [B, 3, H, W] in [-1, 1] -> logits float32 [B, 1, H/8 - 2, W/8 - 2] for 3 layers."""
+        return self.main(images)
 
 
 def _normal(mean: float) -> paddle.ParamAttr:

@@ -41,7 +41,7 @@ class VQGANLoss(nn.Layer):
 
     def generator(
         self,
-        pictures: paddle.Tensor,
+        images: paddle.Tensor,
         reconstruction: paddle.Tensor,
         quantized: Quantized,
         last_layer: paddle.Tensor,
@@ -50,20 +50,20 @@ class VQGANLoss(nn.Layer):
         """The tokenizer's loss, float32 [], and what to log, float32 [] each.
 
         L = L_rec + quantized.loss + λ · adversarial · L_GAN, with L_rec = l1 · mean|x - x̂| + l2 · mean(x - x̂)² +
-        perceptual · LPIPS(x, x̂), L_GAN = -mean D(x̂) and λ = `adaptive_weight` at `last_layer`. Pictures and
+        perceptual · LPIPS(x, x̂), L_GAN = -mean D(x̂) and λ = `adaptive_weight` at `last_layer`. Images and
         reconstruction are float32 [B, 3, H, W] in [-1, 1]. Its backward leaves no gradient in the discriminator.
         The logs also hold PSNR and, in eval mode only because it takes time, SSIM.
         """
         config, logs = self.config, {}
         loss = paddle.zeros([])
         if config.l1:
-            logs["l1"] = F.l1_loss(reconstruction, pictures)
+            logs["l1"] = F.l1_loss(reconstruction, images)
             loss = loss + config.l1 * logs["l1"]
         if config.l2:
-            logs["l2"] = F.mse_loss(reconstruction, pictures)
+            logs["l2"] = F.mse_loss(reconstruction, images)
             loss = loss + config.l2 * logs["l2"]
         if self.lpips is not None:
-            logs["perceptual"] = self.lpips(reconstruction, pictures).mean()
+            logs["perceptual"] = self.lpips(reconstruction, images).mean()
             loss = loss + config.perceptual * logs["perceptual"]
         if self.discriminates(step):
             with _frozen(self.patch_gan):
@@ -72,12 +72,12 @@ class VQGANLoss(nn.Layer):
             loss = loss + logs["lambda"] * config.adversarial * logs["generator"]
         logs["codebook"] = quantized.loss
         loss = loss + quantized.loss
-        logs |= {"perplexity": quantized.perplexity, "used": quantized.used, "psnr": psnr(pictures, reconstruction)}
+        logs |= {"perplexity": quantized.perplexity, "used": quantized.used, "psnr": psnr(images, reconstruction)}
         if not self.training:
-            logs["ssim"] = ssim(pictures, reconstruction)
+            logs["ssim"] = ssim(images, reconstruction)
         return loss, {"loss": loss.detach()} | {name: value.detach() for name, value in logs.items()}
 
-    def discriminator(self, pictures: paddle.Tensor, reconstruction: paddle.Tensor, step: int) -> tuple[paddle.Tensor, Logs]:
+    def discriminator(self, images: paddle.Tensor, reconstruction: paddle.Tensor, step: int) -> tuple[paddle.Tensor, Logs]:
         """The discriminator's hinge loss, float32 [], and what to log.
 
         ½ · (mean max(0, 1 - D(x)) + mean max(0, 1 + D(x̂))); no gradient reaches the tokenizer. Where not
@@ -85,7 +85,7 @@ class VQGANLoss(nn.Layer):
         """
         if not self.discriminates(step):
             return paddle.zeros([]), {}
-        real, fake = self.patch_gan(pictures), self.patch_gan(reconstruction.detach())
+        real, fake = self.patch_gan(images), self.patch_gan(reconstruction.detach())
         loss = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
         logs = {"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
         return loss, {name: value.detach() for name, value in logs.items()}

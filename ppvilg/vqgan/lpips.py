@@ -1,4 +1,4 @@
-"""LPIPS: the perceptual distance between two pictures."""
+"""LPIPS: the perceptual distance between two images."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ GROUPS = (
     ((17, 256, 512), (19, 512, 512), (21, 512, 512)),
     ((24, 512, 512), (26, 512, 512), (28, 512, 512)),
 )
-# ImageNet's mean and standard deviation, for pictures in [-1, 1].
+# ImageNet's mean and standard deviation, for images in [-1, 1].
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
@@ -49,16 +49,16 @@ class LPIPS(nn.Layer):
             self.register_buffer(name, paddle.to_tensor(values).reshape([1, 3, 1, 1]), persistable=False)
 
     def forward(self, x: paddle.Tensor, y: paddle.Tensor) -> paddle.Tensor:
-        """Two batches of pictures float32 [B, 3, H, W] in [-1, 1], H and W at least 16 -> distances float32 [B]."""
+        """Two batches of images float32 [B, 3, H, W] in [-1, 1], H and W at least 16 -> distances float32 [B]."""
         total = 0.0
         for i, (a, b) in enumerate(zip(self._features(x), self._features(y), strict=True)):
             weight = getattr(self, f"lin{i}_weight")
             total = total + F.conv2d((_unit(a) - _unit(b)) ** 2, weight).mean([1, 2, 3])
         return total
 
-    def _features(self, pictures: paddle.Tensor) -> list[paddle.Tensor]:
+    def _features(self, images: paddle.Tensor) -> list[paddle.Tensor]:
         """The five feature maps, [B, C_i, H/2^i, W/2^i]."""
-        x = (pictures - self.shift) / self.scale
+        x = (images - self.shift) / self.scale
         features = []
         for i, group in enumerate(GROUPS):
             if i:

@@ -7,29 +7,29 @@ _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
 
 
-def to_unit(pictures: paddle.Tensor) -> paddle.Tensor:
-    """Pictures in [-1, 1] (values outside are clipped) -> [0, 1]."""
-    return (paddle.clip(pictures, -1, 1) + 1) / 2
+def to_unit(images: paddle.Tensor) -> paddle.Tensor:
+    """Images in [-1, 1] (values outside are clipped) -> [0, 1]."""
+    return (paddle.clip(images, -1, 1) + 1) / 2
 
 
 @paddle.no_grad()
-def psnr(pictures: paddle.Tensor, reconstruction: paddle.Tensor) -> paddle.Tensor:
-    """Mean over the batch of each picture's 10·log10(1 / MSE) in dB, at most 100.
+def psnr(images: paddle.Tensor, reconstruction: paddle.Tensor) -> paddle.Tensor:
+    """Mean over the batch of each image's 10·log10(1 / MSE) in dB, at most 100.
 
     Both float32 [B, C, H, W] in [-1, 1]; measured on [0, 1]. Returns float32 [].
     """
-    error = ((to_unit(pictures) - to_unit(reconstruction)) ** 2).flatten(1).mean(1)
+    error = ((to_unit(images) - to_unit(reconstruction)) ** 2).flatten(1).mean(1)
     return (-10 * paddle.log10(paddle.clip(error, min=1e-10))).mean()
 
 
 @paddle.no_grad()
-def ssim(pictures: paddle.Tensor, reconstruction: paddle.Tensor) -> paddle.Tensor:
+def ssim(images: paddle.Tensor, reconstruction: paddle.Tensor) -> paddle.Tensor:
     """Structural similarity (Wang et al. 2004, equation 13): Gaussian window 11×11 with sigma 1.5, K1 0.01, K2 0.03.
 
-    Mean over pictures, channels and the pixels whose window lies inside the picture. Both float32 [B, C, H, W] in
+    Mean over images, channels and the pixels whose window lies inside the image. Both float32 [B, C, H, W] in
     [-1, 1], H and W at least 11; measured on [0, 1]. Returns float32 [].
     """
-    x, y = to_unit(pictures), to_unit(reconstruction)
+    x, y = to_unit(images), to_unit(reconstruction)
     rows, columns = _gaussian_band(x.shape[2]), _gaussian_band(x.shape[3])
 
     def blur(z: paddle.Tensor) -> paddle.Tensor:

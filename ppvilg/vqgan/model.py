@@ -1,4 +1,4 @@
-"""The image tokenizer: pictures <-> grids of tokens."""
+"""The image tokenizer: images <-> grids of tokens."""
 
 import paddle
 from paddle import nn
@@ -13,7 +13,7 @@ from ppvilg.vqgan.quantizer import Quantized, build_codebook
 class VQGAN(nn.Layer):
     """VQGAN (Esser et al. 2021) with f = `config.downsampling` and K = `config.codebook.size` codes.
 
-    `image_size` (pixels per side) decides which resolutions have attention; pictures of any multiple of f then serve.
+    `image_size` (pixels per side) decides which resolutions have attention; images of any multiple of f then serve.
     """
 
     def __init__(self, config: VQGANConfig, image_size: int):
@@ -25,28 +25,28 @@ class VQGAN(nn.Layer):
         self.quant_conv = Conv2D(config.latent_channels, config.codebook.dim, 1)
         self.post_quant_conv = Conv2D(config.codebook.dim, config.latent_channels, 1)
 
-    def forward(self, pictures: paddle.Tensor) -> tuple[paddle.Tensor, Quantized]:
-        """Pictures float32 [B, 3, H, W] in [-1, 1] -> (reconstruction, not clipped, of that shape; the codes).
+    def forward(self, images: paddle.Tensor) -> tuple[paddle.Tensor, Quantized]:
+        """Images float32 [B, 3, H, W] in [-1, 1] -> (reconstruction, not clipped, of that shape; the codes).
 
         Raises `UserError` as `encode` does.
         """
-        quantized = self.quantize(self._latents(pictures))
+        quantized = self.quantize(self._latents(images))
         return self.decode_latents(quantized.latents), quantized
 
     @paddle.no_grad()
-    def encode(self, pictures: paddle.Tensor) -> paddle.Tensor:
-        """Pictures float32 [B, 3, H, W] in [-1, 1] -> ids int64 [B, H/f, W/f] in 0 .. K-1; no gradient.
+    def encode(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Images float32 [B, 3, H, W] in [-1, 1] -> ids int64 [B, H/f, W/f] in 0 .. K-1; no gradient.
 
-        Raises `UserError` if the pictures have another shape or H, W are no multiples of f.
+        Raises `UserError` if the images have another shape or H, W are no multiples of f.
         """
-        return self.quantize.encode(self._latents(pictures))
+        return self.quantize.encode(self._latents(images))
 
     def decode(self, ids: paddle.Tensor) -> paddle.Tensor:
-        """Ids int64 [B, h, w] -> pictures float32 [B, 3, h·f, w·f], about [-1, 1] but not clipped."""
+        """Ids int64 [B, h, w] -> images float32 [B, 3, h·f, w·f], about [-1, 1] but not clipped."""
         return self.decode_latents(self.quantize.embed(ids))
 
     def decode_latents(self, latents: paddle.Tensor) -> paddle.Tensor:
-        """Codes, or predictions of them, float32 [B, codebook.dim, h, w] -> pictures float32 [B, 3, h·f, w·f]."""
+        """Codes, or predictions of them, float32 [B, codebook.dim, h, w] -> images float32 [B, 3, h·f, w·f]."""
         return self.decoder(self.post_quant_conv(latents))
 
     @property
@@ -54,9 +54,9 @@ class VQGAN(nn.Layer):
         """The decoder's last weight, where the adaptive weight of the adversarial loss is measured."""
         return self.decoder.conv_out.weight
 
-    def _latents(self, pictures: paddle.Tensor) -> paddle.Tensor:
+    def _latents(self, images: paddle.Tensor) -> paddle.Tensor:
         """Latents before quantization, float32 [B, codebook.dim, h, w]."""
-        f, shape = self.config.downsampling, pictures.shape
+        f, shape = self.config.downsampling, images.shape
         if len(shape) != 4 or shape[1] != 3 or shape[2] % f or shape[3] % f:
-            raise UserError(f"expected pictures [B, 3, H, W] with H and W multiples of f = {f}, got {list(shape)}")
-        return self.quant_conv(self.encoder(pictures))
+            raise UserError(f"expected images [B, 3, H, W] with H and W multiples of f = {f}, got {list(shape)}")
+        return self.quant_conv(self.encoder(images))

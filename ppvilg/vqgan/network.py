@@ -50,30 +50,6 @@ class AttentionBlock(nn.Layer):
         return x + self.proj_out(h.reshape(x.shape))
 
 
-class Downsample(nn.Layer):
-    """A convolution with stride 2 that is padded at the right and the bottom only."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = Conv2D(channels, channels, 3, stride=2, padding=[0, 1, 0, 1])
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[B, C, H, W] -> [B, C, H/2, W/2]."""
-        return self.conv(x)
-
-
-class Upsample(nn.Layer):
-    """Nearest-neighbour doubling and a convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = UpsampleConv2D(channels, channels)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[B, C, H, W] -> [B, C, 2H, 2W]."""
-        return self.conv(x)
-
-
 class Middle(nn.Layer):
     """Residual block, attention, residual block at the lowest resolution."""
 
@@ -89,15 +65,15 @@ class Middle(nn.Layer):
 
 
 class Stage(nn.Layer):
-    """The blocks of one resolution, each followed by attention if `attend`, then `resample` (None at the innermost)."""
+    """The blocks of one resolution, each followed by attention if `attend`; then half or double size, but for the innermost."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, attend: bool, dropout: float):
         super().__init__()
         widths = [in_channels] + [out_channels] * blocks
         self.block = nn.LayerList([ResBlock(widths[i], widths[i + 1], dropout) for i in range(blocks)])
         self.attn = nn.LayerList([AttentionBlock(out_channels) for _ in range(blocks if attend else 0)])
-        self.downsample: Downsample | None = None
-        self.upsample: Upsample | None = None
+        self.downsample: nn.Layer | None = None
+        self.upsample: nn.Layer | None = None
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, H', W']; H' is H/2, 2H or H."""
@@ -113,7 +89,7 @@ class Stage(nn.Layer):
 
 
 class Encoder(nn.Layer):
-    """Pictures -> latents, f = 2^(number of resolutions - 1) · patch_size."""
+    """Images -> latents, f = 2^(number of resolutions - 1) · patch_size."""
 
     def __init__(self, config: VQGANConfig, image_size: int):
         super().__init__()
@@ -126,16 +102,17 @@ class Encoder(nn.Layer):
         for i, width in enumerate(widths):
             stage = Stage(channels, width, config.res_blocks, attends[i], config.dropout)
             if i != last:
-                stage.downsample = Downsample(width)
+                # Padded at the right and the bottom only.
+                stage.downsample = nn.Sequential(("conv", Conv2D(width, width, 3, stride=2, padding=[0, 1, 0, 1])))
             self.down.append(stage)
             channels = width
         self.mid = Middle(channels, config.dropout)
         self.norm_out = group_norm(channels)
         self.conv_out = Conv2D(channels, config.latent_channels, 3, padding=1)
 
-    def forward(self, pictures: paddle.Tensor) -> paddle.Tensor:
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Float32 [B, 3, H, W] -> float32 [B, latent_channels, H/f, W/f]."""
-        x = pictures if self.patch_size == 1 else F.pixel_unshuffle(pictures, self.patch_size)
+        x = images if self.patch_size == 1 else F.pixel_unshuffle(images, self.patch_size)
         x = self.conv_in(x)
         for stage in self.down:
             x = stage(x)
@@ -143,7 +120,7 @@ class Encoder(nn.Layer):
 
 
 class Decoder(nn.Layer):
-    """Latents -> pictures, the encoder's mirror image with one residual block more per resolution."""
+    """Latents -> images, the encoder's mirror image with one residual block more per resolution."""
 
     def __init__(self, config: VQGANConfig, image_size: int):
         super().__init__()
@@ -156,7 +133,7 @@ class Decoder(nn.Layer):
         for i in reversed(range(len(widths))):
             stages[i] = Stage(channels, widths[i], config.res_blocks + 1, attends[i], config.dropout)
             if i != 0:
-                stages[i].upsample = Upsample(widths[i])
+                stages[i].upsample = nn.Sequential(("conv", UpsampleConv2D(widths[i], widths[i])))
             channels = widths[i]
         self.up = nn.LayerList(stages)
         self.norm_out = group_norm(channels)

@@ -37,7 +37,14 @@ def test_torch_dense_and_no_kernels_are_compared(config):
 
 
 def test_an_image_tokenizers_step(tiny_data):
-    small = ["train.batch_size=2", "vqgan.channels=32", "data.image_size=16", f"data.path={tiny_data}", "data.keep={}", "data.validation_fraction=0.25"]
+    small = [
+        "train.batch_size=2",
+        "vqgan.channels=32",
+        "data.image_size=16",
+        f"data.path={tiny_data}",
+        "data.keep={}",
+        "data.validation_fraction=0.25",
+    ]
     config = load_config("configs/vqgan_emoji.yml", small, VQGANExperiment)
     assert [timing.name for timing in compare_training(config, [], 1)] == ["ours"]
     with pytest.raises(ValueError, match="compares transformers"):

@@ -13,7 +13,7 @@ from ppvilg.data.emoji.concepts import LANGUAGES, Emoji, normal_id
 from ppvilg.data.emoji.icon_names import IconNames, slug
 from ppvilg.data.emoji.splits import SPLITS
 from ppvilg.data.emoji.styles import STYLES
-from ppvilg.data.pictures import decode_picture
+from ppvilg.data.images import decode_image
 from ppvilg.data.shards import read_manifest
 from ppvilg.data.sources import open_source
 
@@ -78,7 +78,7 @@ def test_parts_of_compositions_are_seen(by_split):
             assert sum((metadata["concept"], tone) in tones for tone in range(1, 6)) == 4
 
 
-def test_no_picture_is_in_train_and_held_out_with_its_concept(by_split):
+def test_no_image_is_in_train_and_held_out_with_its_concept(by_split):
     trained = {(record.metadata["style"], record.place) for record in by_split["train"].records}
     for record in by_split["unseen_concept"].records:
         assert (record.metadata["style"], record.place) not in trained, record.key
@@ -100,9 +100,9 @@ def test_records_are_complete(records):
             assert metadata["name"][language] in captions[0]
 
 
-def test_pictures_decode(records):
+def test_images_decode(records):
     for record in records[::40]:
-        assert decode_picture(record.place, 64).shape == (64, 64, 3)
+        assert decode_image(record.place, 64).shape == (64, 64, 3)
 
 
 def test_licences_are_beside_the_data():
@@ -144,10 +144,10 @@ def emoji(codepoints, label, concept=None, tone=None, **more):
     return Emoji(codepoints, concept or codepoints, tone, label, names, {k: [] for k in LANGUAGES}, "g", "s", **more)
 
 
-def test_families_share_a_picture():
+def test_families_share_an_image():
     entries = {c: emoji(c, c) for c in ("1", "2", "3", "4")}
-    pictures = {"a": {"1": b"x", "2": b"y", "3": b"z"}, "b": {"2": b"x", "3": b"x", "4": b"w"}}
-    assert find_families(entries, pictures) == {"1": "1", "2": "2", "3": "2", "4": "4"}
+    images = {"a": {"1": b"x", "2": b"y", "3": b"z"}, "b": {"2": b"x", "3": b"x", "4": b"w"}}
+    assert find_families(entries, images) == {"1": "1", "2": "2", "3": "2", "4": "4"}
     assert find_families(entries, {"a": {"4": b"x", "2": b"x"}, "b": {"1": b"x", "4": b"x"}})["2"] == "1"
 
 

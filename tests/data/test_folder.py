@@ -33,7 +33,7 @@ def write_lines(path, rows):
 
 
 def test_every_bad_row_is_skipped_and_named(folder, png):
-    (folder / "text.png").write_text("this is no picture")
+    (folder / "text.png").write_text("this is no image")
     (folder / "empty.png").write_bytes(b"")
     (folder / "half.png").write_bytes(png[:-20])
     (folder.parent / "outside.png").write_bytes(png)
@@ -68,17 +68,17 @@ def test_every_bad_row_is_skipped_and_named(folder, png):
     assert source[0].metadata == {"style": "photo"}
     assert source.report.skipped == {
         "no such file": 1,
-        "not a picture": 2,
-        "picture outside the folder": 1,
+        "not an image": 2,
+        "image outside the folder": 1,
         "no caption": 2,
-        "row names no picture": 2,
+        "row names no image": 2,
         "row is not a record": 2,
     }
     assert "captions.jsonl:5 (gone.png)" in str(source.report)
 
     checked = source.check()
     assert len(checked) == 3
-    assert checked.report.skipped["the picture is truncated"] == 1
+    assert checked.report.skipped["the image is truncated"] == 1
     checked.report.write(folder / "report.json")
     written = json.loads((folder / "report.json").read_text("utf-8"))
     assert written["used"] == 3
@@ -104,7 +104,7 @@ def test_tables(folder, kind, dialect):
     assert source.report.skipped == {"no caption": 1}
 
 
-def test_pictures_are_found_beside_the_captions_file(folder):
+def test_images_are_found_beside_the_captions_file(folder):
     write_lines(folder / "sub" / "captions.jsonl", [{"file": "c.png", "caption": "c"}])
     assert len(open_source(folder, "all")) == 1
 
@@ -185,7 +185,7 @@ def test_any_jsonl_gives_a_source_or_a_user_error(folder, rows):
     except UserError:
         return
     assert all(texts and all(texts) for record in source.records for texts in record.captions.values())
-    assert all(source[i].picture for i in range(len(source)))
+    assert all(source[i].image for i in range(len(source)))
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

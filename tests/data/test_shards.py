@@ -42,7 +42,7 @@ def test_splits_and_samples(folder):
     train, validation = open_source(folder, "train"), open_source(folder, "validation")
     assert (len(train), len(validation), len(open_source(folder, "all"))) == (15, 5, 20)
     sample = validation[1]
-    assert (sample.key, sample.picture) == ("k004", PICTURE)
+    assert (sample.key, sample.image) == ("k004", PICTURE)
     assert sample.captions == {"zh": ["图4"]}
     assert sample.metadata == {"style": "a"}
     assert train.checksum != validation.checksum
@@ -104,7 +104,7 @@ def test_plain_tar_is_read_by_offset(tmp_path):
     source = open_source(tmp_path, "all")
     assert len(source) == 60
     assert all(isinstance(record.place, tuple) for record in source.records)
-    assert source[37].picture == PICTURE + b"7"
+    assert source[37].image == PICTURE + b"7"
     assert source[37].captions == {"en": ["a thing b7"]}
     train, validation = (open_source(tmp_path, s, validation_fraction=0.3) for s in ("train", "validation"))
     assert {r.key for r in train.records} | {r.key for r in validation.records} == {r.key for r in source.records}
@@ -136,7 +136,7 @@ def test_incomplete_samples_are_reported(tmp_path):
     source = open_source(tmp_path, "all")
     assert [record.key for record in source.records] == ["5"]
     assert source[0].metadata == {"size": 3}
-    assert source.report.skipped == {"no picture in the shard": 1, "no caption": 2, "damaged JSON": 1}
+    assert source.report.skipped == {"no image in the shard": 1, "no caption": 2, "damaged JSON": 1}
 
 
 @pytest.mark.parametrize("damage", [lambda c: c[:700], lambda c: c[: len(c) // 2], lambda c: b"x" * 3000])

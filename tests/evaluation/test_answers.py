@@ -72,7 +72,7 @@ def test_jsonl(tmp_path):
 def test_refused_tables(tmp_path):
     with pytest.raises(UserError, match=r"ends in \.csv or \.jsonl"):
         export_for_rating(tmp_path / "rate.txt", *TABLE)
-    with pytest.raises(UserError, match="2 pictures, 2 questions and 1 answers"):
+    with pytest.raises(UserError, match="2 images, 2 questions and 1 answers"):
         export_for_rating(tmp_path / "rate.csv", *TABLE[:2], ["红色"])
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):

@@ -17,7 +17,7 @@ def test_against_scipy_and_pillow(radius):
     assert (found.shape, found.dtype) == (PICTURE.shape, np.uint8)
     expected = gaussian_filter(PICTURE.astype("float64"), (radius, radius, 0), mode="nearest", truncate=4.0)
     assert np.abs(found - expected).max() < 0.6
-    # Pillow makes the filter of three boxes, and ends pictures in another way.
+    # Pillow makes the filter of three boxes, and ends images in another way.
     pillow = np.asarray(Image.fromarray(PICTURE).filter(ImageFilter.GaussianBlur(radius)), "float64")
     inside = slice(16, -16)
     assert np.abs(found - pillow)[inside, inside].mean() < 0.1 * expected[inside, inside].std()
@@ -25,8 +25,8 @@ def test_against_scipy_and_pillow(radius):
 
 def test_radius_0_changes_nothing():
     sizes = [PICTURE, PICTURE[:8, :8]]
-    for found, picture in zip(blurred(iter(sizes), 0), sizes, strict=True):
-        np.testing.assert_array_equal(found, picture)
+    for found, image in zip(blurred(iter(sizes), 0), sizes, strict=True):
+        np.testing.assert_array_equal(found, image)
 
 
 def test_what_is_refused():

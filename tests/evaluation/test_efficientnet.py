@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 
 from ppvilg.errors import UserError
-from ppvilg.evaluation import efficientnet
-from ppvilg.evaluation.efficientnet import EfficientNetLite0, load_efficientnet, read_weights, weight_shapes
+from ppvilg.evaluation import efficientnet, legacy_torch
+from ppvilg.evaluation.efficientnet import EfficientNetLite0, load_efficientnet, read_weights
+from ppvilg.evaluation.feature_network import shapes
 
 
-def picture(height, width, seed=0):
+def image(height, width, seed=0):
     """Smooth, but with noise."""
     rng = np.random.default_rng(seed)
     smooth = cv2.resize(rng.uniform(0, 255, [5, 5, 3]), (width, height), interpolation=cv2.INTER_CUBIC)
     return np.clip(smooth + rng.normal(0, 10, smooth.shape), 0, 255).astype("uint8")
+
+
+def weight_shapes():
+    return shapes(efficientnet._Network())
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +49,25 @@ def test_parameters_are_as_many_as_published():
     assert sum(np.prod(shape) for name, shape in weight_shapes().items() if "running" not in name) == 4_652_008
 
 
-def test_a_batch_gives_what_its_pictures_give(network, monkeypatch):
-    monkeypatch.setattr(efficientnet, "_BATCH", 2)
-    pictures = [picture(60, 90, 1), picture(224, 224, 2), picture(16, 16, 3)]
-    features, logits = network(iter(pictures))
+def test_a_batch_gives_what_its_images_give(network, monkeypatch):
+    monkeypatch.setattr(EfficientNetLite0, "batch", 2)
+    images = [image(60, 90, 1), image(224, 224, 2), image(16, 16, 3)]
+    features, logits = network(iter(images))
     assert (features.shape, features.dtype) == ((3, 1280), np.float32)
     assert (logits.shape, logits.dtype) == ((3, 1000), np.float32)
     assert features.min() >= 0
     assert features.std(0).max() > 1e-3
     for i in range(3):
-        alone = network(pictures[i][None])
+        alone = network(images[i][None])
         np.testing.assert_allclose(alone[0][0], features[i], atol=1e-4 * features.std())
         np.testing.assert_allclose(alone[1][0], logits[i], atol=1e-4 * logits.std())
     assert [found.shape for found in network([])] == [(0, 1280), (0, 1000)]
 
 
-def test_pictures_are_scaled_and_normalised():
+def test_images_are_scaled_and_normalised(network):
     black, white = np.zeros([7, 9, 3], "uint8"), np.full([300, 200, 3], 255, "uint8")
-    red = picture(224, 224) * np.array([1, 0, 0], "uint8")
-    prepared = efficientnet._prepared([black, white, red])
+    red = image(224, 224) * np.array([1, 0, 0], "uint8")
+    prepared = np.stack([network.prepare(image) for image in (black, white, red)])
     assert (prepared.shape, prepared.dtype) == ((3, 3, 224, 224), np.float32)
     assert (prepared[0] == -127 / 128).all()
     assert (prepared[1] == 1).all()
@@ -70,7 +75,7 @@ def test_pictures_are_scaled_and_normalised():
 
 
 @pytest.mark.parametrize("wrong", [np.zeros([8, 8, 3], "float32"), np.zeros([8, 8], "uint8"), np.zeros([8, 8, 4], "uint8")])
-def test_other_pictures_are_refused(network, wrong):
+def test_other_images_are_refused(network, wrong):
     with pytest.raises(UserError, match=r"expected uint8 \[H, W, 3\]"):
         network([wrong])
 
@@ -107,7 +112,7 @@ def test_wrong_weights():
 
 def test_the_reader_runs_no_code():
     with pytest.raises(KeyError):
-        efficientnet._Unpickler(io.BytesIO(pickle.dumps(os.getcwd))).load()
+        legacy_torch._Unpickler(io.BytesIO(pickle.dumps(os.getcwd))).load()
 
 
 def test_a_photograph_is_recognised(weights_path):
@@ -134,10 +139,10 @@ def test_the_same_as_the_torch_network(weights_path):
     package = pytest.importorskip("efficientnet_lite_pytorch")
     original = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights_path).eval()
     noise = np.random.default_rng(0).integers(0, 256, [224, 224, 3], "uint8")
-    pictures = [noise, picture(224, 224, 1), picture(100, 300, 2), picture(64, 64, 3)]
-    scaled = np.stack([cv2.resize(p, (224, 224), interpolation=cv2.INTER_CUBIC) for p in pictures])
+    images = [noise, image(224, 224, 1), image(100, 300, 2), image(64, 64, 3)]
+    scaled = np.stack([cv2.resize(p, (224, 224), interpolation=cv2.INTER_CUBIC) for p in images])
     with torch.no_grad():
         x = (torch.from_numpy(scaled).permute(0, 3, 1, 2).float() - 127) / 128
         expected = original.extract_features(x).mean([2, 3]).numpy(), original(x).numpy()
-    for found, values in zip(load_efficientnet()(pictures), expected, strict=True):
+    for found, values in zip(load_efficientnet()(images), expected, strict=True):
         np.testing.assert_allclose(found, values, atol=1e-4 * values.std())

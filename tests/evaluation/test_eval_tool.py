@@ -10,7 +10,6 @@ import yaml
 from scipy import linalg
 
 from ppvilg.config import EvalExperiment, load_config
-from ppvilg.errors import UserError
 from ppvilg.evaluation import captions, parts, report
 from ppvilg.evaluation.captions import caption_scores
 from ppvilg.evaluation.efficientnet import load_efficientnet
@@ -154,7 +153,7 @@ def test_interrupted_evaluations_go_on(output, evaluate_here):
         assert (output / "report.json").read_bytes() == before
     whole = part.read_bytes()
     part.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"00000.npz is damaged: remove it"):
+    with pytest.raises(ValueError, match=r"00000.npz is damaged: remove it"):
         evaluate_here(output)
     part.write_bytes(whole)
 
@@ -221,9 +220,9 @@ def test_files_of_captions_and_answers(tmp_path):
 def test_damaged_predictions_are_refused(text, message, tmp_path):
     references = lines(tmp_path / "r.jsonl", {"id": "b", "texts": ["猫"]}, {"id": "1", "texts": ["青苹果"]})
     (tmp_path / "p.jsonl").write_text(text, "utf-8")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         read_predictions(tmp_path / "p.jsonl", references)
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(ValueError, match="cannot read"):
         read_predictions(tmp_path / "no.jsonl", references)
 
 
@@ -249,7 +248,7 @@ def test_distance_of_folders_and_features(tiny_data, tmp_path):
     for other, message in (
         ("empty", "no pictures"),
         ("c.npz", "c.npz is damaged: give a folder"),
-        ("bad", "x.png: not a picture"),
+        ("bad", "x.png: not an image"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(ValueError, match=message):
             read_features(tmp_path / other, extractor, 16)

@@ -11,15 +11,20 @@ from safetensors.numpy import save_file
 
 from ppvilg.errors import UserError
 from ppvilg.evaluation import inception
-from ppvilg.evaluation.inception import InceptionV3, convert_inception, load_inception, weight_shapes
+from ppvilg.evaluation.feature_network import shapes
+from ppvilg.evaluation.inception import InceptionV3, convert_inception, load_inception
 from tests.helpers import run_tool
 
 
-def picture(height, width, seed=0):
+def image(height, width, seed=0):
     """Smooth, but with noise."""
     rng = np.random.default_rng(seed)
     smooth = cv2.resize(rng.uniform(0, 255, [5, 5, 3]), (width, height), interpolation=cv2.INTER_CUBIC)
     return np.clip(smooth + rng.normal(0, 10, smooth.shape), 0, 255).astype("uint8")
+
+
+def weight_shapes():
+    return shapes(inception._Network())
 
 
 @pytest.fixture(scope="module")
@@ -47,30 +52,30 @@ def test_parameters_are_as_many_as_published():
     assert sum(np.prod(shape) for name, shape in weight_shapes().items() if "running" not in name) == expected
 
 
-def test_a_batch_gives_what_its_pictures_give(network, monkeypatch):
-    monkeypatch.setattr(inception, "_BATCH", 2)
-    pictures = [picture(60, 90, 1), picture(299, 299, 2), picture(16, 16, 3)]
-    features, logits = network(iter(pictures))
+def test_a_batch_gives_what_its_images_give(network, monkeypatch):
+    monkeypatch.setattr(InceptionV3, "batch", 2)
+    images = [image(60, 90, 1), image(299, 299, 2), image(16, 16, 3)]
+    features, logits = network(iter(images))
     assert (features.shape, features.dtype) == ((3, 2048), np.float32)
     assert (logits.shape, logits.dtype) == ((3, 1008), np.float32)
     assert features.min() >= 0
     assert features.std(0).max() > 1e-3
-    alone = network(pictures[1][None])
+    alone = network(images[1][None])
     np.testing.assert_allclose(alone[0][0], features[1], atol=1e-4 * features.std())
     np.testing.assert_allclose(alone[1][0], logits[1], atol=1e-4 * logits.std())
     assert [found.shape for found in network([])] == [(0, 2048), (0, 1008)]
 
 
-def test_pictures_are_scaled_and_normalised():
+def test_images_are_scaled_and_normalised(network):
     for value, expected in ((0, -1), (255, 1)):
-        prepared = inception._prepared(np.full([400, 7, 3], value, "uint8"))
-        assert prepared.shape == [1, 3, 299, 299]
-        np.testing.assert_allclose(prepared.numpy(), expected, atol=1e-6)
+        prepared = network.prepare(np.full([400, 7, 3], value, "uint8"))
+        assert prepared.shape == (3, 299, 299)
+        np.testing.assert_allclose(prepared, expected, atol=1e-6)
     # OpenCV's bilinear interpolation takes the same samples.
     for size in ((40, 60), (299, 299), (400, 350)):
-        original = picture(*size).astype("float32")
+        original = image(*size).astype("float32")
         expected = cv2.resize(original, (299, 299), interpolation=cv2.INTER_LINEAR) / 127.5 - 1
-        found = inception._prepared(original.astype("uint8")).numpy()[0].transpose(1, 2, 0)
+        found = network.prepare(original.astype("uint8")).transpose(1, 2, 0)
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -88,8 +93,8 @@ def test_no_random_numbers_are_drawn(weights):
 
 def test_files(weights, tmp_path):
     save_file(weights, tmp_path / "weights.safetensors")
-    features, logits = load_inception(str(tmp_path / "weights.safetensors"))([picture(32, 32)])
-    expected = InceptionV3(weights)([picture(32, 32)])
+    features, logits = load_inception(str(tmp_path / "weights.safetensors"))([image(32, 32)])
+    expected = InceptionV3(weights)([image(32, 32)])
     np.testing.assert_array_equal(features, expected[0])
     np.testing.assert_array_equal(logits, expected[1])
     with pytest.raises(UserError, match=r"cannot read .*none\.safetensors"):
@@ -101,7 +106,7 @@ def test_files(weights, tmp_path):
         load_inception(tmp_path / "part.safetensors")
 
 
-def test_other_pictures_are_refused(network):
+def test_other_images_are_refused(network):
     with pytest.raises(UserError, match=r"expected uint8 \[H, W, 3\]"):
         network([np.zeros([8, 8, 3], "float32")])
 
@@ -171,11 +176,11 @@ def test_the_same_as_pytorch_fid(network, torch_file, monkeypatch):
     monkeypatch.setattr(original, "load_state_dict_from_url", lambda *_, **__: state)
     reference = original.InceptionV3().eval()
     noise = np.random.default_rng(0).integers(0, 256, [299, 299, 3], "uint8")
-    pictures = [noise, picture(256, 256, 1), picture(100, 300, 2), picture(400, 350, 3)]
+    images = [noise, image(256, 256, 1), image(100, 300, 2), image(400, 350, 3)]
     with torch.no_grad():
-        inputs = [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 for p in pictures]
+        inputs = [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 for p in images]
         expected = torch.cat([reference(x)[0][:, :, 0, 0] for x in inputs])
         expected_logits = expected @ state["fc.weight"].T
-    features, logits = network(pictures)
+    features, logits = network(images)
     np.testing.assert_allclose(features, expected.numpy(), rtol=1e-3, atol=1e-4 * features.std())
     np.testing.assert_allclose(logits, expected_logits.numpy(), rtol=1e-3, atol=1e-3 * logits.std())

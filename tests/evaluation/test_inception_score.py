@@ -33,5 +33,5 @@ def test_what_is_refused():
         with pytest.raises(UserError, match="softmax"):
             inception_score(wrong)
     for splits in (0, 21):
-        with pytest.raises(UserError, match=f"20 pictures can't be divided into {splits}"):
+        with pytest.raises(UserError, match=f"20 images can't be divided into {splits}"):
             inception_score(p, splits)

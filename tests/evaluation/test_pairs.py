@@ -74,7 +74,7 @@ def test_keep_of_the_evaluation_replaces_that_of_the_data(config):
     assert {pair.style for pair in choose_pairs(replace(kept, keep={}), "all", Characters(), 20).pairs} == {"flat", "round"}
 
 
-def test_other_pictures_have_the_styles_and_none_stands_twice(config):
+def test_other_images_have_the_styles_and_none_stands_twice(config):
     pairs = choose_pairs(config, "validation", Characters(), 20).pairs
     source, chosen = others_of_the_styles(config, pairs)
     assert [source.records[i].metadata["style"] for i in chosen] == [pair.style for pair in pairs]

@@ -24,7 +24,7 @@ def test_ties_count_against_the_model():
     assert recall_at(np.zeros([3, 6]), [0, 1, 4]) == {"R@1": 0, "R@5": 0}
 
 
-def test_several_right_pictures():
+def test_several_right_images():
     similarity = np.array([[9, 9, 1, 0], [5, 6, 7, 8], [3, 3, 2, 1]])
     # Two right ones that are equal do not stand in each other's way; the best right one counts; the last has a tie.
     assert recall_at(similarity, [[0, 1], [0, 2], [0, 3]], (1, 2)) == {"R@1": 1 / 3, "R@2": 1}
@@ -35,10 +35,10 @@ def test_refused_similarities():
     similarity = np.zeros([2, 3])
     with pytest.raises(UserError, match=r"shape \[3\]"):
         recall_at(similarity[0], [0])
-    with pytest.raises(UserError, match="2 texts, but right pictures for 1"):
+    with pytest.raises(UserError, match="2 texts, but right images for 1"):
         recall_at(similarity, [0])
     for wrong in ([], [3], [-1], 3):
-        with pytest.raises(UserError, match="text 1 has the right pictures"):
+        with pytest.raises(UserError, match="text 1 has the right images"):
             recall_at(similarity, [0, wrong])
     with pytest.raises(UserError, match="not numbers"):
         recall_at(similarity * np.nan, [0, 1])
@@ -75,7 +75,7 @@ def test_styles_that_tie():
 def test_refused_styles():
     known = style_features(1)
     features = known["水彩"]
-    with pytest.raises(UserError, match="30 pictures, but styles of 1"):
+    with pytest.raises(UserError, match="30 images, but styles of 1"):
         style_accuracy(features, ["水彩"], known)
     with pytest.raises(UserError, match="no features of the style 版画"):
         style_accuracy(features, ["版画"] * 30, known)

@@ -244,7 +244,12 @@ def _group_sharding() -> None:
             module.device_guard = lambda *_, **__: nullcontext()
         if hasattr(module, "cvt_to_device"):
             module.cvt_to_device = lambda x, *_, **__: x
+    to = paddle.Tensor.to
     paddle.Tensor.cuda = lambda self, *_, **__: self
+    paddle.Tensor.to = lambda self, device, *more, **options: (
+        self.clone() if str(device).startswith("gpu") else to(self, device, *more, **options)
+    )
+    group_sharded_stage3._device2cpu = lambda tensor, *_, **__: tensor.clone()
     storage = group_sharded_storage.ParamStorage
     add = storage.add_rank_params
     storage.add_rank_params = lambda self, parameters, align, _=True: add(self, parameters, align, False)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppvilg import checkpoint
-from ppvilg.checkpoint import CheckpointReader, ShardedTensor, checkpoints, merge, save_checkpoint, save_shards, weights_file
+from ppvilg.checkpoint import CheckpointReader, ShardedTensor, checkpoints, save_checkpoint, save_shards, weights_file
 from ppvilg.config import load_config
+from ppvilg.folder import merge
 from ppvilg.pipeline import ViLGPipeline
 from ppvilg.train.context import ParallelContext
 from tests.helpers import losses, run_tool
@@ -272,7 +273,7 @@ def draw(folder: Path) -> np.ndarray:
 
 
 def test_a_merged_run_is_the_model_with_averaged_weights(merged, tiny_runs):
-    assert {path.name for path in merged.iterdir()} == {"config.yml", "model.safetensors", "tokenizer", "text"}
+    assert {path.name for path in merged.iterdir()} == {"config.json", "config.yml", "model.safetensors", "tokenizer", "text"}
     ours = checkpoint.load_arrays(merged / "model.safetensors")
     theirs = checkpoint.load_arrays(checkpoints(tiny_runs / "vilg")[-1] / "average.safetensors")
     assert ours.keys() == theirs.keys()

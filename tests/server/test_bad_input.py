@@ -94,7 +94,7 @@ def test_what_is_no_request(server, body, status):
         ({"prompt": "a", "keep_rows": 2}, "image"),
         ({"prompt": "a", "image": PNG, "keep_rows": 4}, "keep_rows"),
         ({"prompt": "a", "image": "???"}, "base64"),
-        ({"prompt": "a", "image": base64.b64encode(b"hello").decode()}, "not a picture"),
+        ({"prompt": "a", "image": base64.b64encode(b"hello").decode()}, "not an image"),
         ({"prompt": "a", "image": PNG[:60]}, ""),
         ({"prompt": "a", "image": bomb(50_000, 50_000)}, "limit of"),
         ({"prompt": "a", "image": bomb(5000, 5000)}, "limit of"),

@@ -49,6 +49,12 @@ def test_the_messages_are_those_of_the_file():
         }
         assert {key: number for key, (number, _) in written.items()} == {key: number for key, (number, _) in built.items()}
         assert [key for key, (_, kind) in written.items() if kind == "Tensor"] == [key for key, (_, k) in built.items() if k]
+    # What protoc's classes write.
+    request = message_class("Request")(
+        key=["k"], value=["v"], tensors=[{"name": "t", "shape": [2, 3], "elem_type": 12}], logid=7
+    )
+    expected = b"\x0a\x01k\x12\x01v\x1a\x0c\xa0\x01\x0c\xaa\x01\x02\x02\x03\xba\x01\x01t0\x07"
+    assert request.SerializeToString(deterministic=True) == expected
 
 
 def test_pictures(server, pipeline):

@@ -16,20 +16,20 @@ class Toy:
     """A 'decoder' of one weight, so that every gradient can be written down."""
 
     def __init__(self):
-        self.pictures = paddle.rand([2, 3, 32, 32]) * 2 - 1
+        self.images = paddle.rand([2, 3, 32, 32]) * 2 - 1
         self.weight = paddle.create_parameter([3, 3, 1, 1], "float32")
-        self.reconstruction = paddle.nn.functional.conv2d(self.pictures, self.weight)
+        self.reconstruction = paddle.nn.functional.conv2d(self.images, self.weight)
         some = paddle.to_tensor(0.25)
-        self.quantized = Quantized(self.pictures, paddle.zeros([2, 1, 1], "int64"), some, some, some)
+        self.quantized = Quantized(self.images, paddle.zeros([2, 1, 1], "int64"), some, some, some)
 
     def generator(self, loss, step=10):
-        return loss.generator(self.pictures, self.reconstruction, self.quantized, self.weight, step)
+        return loss.generator(self.images, self.reconstruction, self.quantized, self.weight, step)
 
 
 def test_reconstruction_losses():
     toy = Toy()
     loss, logs = toy.generator(VQGANLoss(VQGANLossConfig(l1=2.0, l2=3.0)))
-    difference = toy.pictures.numpy() - toy.reconstruction.numpy()
+    difference = toy.images.numpy() - toy.reconstruction.numpy()
     l1, l2 = np.abs(difference).mean(), (difference**2).mean()
     np.testing.assert_allclose([logs["l1"].item(), logs["l2"].item()], [l1, l2], rtol=1e-5)
     np.testing.assert_allclose(loss.item(), 2 * l1 + 3 * l2 + 0.25, rtol=1e-5)
@@ -60,8 +60,8 @@ def test_generator_loss_is_weighted_by_lambda():
     toy, layer = Toy(), VQGANLoss(GAN)
     loss, logs = toy.generator(layer)
     loss.backward()
-    rec = paddle.grad((toy.pictures - paddle.nn.functional.conv2d(toy.pictures, toy.weight)).abs().mean(), toy.weight)
-    gan = paddle.grad(-layer.patch_gan(paddle.nn.functional.conv2d(toy.pictures, toy.weight)).mean(), toy.weight)
+    rec = paddle.grad((toy.images - paddle.nn.functional.conv2d(toy.images, toy.weight)).abs().mean(), toy.weight)
+    gan = paddle.grad(-layer.patch_gan(paddle.nn.functional.conv2d(toy.images, toy.weight)).mean(), toy.weight)
     factor = rec[0].norm().item() / (gan[0].norm().item() + 1e-4)
     np.testing.assert_allclose(logs["lambda"].item(), factor, rtol=1e-3)
     np.testing.assert_allclose(loss.item(), logs["l1"].item() + 0.25 + factor * 0.8 * logs["generator"].item(), rtol=1e-3)
@@ -80,11 +80,11 @@ def test_generator_leaves_no_gradient_in_the_discriminator():
 
 def test_discriminator_leaves_no_gradient_in_the_tokenizer():
     toy, layer = Toy(), VQGANLoss(GAN)
-    loss, logs = layer.discriminator(toy.pictures, toy.reconstruction, 10)
+    loss, logs = layer.discriminator(toy.images, toy.reconstruction, 10)
     loss.backward()
     assert toy.weight.grad is None
     assert all(p.grad is not None for p in layer.patch_gan.parameters() if not p.stop_gradient)
-    real, fake = layer.patch_gan(toy.pictures).numpy(), layer.patch_gan(toy.reconstruction).numpy()
+    real, fake = layer.patch_gan(toy.images).numpy(), layer.patch_gan(toy.reconstruction).numpy()
     hinge = 0.5 * (np.maximum(0, 1 - real).mean() + np.maximum(0, 1 + fake).mean())
     np.testing.assert_allclose(loss.item(), hinge, rtol=1e-5)
     np.testing.assert_allclose(logs["logits_real"].item(), real.mean(), rtol=1e-4, atol=1e-6)
@@ -94,7 +94,7 @@ def test_before_its_start_the_discriminator_is_silent():
     toy, layer = Toy(), VQGANLoss(GAN)
     assert [layer.discriminates(step) for step in (0, 9, 10, 11)] == [False, False, True, True]
     assert "lambda" not in toy.generator(layer, step=9)[1]
-    loss, logs = layer.discriminator(toy.pictures, toy.reconstruction, 9)
+    loss, logs = layer.discriminator(toy.images, toy.reconstruction, 9)
     assert (loss.item(), logs) == (0, {})
 
 
@@ -109,14 +109,14 @@ def test_without_adversarial_weight_there_is_no_discriminator():
 def test_a_logit_sees_its_patch_only(layers, side, field):
     model = PatchDiscriminator(4, layers)
     model.eval()
-    pictures = paddle.rand([1, 3, 64 if layers < 3 else 128, 64 if layers < 3 else 128])
-    pictures.stop_gradient = False
-    logits = model(pictures)
+    images = paddle.rand([1, 3, 64 if layers < 3 else 128, 64 if layers < 3 else 128])
+    images.stop_gradient = False
+    logits = model(images)
     assert logits.shape[1:] == [1, logits.shape[2], logits.shape[3]]
     if layers < 3:
         assert logits.shape[2] == side
     middle = logits.shape[2] // 2
     logits[0, 0, middle, middle].backward()
-    seen = pictures.grad.abs().sum([0, 1]).numpy() > 0
+    seen = images.grad.abs().sum([0, 1]).numpy() > 0
     rows = np.flatnonzero(seen.any(1))
     assert rows[-1] - rows[0] + 1 == field

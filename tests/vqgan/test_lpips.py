@@ -37,8 +37,8 @@ def path(weights, tmp_path_factory):
     return str(path)
 
 
-def features(weights, pictures):
-    x = (pictures - np.array([-0.030, -0.088, -0.188], "float32").reshape(1, 3, 1, 1)) / np.array(
+def features(weights, images):
+    x = (images - np.array([-0.030, -0.088, -0.188], "float32").reshape(1, 3, 1, 1)) / np.array(
         [0.458, 0.448, 0.450], "float32"
     ).reshape(1, 3, 1, 1)
     x, number, kept = paddle.to_tensor(x), 0, []
@@ -65,7 +65,7 @@ def test_distance(weights, path):
     np.testing.assert_allclose(layer(paddle.to_tensor(x), paddle.to_tensor(x)).numpy(), 0, atol=1e-7)
 
 
-def test_gradient_reaches_the_picture_and_stays_finite(path):
+def test_gradient_reaches_the_image_and_stays_finite(path):
     x = paddle.zeros([1, 3, 16, 16])
     x.stop_gradient = False
     LPIPS(path)(x, paddle.ones([1, 3, 16, 16])).sum().backward()

@@ -24,7 +24,7 @@ def test_psnr():
 
 
 def ssim_reference(x, y):
-    """Wang et al. over one channel; windows that leave the picture are left out."""
+    """Wang et al. over one channel; windows that leave the image are left out."""
     blur = lambda z: gaussian_filter(z, 1.5, truncate=5 / 1.5)[5:-5, 5:-5]  # noqa: E731
     mx, my = blur(x), blur(y)
     vx, vy, cov = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my

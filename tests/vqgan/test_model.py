@@ -4,8 +4,8 @@ import numpy as np
 import paddle
 import pytest
 
-from ppvilg.config import CodebookConfig, ImageDataConfig, VQGANConfig, VQGANExperiment
-from ppvilg.errors import UserError
+from ppvilg.config import CodebookConfig, VQGANConfig
+from ppvilg.folder import ImageTokenizerConfig, write_config
 from ppvilg.vqgan.folder import load_vqgan, save_vqgan
 from ppvilg.vqgan.model import VQGAN
 from ppvilg.vqgan.network import AttentionBlock
@@ -79,35 +79,34 @@ def test_every_weight_gets_a_gradient():
 def test_pictures_of_a_wrong_shape_are_refused(shape):
     model = VQGAN(small([1, 2], 2), 16)
     for call in (model, model.encode):
-        with pytest.raises(UserError, match="multiples of f = 4, got"):
+        with pytest.raises(ValueError, match="multiples of f = 4, got"):
             call(paddle.zeros(shape))
 
 
 def test_a_saved_tokenizer_loads(tmp_path):
     vqgan = small([1, 2], 2, normalize=True, revive_after=3)
-    config = VQGANExperiment(data=ImageDataConfig(image_size=16), vqgan=vqgan)
     model = VQGAN(vqgan, 16)
     pictures = paddle.rand([2, 3, 16, 16]) * 2 - 1
     model(pictures)
-    save_vqgan(model, config, tmp_path / "run")
+    save_vqgan(model, tmp_path / "run")
     loaded = load_vqgan(tmp_path / "run")
     assert not loaded.training
     np.testing.assert_array_equal(loaded.quantize.idle.numpy(), model.quantize.idle.numpy())
     model.eval()
     np.testing.assert_array_equal(loaded(pictures)[0].numpy(), model(pictures)[0].numpy())
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yml", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_a_folder_that_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(UserError, match="not a run or model folder"):
+    with pytest.raises(ValueError, match=r"no config\.json and no config\.yml"):
         load_vqgan(tmp_path)
-    config = VQGANExperiment(data=ImageDataConfig(image_size=16), vqgan=small([1, 2], 2))
-    save_vqgan(VQGAN(small([1, 2], 2, dim=5), 16), config, tmp_path)
-    with pytest.raises(UserError, match=r"quantize\.embedding\.weight is \[16, 5\], not \[16, 4\]"):
+    save_vqgan(VQGAN(small([1, 2], 2, dim=5), 16), tmp_path)
+    write_config(ImageTokenizerConfig(small([1, 2], 2), 16), tmp_path)
+    with pytest.raises(ValueError, match=r"quantize\.embedding\.weight is \[16, 5\], not \[16, 4\]"):
         load_vqgan(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="damaged or not a safetensors file"):
+    with pytest.raises(ValueError, match="damaged or not a safetensors file"):
         load_vqgan(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"holds no model\.safetensors"):
+    with pytest.raises(ValueError, match=r"holds no model\.safetensors"):
         load_vqgan(tmp_path)

@@ -1,4 +1,4 @@
-"""Two processes that see different pictures keep one codebook."""
+"""Two processes that see different images keep one codebook."""
 
 import numpy as np
 import paddle
@@ -10,7 +10,7 @@ from ppvilg.vqgan.model import VQGAN
 
 
 def train(learning, folder):
-    """One rank: a few steps on its own pictures, then its codebook to a file."""
+    """One rank: a few steps on its own images, then its codebook to a file."""
     dist.init_parallel_env()
     paddle.seed(0)
     codebook = CodebookConfig(16, 4, learning=learning, revive_after=2)
@@ -19,9 +19,9 @@ def train(learning, folder):
     optimizer = paddle.optimizer.Adam(1e-2, parameters=[p for p in model.parameters() if not p.stop_gradient])
     paddle.seed(1 + dist.get_rank())
     for _ in range(4):
-        pictures = paddle.rand([2, 3, 8, 8]) * 2 - 1
-        reconstruction, quantized = parallel(pictures)
-        ((reconstruction - pictures).abs().mean() + quantized.loss).backward()
+        images = paddle.rand([2, 3, 8, 8]) * 2 - 1
+        reconstruction, quantized = parallel(images)
+        ((reconstruction - images).abs().mean() + quantized.loss).backward()
         optimizer.step()
         optimizer.clear_grad()
     np.savez(f"{folder}/{dist.get_rank()}.npz", **{k: v.numpy() for k, v in model.state_dict().items()})

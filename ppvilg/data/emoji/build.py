@@ -8,9 +8,9 @@ from pathlib import Path
 from ppvilg.data.emoji.captions import write_captions
 from ppvilg.data.emoji.concepts import Emoji, read_emoji
 from ppvilg.data.emoji.icon_names import IconNames
+from ppvilg.data.emoji.images import read_images
 from ppvilg.data.emoji.licences import write_licences
 from ppvilg.data.emoji.packages import fetch, read
-from ppvilg.data.emoji.pictures import read_pictures
 from ppvilg.data.emoji.splits import split_of
 from ppvilg.data.emoji.styles import NAMES, STYLES, Style
 from ppvilg.data.shards import write_manifest, write_shards
@@ -19,7 +19,7 @@ from ppvilg.files import write_whole
 
 
 def build(output: Path, cache: Path, say: Callable[[str], None] = print) -> dict[str, Counter]:
-    """Write the data folder; returns {style: pictures by split}.
+    """Write the data folder; returns {style: images by split}.
 
     Needs resvg-py, and npm unless the cache folder has the packages. The same packages and libraries give the same
     bytes.
@@ -30,25 +30,25 @@ def build(output: Path, cache: Path, say: Callable[[str], None] = print) -> dict
     icon_names = IconNames(everything, unicode_names)
     emoji = {entry.codepoints: entry for entry in everything}
 
-    pictures: dict[str, dict[str, bytes]] = {}
+    images: dict[str, dict[str, bytes]] = {}
     for style in STYLES:
-        pictures[style.id] = dict(read_pictures(style, tarballs[style.package], list(emoji.values()), icon_names))
-        say(f"{style.id}: {len(pictures[style.id])} pictures from {style.package}")
+        images[style.id] = dict(read_images(style, tarballs[style.package], list(emoji.values()), icon_names))
+        say(f"{style.id}: {len(images[style.id])} images from {style.package}")
 
-    families = find_families(emoji, pictures)
+    families = find_families(emoji, images)
     styles_of: dict[str, list[str]] = {}
     for style in STYLES:
-        for concept in sorted({emoji[codepoints].concept for codepoints in pictures[style.id]}):
+        for concept in sorted({emoji[codepoints].concept for codepoints in images[style.id]}):
             styles_of.setdefault(concept, []).append(style.id)
     samples, captions, counts = [], [], {}
     for style in STYLES:
         counts[style.id] = Counter()
-        for codepoints, picture in pictures[style.id].items():
+        for codepoints, image in images[style.id].items():
             entry = emoji[codepoints]
             split, novelty = split_of(entry, style.id, styles_of[entry.concept], families[entry.concept])
             metadata = describe(entry, style, novelty)
             captions += [line for lines in metadata["captions"].values() for line in lines]
-            samples.append((split, f"{codepoints.lower()}_{style.id}", picture, metadata))
+            samples.append((split, f"{codepoints.lower()}_{style.id}", image, metadata))
             counts[style.id][split] += 1
 
     for old in output.glob("*.tar.gz"):
@@ -66,7 +66,7 @@ def build(output: Path, cache: Path, say: Callable[[str], None] = print) -> dict
 
 
 def describe(emoji: Emoji, style: Style, novelty: str) -> dict:
-    """The metadata of one picture as it stands in the shards."""
+    """The metadata of one image as it stands in the shards."""
     return {
         "captions": write_captions(emoji, style),
         "style": style.id,
@@ -82,8 +82,8 @@ def describe(emoji: Emoji, style: Style, novelty: str) -> dict:
     }
 
 
-def find_families(emoji: dict[str, Emoji], pictures: dict[str, dict[str, bytes]]) -> dict[str, str]:
-    """{concept: smallest id of the concepts that have the very same picture in some style}."""
+def find_families(emoji: dict[str, Emoji], images: dict[str, dict[str, bytes]]) -> dict[str, str]:
+    """{concept: smallest id of the concepts that have the very same image in some style}."""
     parent = {entry.concept: entry.concept for entry in emoji.values()}
 
     def root(concept: str) -> str:
@@ -91,10 +91,10 @@ def find_families(emoji: dict[str, Emoji], pictures: dict[str, dict[str, bytes]]
             concept = parent[concept]
         return concept
 
-    for by_codepoints in pictures.values():
+    for by_codepoints in images.values():
         owners: dict[bytes, str] = {}
-        for codepoints, picture in by_codepoints.items():
+        for codepoints, image in by_codepoints.items():
             concept = emoji[codepoints].concept
-            ends = sorted((root(owners.setdefault(picture, concept)), root(concept)))
+            ends = sorted((root(owners.setdefault(image, concept)), root(concept)))
             parent[ends[1]] = ends[0]
     return {concept: root(concept) for concept in parent}

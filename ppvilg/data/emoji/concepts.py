@@ -1,19 +1,17 @@
-"""What there are pictures of: every emoji's id, its names in three languages, its tone and its group."""
+"""What there are images of: every emoji's id, its names in three languages, its tone and its group."""
 
 import json
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
+
+import yaml
 
 from ppvilg.data.emoji.packages import read
 
 LANGUAGES = ("zh", "zh-hant", "en")
 
-# CLDR's names of the tones differ from language to language (zh-hant: white, yellow ... black), so they are said here.
-_TONES = {
-    "zh": ("浅肤色", "中浅肤色", "中等肤色", "中深肤色", "深肤色"),
-    "zh-hant": ("淺膚色", "中淺膚色", "中等膚色", "中深膚色", "深膚色"),
-    "en": ("light skin tone", "medium-light skin tone", "medium skin tone", "medium-dark skin tone", "dark skin tone"),
-}
+WORDS = yaml.safe_load(files("ppvilg.data.emoji").joinpath("captions.yml").read_text("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def _name(language: str, label: str, group: str) -> str:
 
 
 def _with_tone(language: str, name: str, tone: int) -> str:
-    word = _TONES[language][tone - 1]
+    word = WORDS["tones"][language][tone - 1]
     if language == "en":
         return f"{name}, {word}"
     return f"{name[:-1]}，{word}）" if name.endswith("）") else f"{name}（{word}）"

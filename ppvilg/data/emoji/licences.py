@@ -1,4 +1,4 @@
-"""Who made the pictures, and under which licences: LICENSES.md and the licence texts beside the data."""
+"""Who made the images, and under which licences: LICENSES.md and the licence texts beside the data."""
 
 from importlib.resources import files
 from pathlib import Path

@@ -37,10 +37,10 @@ def _chance(*words: str) -> float:
 
 
 def split_of(emoji: Emoji, style: str, styles: list[str], family: str) -> tuple[str, str]:
-    """(split, novelty) of one picture.
+    """(split, novelty) of one image.
 
-    `styles`: the styles that have a picture of the concept. `family`: the concept, or the smallest id of the concepts
-    that share a picture with it (a few flags and people look alike), which go the same way.
+    `styles`: the styles that have an image of the concept. `family`: the concept, or the smallest id of the concepts
+    that share an image with it (a few flags and people look alike), which go the same way.
     """
     if emoji.codepoints in _HIDDEN:
         return "composition", "composition"

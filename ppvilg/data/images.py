@@ -1,4 +1,4 @@
-"""Encoded pictures to arrays."""
+"""Encoded images to arrays."""
 
 import io
 import struct
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 89_000_000
-"""Larger pictures are refused before they are decoded (Pillow warns from a little above)."""
+"""Larger images are refused before they are decoded (Pillow warns from a little above)."""
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
 
 
-def looks_like_picture(head: bytes) -> bool:
+def looks_like_image(head: bytes) -> bool:
     """Whether a file that begins with these (16 or more) bytes is a JPEG, PNG, WebP, GIF or BMP."""
     return head.startswith(_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
 def load_image(image: "Image | np.ndarray | bytes | str | Path", size: int) -> np.ndarray:
-    """As `decode_picture`, of a PIL image, an array uint8 [H, W, 3], an image file's bytes or its path.
+    """As `decode_image`, of a PIL image, an array uint8 [H, W, 3], an image file's bytes or its path.
 
     Raises `ValueError` for anything else and `OSError` for a file that cannot be read.
     """
@@ -33,7 +33,7 @@ def load_image(image: "Image | np.ndarray | bytes | str | Path", size: int) -> n
 
     if isinstance(image, str | Path):
         try:
-            return decode_picture(Path(image).read_bytes(), size)
+            return decode_image(Path(image).read_bytes(), size)
         except ValueError as error:
             raise ValueError(f"{image}: {error}") from None
     if isinstance(image, np.ndarray):
@@ -47,59 +47,59 @@ def load_image(image: "Image | np.ndarray | bytes | str | Path", size: int) -> n
         image = file.getvalue()
     if not isinstance(image, bytes):
         raise ValueError(f"the image is a {type(image).__name__}: expected a PIL image, an array, a path or a file's bytes")
-    return decode_picture(image, size)
+    return decode_image(image, size)
 
 
-def decode_picture(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode a picture file: uint8 [size, size, 3], RGB.
+def decode_image(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode an image file: uint8 [size, size, 3], RGB.
 
-    Alpha is composited on white, grey, palette, CMYK and 16-bit pictures become RGB, cameras' orientation is applied.
+    Alpha is composited on white, grey, palette, CMYK and 16-bit images become RGB, cameras' orientation is applied.
     The square in the middle is cut out and scaled (by area to shrink, bicubic to enlarge). Raises `UserError` if the
-    data is not a picture, is truncated, or has more than `max_pixels`.
+    data is not an image, is truncated, or has more than `max_pixels`.
     """
     import cv2
 
     has_alpha = _check_header(data, max_pixels)
     flags = cv2.IMREAD_UNCHANGED if has_alpha else cv2.IMREAD_COLOR
     try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
-        picture = None
-    if picture is None:
-        raise UserError("not a picture that can be decoded: damaged, or a kind that OpenCV doesn't read")
-    height, width = picture.shape[:2]
+        image = None
+    if image is None:
+        raise UserError("not an image that can be decoded: damaged, or a kind that OpenCV doesn't read")
+    height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    picture = _on_white(picture[top : top + side, left : left + side])
+    image = _on_white(image[top : top + side, left : left + side])
     if side != size:
-        picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _check_header(data: bytes, max_pixels: int) -> bool:
-    """Whether the picture has alpha; raises `UserError` if it can't be decoded safely."""
+    """Whether the image has alpha; raises `UserError` if it can't be decoded safely."""
     from PIL import Image
 
-    if not looks_like_picture(data):
-        raise UserError("not a picture: expected a JPEG, PNG, WebP, GIF or BMP file")
+    if not looks_like_image(data):
+        raise UserError("not an image: expected a JPEG, PNG, WebP, GIF or BMP file")
     if _is_truncated(data):
-        raise UserError("the picture is truncated")
+        raise UserError("the image is truncated")
     try:
         header = Image.open(io.BytesIO(data))  # reads only the header
     except Image.DecompressionBombError as error:
-        raise UserError(f"the picture is too large ({error})") from None
+        raise UserError(f"the image is too large ({error})") from None
     except (OSError, ValueError, SyntaxError, struct.error) as error:
-        raise UserError(f"not a picture that can be decoded ({error})") from None
+        raise UserError(f"not an image that can be decoded ({error})") from None
     width, height = header.size
     if width * height > max_pixels:
-        raise UserError(f"the picture has {width}x{height} pixels, more than the limit of {max_pixels}")
+        raise UserError(f"the image has {width}x{height} pixels, more than the limit of {max_pixels}")
     return header.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in header.info
 
 
 def _is_truncated(data: bytes) -> bool:
     """Whether the end is missing; OpenCV would fill in grey for the rest of a JPEG without a word."""
     if data.startswith(b"\xff\xd8"):
-        # A thumbnail inside has an end marker too, but no second picture starts after the main one's data.
+        # A thumbnail inside has an end marker too, but no second image starts after the main one's data.
         return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
     if data.startswith(b"\x89PNG"):
         return b"IEND" not in data[-4096:]
@@ -108,18 +108,18 @@ def _is_truncated(data: bytes) -> bool:
     return False
 
 
-def _on_white(picture: Any) -> np.ndarray:
-    """Any decoded picture as uint8 [height, width, 3], alpha composited on white."""
-    if picture.dtype == np.uint16:
-        picture = (picture // 257).astype(np.uint8)
-    elif picture.dtype != np.uint8:
-        raise UserError(f"pictures of {picture.dtype} numbers are not supported; convert them to 8 bits per channel")
-    if picture.ndim == 2:
-        picture = picture[:, :, None]
-    channels = picture.shape[2]
+def _on_white(image: Any) -> np.ndarray:
+    """Any decoded image as uint8 [height, width, 3], alpha composited on white."""
+    if image.dtype == np.uint16:
+        image = (image // 257).astype(np.uint8)
+    elif image.dtype != np.uint8:
+        raise UserError(f"images of {image.dtype} numbers are not supported; convert them to 8 bits per channel")
+    if image.ndim == 2:
+        image = image[:, :, None]
+    channels = image.shape[2]
     if channels in (1, 2):  # grey, grey with alpha
-        picture = np.concatenate([picture[:, :, :1]] * 3 + [picture[:, :, 1:]], axis=2)
+        image = np.concatenate([image[:, :, :1]] * 3 + [image[:, :, 1:]], axis=2)
     if channels in (2, 4):
-        colour, alpha = picture[:, :, :3].astype(np.uint32), picture[:, :, 3:].astype(np.uint32)
-        picture = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return np.ascontiguousarray(picture)
+        colour, alpha = image[:, :, :3].astype(np.uint32), image[:, :, 3:].astype(np.uint32)
+        image = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return np.ascontiguousarray(image)

@@ -1,4 +1,4 @@
-"""Pictures of a style: found in its package, matched with emoji, drawn at one size on white."""
+"""Images of a style: found in its package, matched with emoji, drawn at one size on white."""
 
 import io
 import json
@@ -13,11 +13,11 @@ from ppvilg.errors import UserError
 
 SIZE = 64
 
-# Pictures that are wrong in their package: Sark's flag is Saudi Arabia's there.
+# Images that are wrong in their package: Sark's flag is Saudi Arabia's there.
 _WRONG = {("noto", "1F1E8-1F1F6")}
 
 
-def read_pictures(style: Style, tarball: Path, emoji: list[Emoji], names: IconNames) -> Iterator[tuple[str, bytes]]:
+def read_images(style: Style, tarball: Path, emoji: list[Emoji], names: IconNames) -> Iterator[tuple[str, bytes]]:
     """(code points, lossless WebP) for each emoji the style has, in their order: SIZE x SIZE, RGB on white."""
     content = read(tarball, style.location)
     if style.kind == "images":
@@ -53,11 +53,11 @@ def match_icons(style: Style, icons: dict, chars: dict[str, bytes], names: IconN
 def _open(data: bytes):
     from PIL import Image
 
-    picture = Image.open(io.BytesIO(data)).convert("RGBA")
+    image = Image.open(io.BytesIO(data)).convert("RGBA")
     # Premultiplied, so that the colour of transparent pixels does not bleed into the edges.
-    if picture.size != (SIZE, SIZE):
-        picture = picture.convert("RGBa").resize((SIZE, SIZE), Image.Resampling.BOX)
-    return picture
+    if image.size != (SIZE, SIZE):
+        image = image.convert("RGBa").resize((SIZE, SIZE), Image.Resampling.BOX)
+    return image
 
 
 def _draw(icons: dict, name: str):
@@ -79,11 +79,11 @@ def _draw(icons: dict, name: str):
     return _open(bytes(resvg_py.svg_to_bytes(svg_string=svg)))
 
 
-def _encode(picture) -> bytes:
+def _encode(image) -> bytes:
     from PIL import Image
 
     white = Image.new("RGBA", (SIZE, SIZE), "white")
-    white.alpha_composite(picture.convert("RGBA"))
+    white.alpha_composite(image.convert("RGBA"))
     stream = io.BytesIO()
     # Method 6 takes 25 times longer for 1 %.
     white.convert("RGB").save(stream, "WEBP", lossless=True, quality=100, method=4)

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ppvilg.data import pictures
-from ppvilg.data.pictures import decode_picture
+from ppvilg.data import images
+from ppvilg.data.images import decode_image
 from ppvilg.errors import UserError
 
 
-def encode(picture, kind, **options) -> bytes:
+def encode(image, kind, **options) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -25,17 +25,17 @@ def noise(width=40, height=30, channels=3):
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP"])
 def test_lossless_kinds_are_exact(kind):
-    picture = noise(32, 32)
-    decoded = decode_picture(encode(picture, kind, **({"lossless": True} if kind == "WEBP" else {})), 32)
+    image = noise(32, 32)
+    decoded = decode_image(encode(image, kind, **({"lossless": True} if kind == "WEBP" else {})), 32)
     assert decoded.dtype == np.uint8
     assert decoded.flags["C_CONTIGUOUS"]
-    np.testing.assert_array_equal(decoded, np.asarray(picture))
+    np.testing.assert_array_equal(decoded, np.asarray(image))
 
 
 def test_centre_square_is_cut_out():
     values = np.zeros((10, 30, 3), np.uint8)
     values[:, 10:20] = (200, 100, 50)
-    decoded = decode_picture(encode(Image.fromarray(values), "PNG"), 5)
+    decoded = decode_image(encode(Image.fromarray(values), "PNG"), 5)
     assert (decoded == (200, 100, 50)).all()
 
 
@@ -44,41 +44,41 @@ def test_alpha_is_composited_on_white(kind):
     values = np.zeros((4, 4, 4), np.uint8)
     values[..., 0], values[..., 3] = 255, [0, 128, 255, 255]
     options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    decoded = decode_picture(encode(Image.fromarray(values, "RGBA"), kind, **options), 4)
+    decoded = decode_image(encode(Image.fromarray(values, "RGBA"), kind, **options), 4)
     assert decoded[0].tolist() == [[255, 255, 255], [255, 127, 127], [255, 0, 0], [255, 0, 0]]
 
 
 def test_grey_with_alpha():
     values = np.array([[[0, 0], [0, 255]], [[100, 255], [100, 0]]], np.uint8)
-    decoded = decode_picture(encode(Image.fromarray(values, "LA"), "PNG"), 2)
+    decoded = decode_image(encode(Image.fromarray(values, "LA"), "PNG"), 2)
     assert decoded[..., 0].tolist() == [[255, 0], [100, 255]]
     assert (decoded[..., :1] == decoded).all()
 
 
 def test_palette_with_transparency():
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([255, 0, 0, 0, 0, 255])
-    picture.putdata([0, 1])
-    picture = picture.resize((4, 4), Image.Resampling.NEAREST)
-    decoded = decode_picture(encode(picture, "PNG", transparency=0), 4)
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putdata([0, 1])
+    image = image.resize((4, 4), Image.Resampling.NEAREST)
+    decoded = decode_image(encode(image, "PNG", transparency=0), 4)
     assert decoded[0, 0].tolist() == [255, 255, 255]
     assert decoded[0, 3].tolist() == [0, 0, 255]
 
 
 def test_grey():
-    picture = noise(8, 8, 1)
-    decoded = decode_picture(encode(picture, "PNG"), 8)
-    np.testing.assert_array_equal(decoded, np.asarray(picture)[:, :, None].repeat(3, 2))
+    image = noise(8, 8, 1)
+    decoded = decode_image(encode(image, "PNG"), 8)
+    np.testing.assert_array_equal(decoded, np.asarray(image)[:, :, None].repeat(3, 2))
 
 
 def test_sixteen_bits():
     values = np.full((8, 8), 0x8080, np.uint16)
-    assert (decode_picture(encode(Image.fromarray(values), "PNG"), 8) == 0x80).all()
+    assert (decode_image(encode(Image.fromarray(values), "PNG"), 8) == 0x80).all()
 
 
 def test_cmyk_jpeg():
-    picture = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
-    decoded = decode_picture(encode(picture, "JPEG", quality=95), 16).astype(int)
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    decoded = decode_image(encode(image, "JPEG", quality=95), 16).astype(int)
     assert abs(decoded - (255, 0, 0)).max() < 40
 
 
@@ -87,7 +87,7 @@ def test_camera_orientation_is_applied():
     values[:8] = 255
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    decoded = decode_picture(encode(Image.fromarray(values), "JPEG", exif=exif), 16)
+    decoded = decode_image(encode(Image.fromarray(values), "JPEG", exif=exif), 16)
     assert decoded[:6].max() < 60
     assert decoded[10:].min() > 200
 
@@ -97,16 +97,16 @@ def test_camera_orientation_is_applied():
 def test_truncated(kind, part):
     data = encode(noise(64, 64), kind)
     with pytest.raises(UserError):
-        decode_picture(data[: int(len(data) * part)], 8)
+        decode_image(data[: int(len(data) * part)], 8)
 
 
 def test_truncated_jpeg_with_thumbnail():
     thumbnail = encode(noise(8, 8), "JPEG")
     data = encode(noise(64, 64), "JPEG")
     data = data[:2] + b"\xff\xe5" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail + data[2:]
-    assert decode_picture(data, 8).shape == (8, 8, 3)
+    assert decode_image(data, 8).shape == (8, 8, 3)
     with pytest.raises(UserError, match="truncated"):
-        decode_picture(data[:-200], 8)
+        decode_image(data[:-200], 8)
 
 
 def test_bomb_is_refused_before_decoding(monkeypatch):
@@ -115,35 +115,35 @@ def test_bomb_is_refused_before_decoding(monkeypatch):
     data = encode(Image.new("1", (20_000, 20_000)), "PNG")
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
     with pytest.raises(UserError, match="too large"):
-        decode_picture(data, 8)
+        decode_image(data, 8)
 
 
-def test_long_thin_picture_needs_little_memory():
-    assert decode_picture(encode(Image.new("RGB", (30_000, 1)), "PNG"), 64).shape == (64, 64, 3)
+def test_long_thin_image_needs_little_memory():
+    assert decode_image(encode(Image.new("RGB", (30_000, 1)), "PNG"), 64).shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("data", [b"", b"RIFF", b"hello, world, this is text", b"\x89PNG\r\n\x1a\n", b"<svg></svg>" * 9])
-def test_not_a_picture(data):
+def test_not_an_image(data):
     with pytest.raises(UserError):
-        decode_picture(data, 8)
+        decode_image(data, 8)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_damaged_pictures_never_do_worse_than_a_user_error(data):
+def test_damaged_images_never_do_worse_than_a_user_error(data):
     kind = data.draw(st.sampled_from(["PNG", "WEBP", "JPEG", "GIF", "BMP"]))
     content = bytearray(encode(noise(), kind))
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(UserError):
-        assert decode_picture(bytes(content), 8).shape == (8, 8, 3)
+        assert decode_image(bytes(content), 8).shape == (8, 8, 3)
 
 
 def test_limit_is_below_the_one_pillow_warns_at():
-    assert pictures.MAX_PIXELS < Image.MAX_IMAGE_PIXELS
+    assert images.MAX_PIXELS < Image.MAX_IMAGE_PIXELS
 
 
 def test_limit():
-    assert decode_picture(encode(noise(), "PNG"), 8, 1200).shape == (8, 8, 3)
+    assert decode_image(encode(noise(), "PNG"), 8, 1200).shape == (8, 8, 3)
     with pytest.raises(UserError, match="40x30 pixels"):
-        decode_picture(encode(noise(), "PNG"), 8, 1199)
+        decode_image(encode(noise(), "PNG"), 8, 1199)
