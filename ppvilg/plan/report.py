@@ -138,21 +138,6 @@ def _own(config: ViLGExperiment, cluster: Cluster, pairs: float) -> list[str]:
 
 _COLUMNS = ["dp", "sharding", "stage", "mp", "pp", "recompute", "micro-batches", "pairs", "GB"]
 _COLUMNS += ["s/step", "compute", "bubble", "messages", "days"]
-    "dp",
-    "sharding",
-    "stage",
-    "mp",
-    "pp",
-    "recompute",
-    "micro-batches",
-    "pairs",
-    "GB",
-    "s/step",
-    "compute",
-    "bubble",
-    "messages",
-    "days",
-]
 
 
 def _fitting(found: Search, cluster: Cluster, pairs: float, top: int) -> list[str]:
