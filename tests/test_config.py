@@ -122,7 +122,7 @@ def test_layouts_that_fleet_cannot_combine(tmp_path, layout, said):
         parallel = load_config(path).parallel
         assert parallel.world_size == parallel.data_world_size * parallel.mp_degree * parallel.pp_degree
     else:
-        with pytest.raises(ValueError, match="expected|Fleet|set ") as caught:
+        with pytest.raises(ValueError, match=r"expected|Fleet|set ") as caught:
             load_config(path)
         assert said in str(caught.value)
 

@@ -164,8 +164,8 @@ class ParallelConfig(DataParallelConfig):
     pp_degree: Positive = 1
     """Pipeline stages that share out the layers."""
     sequence_parallel: bool = False
-    """Share out what lies between the matrices, too: each tensor parallel process has some of a micro-batch's sequences, which
-    are two for each pair (mp_degree > 1)."""
+    """Share out what lies between the matrices, too: each tensor parallel process has some of a micro-batch's sequences, of
+    which there are two for each pair (mp_degree > 1)."""
     recompute: Recompute = "none"
     """Whether the backward pass computes each layer again instead of keeping its activations."""
     precision: Precision = "fp32"

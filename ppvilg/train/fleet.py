@@ -132,7 +132,10 @@ class DistributedModel:
         else:
             self._scaler.step(self._optimizer)
             self._scaler.update()
-        self._optimizer.clear_grad()
+        if self.state.stage > 1:
+            self._optimizer.clear_grad()  # Fleet's takes no argument here
+        else:
+            self._optimizer.clear_grad(set_to_zero=False)
 
     @paddle.no_grad()
     def evaluate(self, batches: Sequence[Batch], measure: Callable[[Outputs, Batch], Losses]) -> list[Losses]:

@@ -95,7 +95,7 @@ def test_camera_orientation_is_applied():
 @pytest.mark.parametrize("part", [0.02, 0.3, 0.7, 0.98])
 def test_truncated(kind, part):
     data = encode(noise(64, 64), kind)
-    with pytest.raises(ValueError, match="truncated|image"):
+    with pytest.raises(ValueError, match=r"truncated|image"):
         decode_image(data[: int(len(data) * part)], 8)
 
 

@@ -11,9 +11,9 @@ from scipy import linalg
 
 from ppvilg.config import EvalExperiment, load_config
 from ppvilg.evaluation import captions, parts
-from ppvilg.evaluation.evaluate import evaluate as evaluate_model
 from ppvilg.evaluation.captions import caption_scores
 from ppvilg.evaluation.efficientnet import load_efficientnet
+from ppvilg.evaluation.evaluate import evaluate as evaluate_model
 from ppvilg.evaluation.extractor import load_extractor
 from ppvilg.evaluation.files import read_features, read_predictions
 from ppvilg.evaluation.parts import joined_parts
