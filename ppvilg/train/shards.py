@@ -95,8 +95,8 @@ class OptimizerState:
     @paddle.no_grad()
     def load_model(self, reader: CheckpointReader) -> None:
         """Take up the model that any layout's `model_shards` wrote."""
-        for name, value in self.read_weights(reader).items():
-            self._weight(name).copy_(value, False)
+        for name in self.names:
+            self._weight(name).copy_(paddle.to_tensor(self._read(reader, name, name)), False)
         for name, tensor in _untrained(self._model).items():
             tensor.set_value(reader.like(ShardedTensor.whole(tensor.numpy()), name))
         self.publish(self.weights())
