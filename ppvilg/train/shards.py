@@ -148,7 +148,7 @@ class OptimizerState:
             group = context.sharding_group
             if self._is_sliced(parameter) and tensor.shape == self._updated(name).shape:
                 parts: list[paddle.Tensor] = []
-                dist.all_gather(parts, tensor, group=group)
+                dist.all_gather(parts, tensor.to(paddle.get_device()), group=group)  # it may be offloaded
                 tensor = paddle.concat(parts)[: parameter.size].reshape(parameter.shape)
             writes = self.names.index(name) % group.nranks == group.rank
             return ShardedTensor.whole(tensor.numpy()) if writes else None
