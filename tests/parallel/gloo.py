@@ -5,12 +5,13 @@ Each part replaces a call that fails on a CPU by one with the same result, so th
 
 import os
 import queue
+import secrets
 import socket
 import sys
 import threading
 import time
 from collections import defaultdict
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.connection import Client, Connection, Listener
 
 import numpy as np
@@ -87,9 +88,7 @@ def _own_stores() -> None:
 def _store_of(store, key: str, rank: int):
     host = os.environ["PADDLE_CURRENT_ENDPOINT"].split(":")[0]
     if rank == 0:
-        with socket.socket() as free:
-            free.bind(("", 0))
-            port = free.getsockname()[1]
+        port = _free_port()
         own = core.TCPStore(host, port, True, 1, _SECONDS)
         store.set(key, f"{host}:{port}".encode())
     else:
@@ -98,6 +97,15 @@ def _store_of(store, key: str, rank: int):
         own = core.TCPStore(host, int(port), False, 1, _SECONDS)
     _stores.append(own)
     return own
+
+
+def _free_port() -> int:
+    """One that no connection takes before the store does, which would abort the process: they get ports above 32767."""
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        with socket.socket() as trial, suppress(OSError):
+            trial.bind(("", port))
+            return port
 
 
 def _reuse_groups() -> None:
