@@ -183,8 +183,8 @@ def test_memory_stage_by_stage(monkeypatch):
     assert large + small == TOTAL
     assert found[3]["weights"] == 2 * (large / 4 + small)
     assert found[3]["fetched"] == 2 * 16 * 64
-    offloaded = held(layout(sharding=4, sharding_stage=2, precision="bf16", offload="true"))
-    assert (offloaded["optimizer"], offloaded["gradients"]) == (0, 2 * 16 * 64)
+    offloaded = held(layout(sharding=4, sharding_stage=3, precision="bf16", offload="true"))
+    assert (offloaded["optimizer"], offloaded["gradients"], offloaded["weights"]) == (0, 2 * 16 * 64, 2 * small)
 
 
 def test_the_peak_is_in_the_backward_or_in_the_update():
@@ -198,7 +198,7 @@ def test_recompute_keeps_the_inputs_of_layers():
     none, full = (held(layout(recompute=how)) for how in ("none", "full"))
     rows, head = 4 * ROWS * 16, 4 * 16 * (16 + 3) * 16
     assert full["activations"] == 2 * rows + rows + head
-    assert none["activations"] - rows - head == pytest.approx(2 * full["recomputed"], rel=0.02), "the larger layer twice"
+    assert none["activations"] - rows - head == pytest.approx(2 * full["recomputed"], rel=0.03), "the larger layer twice"
 
 
 def test_stages_keep_as_many_micro_batches_as_stages_follow():
