@@ -10,9 +10,10 @@ import yaml
 from scipy import linalg
 
 from ppvilg.config import EvalExperiment, load_config
-from ppvilg.evaluation import captions, parts, report
+from ppvilg.evaluation import captions, parts
 from ppvilg.evaluation.captions import caption_scores
 from ppvilg.evaluation.efficientnet import load_efficientnet
+from ppvilg.evaluation.evaluate import evaluate
 from ppvilg.evaluation.extractor import load_extractor
 from ppvilg.evaluation.files import read_features, read_predictions
 from ppvilg.evaluation.parts import joined_parts
@@ -43,11 +44,11 @@ def evaluate_here(config):
         patch.setattr(parts, "load_extractor", lambda name: extractor)
         patch.setattr(captions, "_meteor", lambda references, predictions: None)
 
-        def evaluate(output, *overrides, rank=0, processes=1) -> bool:
+        def evaluate_all(output, *overrides, rank=0, processes=1) -> bool:
             resolved = load_config(config, ["captions=any", *overrides], EvalExperiment)
-            return report.evaluate(resolved, "all", output, rank, processes)
+            return evaluate(resolved, "all", output, rank, processes)
 
-        yield evaluate
+        yield evaluate_all
 
 
 @pytest.fixture(scope="module")
@@ -246,9 +247,9 @@ def test_distance_of_folders_and_features(tiny_data, tmp_path):
     (tmp_path / "bad" / "x.png").write_bytes(b"nothing")
     extractor = load_extractor("efficientnet-lite0")
     for other, message in (
-        ("empty", "no pictures"),
+        ("empty", "no images"),
         ("c.npz", "c.npz is damaged: give a folder"),
-        ("bad", "x.png: not a picture"),
+        ("bad", "x.png: not an image"),
     ):
         with pytest.raises(ValueError, match=message):
             read_features(tmp_path / other, extractor, 16)
