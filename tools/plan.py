@@ -5,8 +5,8 @@ python tools/plan.py -c configs/vilg_10b.yml --gpus 64 --memory 80
 Measured, with real processes on a CPU in float32 (tests/plan): the parameters of each process; what weights, moments and moving
 average take between two steps under Fleet's sharding stages 1, 2 and 3, tensor and pipeline parallelism; what a forward pass
 keeps in one process. Arithmetic, by what Fleet's source says: bf16 (weights of 2 bytes, main gradients of 4), offload,
-gradients and workspace within a step, messages. Seconds are only as good as the rates you give: the defaults are nominal ones of A100
-machines, which nobody has measured with this code.
+gradients and workspace within a step, messages. Seconds are only as good as the rates you give: the defaults are nominal ones
+of A100 machines, which nobody has measured with this code.
 """
 
 import argparse

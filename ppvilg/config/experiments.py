@@ -164,18 +164,19 @@ class ParallelConfig(DataParallelConfig):
     pp_degree: Positive = 1
     """Pipeline stages that share out the layers."""
     sequence_parallel: bool = False
-    """Divide what lies between the matrices along the sequence, too (mp_degree > 1)."""
+    """Share out what lies between the matrices, too: each tensor parallel process has some of a micro-batch's sequences, of
+    which there are two for each pair (mp_degree > 1)."""
     recompute: Recompute = "none"
     """Whether the backward pass computes each layer again instead of keeping its activations."""
     precision: Precision = "fp32"
     """Of weights and activations on GPUs; the optimizer always works on float32 weights."""
     offload: bool = False
-    """Keep the optimizer's state in the CPU's memory (sharding_stage 2 or 3)."""
+    """Keep the optimizer's state and the float32 weights in the CPU's memory (sharding_stage 3)."""
 
     def conflicts(self) -> Conflicts:
         """What Fleet cannot combine."""
-        stage, dp, sharding = self.sharding_stage, self.dp_degree, self.sharding_degree
-        if stage > 1 and sharding == 1:
+        stage = self.sharding_stage
+        if stage > 1 and self.sharding_degree == 1:
             yield "parallel.sharding_stage", stage, "expected 1 with sharding_degree: 1, which shares nothing out"
         if stage > 1 and self.pp_degree > 1:
             why = "Fleet shares out only the optimizer's state under a pipeline"
@@ -183,12 +184,10 @@ class ParallelConfig(DataParallelConfig):
         if stage == 3 and self.mp_degree > 1:
             why = "Fleet's stage 3 clips gradients over the sharding group alone, which is wrong with tensor parallelism"
             yield "parallel.sharding_stage", stage, f"{why}: set sharding_stage: 2, or mp_degree: 1"
-        if self.offload and stage == 1:
-            how = "set sharding_stage: 2 and a sharding_degree of at least 2, or offload: false"
-            yield "parallel.offload", True, f"Fleet offloads only what sharding_stage 2 or 3 shares out: {how}"
-        if self.offload and dp > 1:
-            how = f"set dp_degree: 1 and sharding_degree: {dp * sharding}, or offload: false"
-            yield "parallel.offload", True, f"Fleet cannot offload with data parallelism: {how}"
+        if self.offload and stage < 3:
+            why = "Fleet offloads what sharding_stage 3 shares out, and at stage 2 nothing but float16"
+            how = "set sharding_stage: 3 and a sharding_degree of at least 2, or offload: false"
+            yield "parallel.offload", True, f"{why}: {how}"
         if self.sequence_parallel and self.mp_degree == 1:
             yield "parallel.sequence_parallel", True, "expected false with mp_degree: 1, whose processes share no sequence"
 
@@ -303,6 +302,10 @@ class ViLGExperiment(ImageTokensExperiment):
         ):
             if size % parallel.mp_degree:
                 yield "parallel.mp_degree", parallel.mp_degree, f"expected a divisor of {name} = {size}"
+        sequences = 2 * self.micro_batch
+        if parallel.sequence_parallel and sequences % parallel.mp_degree:
+            expected = f"expected false, or a parallel.mp_degree that divides the {sequences} sequences of a micro-batch"
+            yield "parallel.sequence_parallel", True, expected
         if parallel.pp_degree > model.layers:
             yield "parallel.pp_degree", parallel.pp_degree, f"expected at most transformer.layers = {model.layers}"
 

@@ -99,8 +99,8 @@ def memory(config: ViLGExperiment, stage: Stage) -> Amounts:
     weights; gradients (float32 beside narrower weights, unless offloaded: Fleet's main gradients); optimizer (AdamW's moments,
     moving average, float32 weights beside narrower ones); fetched (stage 3: the weights of the layer that is computed);
     activations that forward passes keep; recomputed (what one layer keeps while its backward runs); logits (what the losses
-    keep, and its gradient); workspace (gradients within one layer); messages (gradients that come up the pipeline and go on); update
-    (after the backward: gradients laid end to end to be summed over data parallel processes).
+    keep, and its gradient); workspace (gradients within one layer); messages (gradients that come up the pipeline and go on);
+    update (after the backward: gradients laid end to end to be summed over data parallel processes).
     """
     parallel, width, gradient, level = config.parallel, _width(config), _gradient_width(config), _level(config)
     own, largest = max(owned_values(config, stage)), max(stage.sizes.values())
@@ -201,8 +201,8 @@ def communication(config: ViLGExperiment, stage: Stage) -> Amounts:
 
     dp all_reduce (gradients of what it owns; in stage 3 whole gradients, after each micro-batch); sharding reduce (stage 1
     after the last micro-batch, stage 2 after each) or all_reduce (stage 3); sharding broadcast (updated weights) or all_gather
-    (stage 3: each layer's weights for each time that it is computed); mp all_reduce and pp send/receive (of each micro-batch); tied
-    all_reduce (tables that the first and the last stage share).
+    (stage 3: each layer's weights for each time that it is computed); mp all_reduce and pp send/receive (of each micro-batch);
+    tied all_reduce (tables that the first and the last stage share).
     """
     parallel, parts, level = config.parallel, config.train.gradient_accumulation_steps, _level(config)
     width, gradient, own = _width(config), _gradient_width(config), max(owned_values(config, stage))
@@ -232,7 +232,9 @@ def _mp_bytes(config: ViLGExperiment, stage: Stage) -> float:
 
 def seconds(config: ViLGExperiment, stage: Stage, cluster: Cluster) -> Amounts:
     """How long a step takes if all stages are like this one and nothing overlaps: `compute` (products, those that are computed
-    again included), `bubble` (waiting for the pipeline to fill and to empty), and messages by axis. An all_reduce of b bytes by k processes moves 2b(k - 1)/k through each of them (ring), any other call b.
+    again included), `bubble` (waiting for the pipeline to fill and to empty), and messages by axis.
+
+    An all_reduce of b bytes by k processes moves 2b(k - 1)/k through each of them (ring), any other call b.
     """
     parallel, sent = config.parallel, communication(config, stage)
     # The axes lie within one another: of each, the groups lie in so many consecutive ranks.

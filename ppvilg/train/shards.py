@@ -59,9 +59,13 @@ class OptimizerState:
     def publish(self, values: Tensors) -> None:
         """Let all processes compute with these values of what they update, which may be `weights()`."""
         for name in self.names:
-            target = self._updated(name)
-            if values[name] is not target:
-                paddle.assign(values[name].astype(target.dtype), target)
+            parameter, value = self.parameters[name], values[name]
+            if value is self._updated(name):
+                continue
+            if self._is_sliced(parameter):  # its memory may be that of offloaded weights
+                parameter.fw_storage = value.astype(parameter.dtype).clone()
+            else:
+                parameter.copy_(value.astype(parameter.dtype), False)
         group = self.context.sharding_group
         for name, owner in self._owners.items():
             dist.broadcast(self.parameters[name], src=group.ranks[owner], group=group)
@@ -93,7 +97,7 @@ class OptimizerState:
     def load_model(self, reader: CheckpointReader) -> None:
         """Take up the model that any layout's `model_shards` wrote."""
         for name, value in self.read_weights(reader).items():
-            paddle.assign(value, self._weight(name))
+            self._weight(name).copy_(value, False)
         for name, tensor in _untrained(self._model).items():
             tensor.set_value(reader.like(ShardedTensor.whole(tensor.numpy()), name))
         self.publish(self.weights())
@@ -116,6 +120,8 @@ class OptimizerState:
 
     def _weight(self, name: str) -> paddle.Tensor:
         parameter = self.parameters[name]
+        if (offloaded := getattr(parameter, "master_weight", None)) is not None:
+            return offloaded
         if parameter.dtype == paddle.float32:
             return self._updated(name)
         masters = self._adamw._master_weights
@@ -130,8 +136,8 @@ class OptimizerState:
     def _state_key(self, name: str, key: str) -> str:
         """Under which `state_dict` has a moment."""
         parameter = self.parameters[name]
-        low_precision = parameter.dtype != paddle.float32
-        return f"{self._weight(name).name if low_precision else self._key(parameter)}_{key}"
+        master = self._adamw._master_weights.get(self._key(parameter))
+        return f"{self._key(parameter) if master is None else master.name}_{key}"
 
     def _is_sliced(self, parameter: paddle.Tensor) -> bool:
         return self._sliced and hasattr(parameter, "fw_storage")

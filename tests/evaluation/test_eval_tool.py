@@ -13,7 +13,7 @@ from ppvilg.config import EvalExperiment, load_config
 from ppvilg.evaluation import captions, parts
 from ppvilg.evaluation.captions import caption_scores
 from ppvilg.evaluation.efficientnet import load_efficientnet
-from ppvilg.evaluation.evaluate import evaluate
+from ppvilg.evaluation.evaluate import evaluate as evaluate_model
 from ppvilg.evaluation.extractor import load_extractor
 from ppvilg.evaluation.files import read_features, read_predictions
 from ppvilg.evaluation.parts import joined_parts
@@ -44,11 +44,11 @@ def evaluate_here(config):
         patch.setattr(parts, "load_extractor", lambda name: extractor)
         patch.setattr(captions, "_meteor", lambda references, predictions: None)
 
-        def evaluate_all(output, *overrides, rank=0, processes=1) -> bool:
+        def evaluate(output, *overrides, rank=0, processes=1) -> bool:
             resolved = load_config(config, ["captions=any", *overrides], EvalExperiment)
-            return evaluate(resolved, "all", output, rank, processes)
+            return evaluate_model(resolved, "all", output, rank, processes)
 
-        yield evaluate_all
+        yield evaluate
 
 
 @pytest.fixture(scope="module")

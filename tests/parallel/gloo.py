@@ -124,7 +124,14 @@ def _calculation_streams() -> None:
         task.wait()
         return task
 
+    def reduce_scatter(self, output, tensor, op=core.ReduceOp.SUM, _=True):
+        total = tensor.clone()
+        self.all_reduce(total, op, True).wait()
+        paddle.assign(total.split(self.size())[self.rank()], output)
+        return _Done()
+
     gloo.all_reduce_on_calc_stream = all_reduce
+    gloo.reduce_scatter_tensor = paddle.no_grad()(reduce_scatter)
     dist.ParallelEnv._device_id = 0
 
 
@@ -244,7 +251,12 @@ def _group_sharding() -> None:
             module.device_guard = lambda *_, **__: nullcontext()
         if hasattr(module, "cvt_to_device"):
             module.cvt_to_device = lambda x, *_, **__: x
+    to = paddle.Tensor.to
     paddle.Tensor.cuda = lambda self, *_, **__: self
+    paddle.Tensor.to = lambda self, device, *more, **options: (
+        self.clone() if str(device).startswith("gpu") else to(self, device, *more, **options)
+    )
+    group_sharded_stage3._device2cpu = lambda tensor, *_, **__: tensor.clone()
     storage = group_sharded_storage.ParamStorage
     add = storage.add_rank_params
     storage.add_rank_params = lambda self, parameters, align, _=True: add(self, parameters, align, False)

@@ -24,8 +24,12 @@ LAYOUTS = [
     {"dp_degree": 2, "mp_degree": 2, "pp_degree": 2},
     {"sharding_degree": 2, "mp_degree": 2, "pp_degree": 2},
     {"mp_degree": 2, "recompute": "full"},
+    {"mp_degree": 2, "sequence_parallel": True},
+    {"sharding_degree": 2, "mp_degree": 2, "sharding_stage": 2, "sequence_parallel": True},
+    {"mp_degree": 2, "pp_degree": 2, "sequence_parallel": True, "recompute": "full"},
     {"pp_degree": 2, "recompute": "full"},
     {"sharding_degree": 2, "mp_degree": 2, "pp_degree": 2, "recompute": "full"},
+    {"dp_degree": 2, "sharding_degree": 2, "sharding_stage": 3, "offload": True},
 ]
 """What Fleet supports, up to eight processes, all with two micro-batches a step and clipping."""
 QUICK = [{"dp_degree": 2}, {"mp_degree": 2}, {"pp_degree": 2}, {"sharding_degree": 2, "sharding_stage": 3, "recompute": "full"}]
@@ -35,6 +39,7 @@ TIED_LAYOUTS = [
     {"mp_degree": 2, "pp_degree": 2},
     {"sharding_degree": 2, "pp_degree": 2},
     {"sharding_degree": 2, "sharding_stage": 2},
+    {"sharding_degree": 2, "sharding_stage": 3},
 ]
 E2E_LAYOUTS = [{"pp_degree": 2}, {"mp_degree": 2}, {"dp_degree": 2}, {"sharding_degree": 2, "sharding_stage": 3}]
 TIED = {"transformer.tie_embeddings": True}
