@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ppvilg.errors import UserError
-
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file (texts as UTF-8) under a temporary name and rename it, so that nobody ever finds half of it."""
@@ -18,10 +16,10 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, or the one of an .npy file under the name ""; raises `UserError`, which ends with the
+    """The arrays of an .npz file, or the one of an .npy file under the name ""; raises `ValueError`, which ends with the
     remedy, for a file that is missing, damaged or something else."""
     try:
         loaded = np.load(path)
         return dict(loaded) if hasattr(loaded, "files") else {"": loaded}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
-        raise UserError(f"{path} is {'damaged' if path.is_file() else 'missing'}: {remedy}") from None
+        raise ValueError(f"{path} is {'damaged' if path.is_file() else 'missing'}: {remedy}") from None

@@ -6,7 +6,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ppvilg.errors import UserError
 from ppvilg.files import write_whole
 
 _FONT = Path(__file__).parent / "assets" / "NotoSansCJKsc-subset.otf"
@@ -25,9 +24,9 @@ def from_model(pictures: np.ndarray) -> np.ndarray:
 
 
 def check_picture(picture: np.ndarray) -> None:
-    """Raise `UserError` if a picture is not uint8 [H, W, 3]."""
+    """Raise `ValueError` if a picture is not uint8 [H, W, 3]."""
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise UserError(f"a picture is {picture.dtype} {list(picture.shape)}: expected uint8 [H, W, 3]")
+        raise ValueError(f"a picture is {picture.dtype} {list(picture.shape)}: expected uint8 [H, W, 3]")
 
 
 def save_png(picture: np.ndarray, path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Literal, Protocol
 import numpy as np
 
 from ppvilg.config import TextTokenizerConfig
-from ppvilg.errors import UserError
 
 
 class TextTokenizer(Protocol):
@@ -44,12 +43,12 @@ class ErnieText:
         if file.is_file():
             self._tokens = file.read_text("utf-8").removesuffix("\n").split("\n")
         elif path.is_dir() or path.suffix:
-            raise UserError(f"text.vocabulary: no vocab.txt at {path}; give the file, its folder or an ERNIE model's name")
+            raise ValueError(f"text.vocabulary: no vocab.txt at {path}; give the file, its folder or an ERNIE model's name")
         else:
             self._tokens = _download(vocabulary)
         ids = {token: i for i, token in enumerate(self._tokens)}
         if missing := [token for token in _SPECIAL if token not in ids]:
-            raise UserError(f"text.vocabulary: {vocabulary} has no {missing[0]}: give an ERNIE vocabulary")
+            raise ValueError(f"text.vocabulary: {vocabulary} has no {missing[0]}: give an ERNIE vocabulary")
         self.size = len(self._tokens)
         self.pad, self.begin, self.end = ids["[PAD]"], ids["[CLS]"], ids["[SEP]"]
         self._word_piece = _word_piece(ids)
@@ -103,7 +102,7 @@ def _download(name: str) -> list[str]:
     try:
         vocabulary = ErnieTokenizer.from_pretrained(name).vocab
     except Exception as error:  # the hub clients raise whatever their transport does
-        raise UserError(
+        raise ValueError(
             f"text.vocabulary: {name!r} is no file or folder here, and no ERNIE model of that name could be downloaded "
             f"({type(error).__name__})"
         ) from None
@@ -119,11 +118,11 @@ class SentencePieceText:
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=vocabulary)
         except (OSError, RuntimeError):
-            raise UserError(f"text.vocabulary: {vocabulary} is not a sentencepiece model file") from None
+            raise ValueError(f"text.vocabulary: {vocabulary} is not a sentencepiece model file") from None
         self._path = Path(vocabulary)
         self.begin, self.end = self._model.bos_id(), self._model.eos_id()
         if self.begin < 0 or self.end < 0:
-            raise UserError(f"text.vocabulary: {vocabulary} has no begin or end token; train it with bos_id and eos_id")
+            raise ValueError(f"text.vocabulary: {vocabulary} has no begin or end token; train it with bos_id and eos_id")
         # A model may have no pad piece; padding is masked everywhere, so any id serves.
         self.pad = max(self._model.pad_id(), 0)
         self.size = self._model.get_piece_size()
@@ -145,12 +144,12 @@ class SentencePieceText:
 def load_text_tokenizer(config: TextTokenizerConfig) -> TextTokenizer:
     """The tokenizer that a config names.
 
-    Raises `UserError` where it cannot be had or has more tokens than the text table has rows.
+    Raises `ValueError` where it cannot be had or has more tokens than the text table has rows.
     """
     kind = ErnieText if config.tokenizer == "ernie" else SentencePieceText
     tokenizer = kind(config.vocabulary)
     if tokenizer.size > config.vocabulary_size:
-        raise UserError(
+        raise ValueError(
             f"text.vocabulary_size is {config.vocabulary_size}, but {config.vocabulary} has {tokenizer.size} tokens: "
             f"give at least that many"
         )
@@ -166,12 +165,12 @@ def saved_text_tokenizer(folder: Path, kind: Literal["ernie", "sentencepiece"], 
 
 
 def encode_prompt(tokenizer: TextTokenizer, text: str, max_length: int) -> list[int]:
-    """Token ids of a prompt; an empty or overlong one is a `UserError`."""
+    """Token ids of a prompt; an empty or overlong one is a `ValueError`."""
     if not text.strip():
-        raise UserError("the text is empty: give a few words, e.g. 一个红苹果")
+        raise ValueError("the text is empty: give a few words, e.g. 一个红苹果")
     ids = tokenizer.encode(text)
     if len(ids) > max_length:
-        raise UserError(
+        raise ValueError(
             f"the text {text[:30] + '…' if len(text) > 30 else text!r} has {len(ids) - 2} tokens, but the model reads at "
             f"most {max_length - 2}: shorten it"
         )
@@ -180,10 +179,10 @@ def encode_prompt(tokenizer: TextTokenizer, text: str, max_length: int) -> list[
 
 def styled(prompt: str, style: str, styles: dict[str, dict[str, str]]) -> str:
     """The prompt in a style's words (`text.styles` of the config), in its own language: Chinese if it has Chinese characters,
-    else English, else whatever the style has. Raises `UserError` for an unknown style."""
+    else English, else whatever the style has. Raises `ValueError` for an unknown style."""
     if style not in styles:
         known = f"this model knows {', '.join(styles)}" if styles else "this model knows none"
-        raise UserError(f"there is no style {style[:40]!r}: {known}")
+        raise ValueError(f"there is no style {style[:40]!r}: {known}")
     templates = styles[style]
     language = "zh" if re.search("[\u3400-\u9fff]", prompt) else "en"
     return templates.get(language, next(iter(templates.values()), "{}")).replace("{}", prompt)
@@ -212,7 +211,7 @@ def ernie_embeddings(name: str) -> np.ndarray:
     try:
         model = ErnieModel.from_pretrained(name)
     except Exception as error:  # the hub clients raise whatever their transport does
-        raise UserError(
+        raise ValueError(
             f"text.embeddings: no ERNIE model could be loaded from {name!r} ({type(error).__name__}): give a local folder "
             f"with its config and weights, or a name that can be downloaded"
         ) from None

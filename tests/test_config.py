@@ -20,7 +20,6 @@ from ppvilg.config import (
     load_config,
     save_config,
 )
-from ppvilg.errors import UserError
 from ppvilg.model.config import vilg_config
 from ppvilg.model.vilg import ViLG
 from ppvilg.vqgan.model import VQGAN
@@ -61,7 +60,7 @@ def test_several_bases_are_merged_in_their_order(tmp_path):
     child = write(tmp_path, "c.yml", base=["a.yml", "b.yml"], task="vilg")
     config = load_config(child, ["text.max_length=9"])
     assert (config.train.steps, config.train.seed) == (5000, 8)
-    with pytest.raises(UserError, match=r"a\.yml: text\.max_length"):
+    with pytest.raises(ValueError, match=r"a\.yml: text\.max_length"):
         load_config(child)
 
 
@@ -78,22 +77,22 @@ def test_several_bases_are_merged_in_their_order(tmp_path):
 )
 def test_keys_that_do_nothing_for_a_task_cannot_be_written(tmp_path, task, key):
     path = write(tmp_path, "a.yml", task=task, **({"model": "runs/x"} if task == "eval" else {}))
-    with pytest.raises(UserError, match="unknown key"):
+    with pytest.raises(ValueError, match="unknown key"):
         load_config(path, [f"{key}=1"])
 
 
 @pytest.mark.parametrize(("tree", "said"), [({}, "`task` is missing"), ({"task": "match"}, "'match'"), ({"task": []}, "task")])
 def test_the_task_has_to_be_known(tmp_path, tree, said):
-    with pytest.raises(UserError, match="expected vqgan or vilg or dual_encoder or eval") as caught:
+    with pytest.raises(ValueError, match="expected vqgan or vilg or dual_encoder or eval") as caught:
         load_config(write(tmp_path, "a.yml", **tree))
     assert said in str(caught.value)
 
 
 def test_a_config_of_another_kind_is_refused(tmp_path):
     path = write(tmp_path, "a.yml", task="eval", model="runs/x")
-    with pytest.raises(UserError, match=r"'eval' does not fit: expected vqgan or vilg or dual_encoder$"):
+    with pytest.raises(ValueError, match=r"'eval' does not fit: expected vqgan or vilg or dual_encoder$"):
         load_config(path, kind=TrainingExperiment)
-    with pytest.raises(UserError, match=r"expected eval$"):
+    with pytest.raises(ValueError, match=r"expected eval$"):
         load_config(write(tmp_path, "b.yml", task="vilg"), kind=EvalExperiment)
 
 
@@ -123,7 +122,7 @@ def test_layouts_that_fleet_cannot_combine(tmp_path, layout, said):
         parallel = load_config(path).parallel
         assert parallel.world_size == parallel.data_world_size * parallel.mp_degree * parallel.pp_degree
     else:
-        with pytest.raises(UserError, match=re.escape(said)):
+        with pytest.raises(ValueError, match=re.escape(said)):
             load_config(path)
 
 
@@ -164,7 +163,7 @@ def test_data_of_an_evaluation_is_that_of_the_training_unless_it_is_given(tmp_pa
 )
 def test_refusals_name_key_value_and_expectation(tmp_path, override, parts):
     path = write(tmp_path, "a.yml", task="vilg", transformer={"hidden": 1024})
-    with pytest.raises(UserError, match="-o ") as caught:
+    with pytest.raises(ValueError, match="-o ") as caught:
         load_config(path, [override])
     assert all(part in str(caught.value) for part in [*parts, "-o"]), str(caught.value)
     assert "\n" not in str(caught.value)
@@ -173,7 +172,7 @@ def test_refusals_name_key_value_and_expectation(tmp_path, override, parts):
 def test_refusals_name_the_file_that_set_the_key(tmp_path):
     write(tmp_path, "base.yml", task="vilg", train={"steps": "x"})
     child = write(tmp_path, "child.yml", base="base.yml", train={"seed": 1})
-    with pytest.raises(UserError, match=r"base\.yml: train\.steps"):
+    with pytest.raises(ValueError, match=r"base\.yml: train\.steps"):
         load_config(child)
 
 
@@ -181,9 +180,9 @@ def test_refusals_name_the_file_that_set_the_key(tmp_path):
 def test_files_that_are_no_config(tmp_path, text):
     path = tmp_path / "self.yml"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"self\.yml"):
+    with pytest.raises(ValueError, match=r"self\.yml"):
         load_config(path)
-    with pytest.raises(UserError, match="missing"):
+    with pytest.raises(ValueError, match="missing"):
         load_config(tmp_path / "missing.yml")
 
 

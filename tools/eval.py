@@ -17,7 +17,6 @@ from pathlib import Path
 
 from ppvilg.cli import run
 from ppvilg.config import EvalExperiment, load_config
-from ppvilg.errors import UserError
 
 
 def main() -> None:
@@ -56,7 +55,7 @@ def compare(words: list[str]) -> None:
     parser.add_argument("--output", type=Path, default=Path("comparison.html"))
     arguments = parser.parse_args(words)
     if len(arguments.folders) < 2:
-        raise UserError("there is one evaluation: give two or more to compare")
+        raise ValueError("there is one evaluation: give two or more to compare")
 
     from ppvilg.evaluation.page import differences, write_page
     from ppvilg.evaluation.report import read_report

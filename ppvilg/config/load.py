@@ -14,7 +14,6 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ppvilg.config.experiments import Experiment
-from ppvilg.errors import UserError
 from ppvilg.files import write_whole
 
 Kind = TypeVar("Kind")
@@ -24,20 +23,20 @@ _KINDS = {kind.task: kind for kind in get_args(Experiment)}
 def load_config(path: str | Path, overrides: list[str] = (), kind: type[Kind] = Experiment) -> Kind:
     """Read a YAML config, its bases and `section.key=value` overrides into a checked experiment (of `kind`).
 
-    Raises `UserError` naming file, key, value and what was expected.
+    Raises `ValueError` naming file, key, value and what was expected.
     """
     tree, origins = _read_tree(Path(path), ())
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise UserError(f"-o {override}: expected section.key=value, e.g. -o train.steps=100")
+            raise ValueError(f"-o {override}: expected section.key=value, e.g. -o train.steps=100")
         try:
             _merge(tree, _nest(key, yaml.safe_load(value)), origins, f"-o {override}")
         except yaml.YAMLError as error:
-            raise UserError(f"-o {override}: the value is not valid YAML ({_line(error)})") from None
+            raise ValueError(f"-o {override}: the value is not valid YAML ({_line(error)})") from None
     config = _check_types(_kind(tree, origins, str(path), kind), tree, origins, str(path))
     for key, value, expected in config.conflicts():
-        raise UserError(f"{_origin(origins, key, str(path))}: {key}: {value!r} does not fit: {expected}")
+        raise ValueError(f"{_origin(origins, key, str(path))}: {key}: {value!r} does not fit: {expected}")
     return config
 
 
@@ -51,31 +50,31 @@ def _kind(tree: dict, origins: dict[str, str], path: str, wanted: type) -> type:
     tasks = [task for task, kind in _KINDS.items() if issubclass(kind, wanted)]
     expected = f"expected {' or '.join(tasks)}"
     if "task" not in tree:
-        raise UserError(f"{path}: the key `task` is missing: {expected}")
+        raise ValueError(f"{path}: the key `task` is missing: {expected}")
     if tree["task"] not in tasks:
-        raise UserError(f"{_origin(origins, 'task', path)}: task: {tree['task']!r} does not fit: {expected}")
+        raise ValueError(f"{_origin(origins, 'task', path)}: task: {tree['task']!r} does not fit: {expected}")
     return _KINDS[tree["task"]]
 
 
 def _read_tree(path: Path, above: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
     """The file's keys merged over its bases', and for each dotted key the file that set it."""
     if path.resolve() in above:
-        raise UserError(f"{path}: inherits from itself through `base`")
+        raise ValueError(f"{path}: inherits from itself through `base`")
     try:
         tree = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}") from None
+        raise ValueError(f"cannot read the config {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {_line(error)}") from None
+        raise ValueError(f"{path} is not valid YAML: {_line(error)}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected a YAML mapping of sections, got {type(tree).__name__}")
+        raise ValueError(f"{path}: expected a YAML mapping of sections, got {type(tree).__name__}")
     bases = tree.pop("base", [])
     bases = bases if isinstance(bases, list) else [bases]
     merged: dict = {}
     origins: dict[str, str] = {}
     for base in bases:
         if not isinstance(base, str):
-            raise UserError(f"{path}: base: expected the name of a config file, or a list of them, got {base!r}")
+            raise ValueError(f"{path}: base: expected the name of a config file, or a list of them, got {base!r}")
         inherited, from_where = _read_tree(path.parent / base, (*above, path.resolve()))
         _merge(merged, inherited, {}, base)
         origins |= from_where
@@ -134,12 +133,12 @@ def _check_types(kind: type, tree: dict, origins: dict[str, str], path: str) -> 
         known = _known_keys(kind, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}"
-        raise UserError(f"{where}: unknown key `{dotted}` for the task {kind.task}; {hint}")
+        raise ValueError(f"{where}: unknown key `{dotted}` for the task {kind.task}; {hint}")
     if first["type"] in ("missing", "missing_argument"):
-        raise UserError(f"{where}: the key `{dotted}` is missing; give it a value")
+        raise ValueError(f"{where}: the key `{dotted}` is missing; give it a value")
     expected = first["msg"][0].lower() + first["msg"][1:]
     hint = " (in YAML 1e-4 is a text; write 1.0e-4)" if _looks_like_number(first["input"]) else ""
-    raise UserError(f"{where}: {dotted}: {first['input']!r} does not fit: {expected}{hint}")
+    raise ValueError(f"{where}: {dotted}: {first['input']!r} does not fit: {expected}{hint}")
 
 
 def _looks_like_number(value: Any) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 from ppvilg.data.images import looks_like_image
 from ppvilg.data.records import Record, take_captions
 from ppvilg.data.report import Report
-from ppvilg.errors import UserError
 
 _KINDS = (".jsonl", ".csv", ".tsv")
 _FILE_COLUMNS = ("file", "image", "picture", "file_name")
@@ -19,7 +18,7 @@ _FILE_COLUMNS = ("file", "image", "picture", "file_name")
 def read_folder(path: Path, captions: str | None, report: Report) -> tuple[list[Record], list[str]]:
     """Records of every row whose image exists, and what identifies the captions file.
 
-    Rows of the same image become one record. Raises `UserError` if there is no captions file, or several, or it can't
+    Rows of the same image become one record. Raises `ValueError` if there is no captions file, or several, or it can't
     be read.
     """
     table = path / captions if captions else find_captions(path)
@@ -27,9 +26,9 @@ def read_folder(path: Path, captions: str | None, report: Report) -> tuple[list[
         content = table.read_bytes()
         text = content.decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"cannot read the captions file {table}: {error.strerror}") from None
+        raise ValueError(f"cannot read the captions file {table}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{table} is not UTF-8 (at byte {error.start}); save it as UTF-8") from None
+        raise ValueError(f"{table} is not UTF-8 (at byte {error.start}); save it as UTF-8") from None
     records: dict[str, Record] = {}
     for number, row in _rows(table, text):
         name = f"{table.name}:{number}"
@@ -64,8 +63,8 @@ def find_captions(path: Path) -> Path:
             return tables[0]
         if tables:
             names = ", ".join(str(file.relative_to(path)) for file in tables[:5])
-            raise UserError(f"{path} has several captions files ({names}); say which with data.captions")
-    raise UserError(f"{path} has neither tar shards nor a captions file (.jsonl, .csv or .tsv)")
+            raise ValueError(f"{path} has several captions files ({names}); say which with data.captions")
+    raise ValueError(f"{path} has neither tar shards nor a captions file (.jsonl, .csv or .tsv)")
 
 
 def _rows(table: Path, text: str) -> Iterator[tuple[int, Any]]:
@@ -93,7 +92,7 @@ def _rows(table: Path, text: str) -> Iterator[tuple[int, Any]]:
         if header is None:
             header = [cell.strip().lower() for cell in cells]
             if not set(header) & set(_FILE_COLUMNS) or not set(header) & {"caption", "captions", "text"}:
-                raise UserError(
+                raise ValueError(
                     f"{table}: the first line must name the columns, among them `file` and `caption`; it is {lines[0][:80]!r}"
                 )
         elif cells:

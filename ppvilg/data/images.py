@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppvilg.errors import UserError
-
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -54,7 +52,7 @@ def decode_image(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> np.nda
     """Decode an image file: uint8 [size, size, 3], RGB.
 
     Alpha is composited on white, grey, palette, CMYK and 16-bit images become RGB, cameras' orientation is applied.
-    The square in the middle is cut out and scaled (by area to shrink, bicubic to enlarge). Raises `UserError` if the
+    The square in the middle is cut out and scaled (by area to shrink, bicubic to enlarge). Raises `ValueError` if the
     data is not an image, is truncated, or has more than `max_pixels`.
     """
     import cv2
@@ -66,7 +64,7 @@ def decode_image(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> np.nda
     except cv2.error:
         image = None
     if image is None:
-        raise UserError("not an image that can be decoded: damaged, or a kind that OpenCV doesn't read")
+        raise ValueError("not an image that can be decoded: damaged, or a kind that OpenCV doesn't read")
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -77,22 +75,22 @@ def decode_image(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> np.nda
 
 
 def _check_header(data: bytes, max_pixels: int) -> bool:
-    """Whether the image has alpha; raises `UserError` if it can't be decoded safely."""
+    """Whether the image has alpha; raises `ValueError` if it can't be decoded safely."""
     from PIL import Image
 
     if not looks_like_image(data):
-        raise UserError("not an image: expected a JPEG, PNG, WebP, GIF or BMP file")
+        raise ValueError("not an image: expected a JPEG, PNG, WebP, GIF or BMP file")
     if _is_truncated(data):
-        raise UserError("the image is truncated")
+        raise ValueError("the image is truncated")
     try:
         header = Image.open(io.BytesIO(data))  # reads only the header
     except Image.DecompressionBombError as error:
-        raise UserError(f"the image is too large ({error})") from None
+        raise ValueError(f"the image is too large ({error})") from None
     except (OSError, ValueError, SyntaxError, struct.error) as error:
-        raise UserError(f"not an image that can be decoded ({error})") from None
+        raise ValueError(f"not an image that can be decoded ({error})") from None
     width, height = header.size
     if width * height > max_pixels:
-        raise UserError(f"the image has {width}x{height} pixels, more than the limit of {max_pixels}")
+        raise ValueError(f"the image has {width}x{height} pixels, more than the limit of {max_pixels}")
     return header.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in header.info
 
 
@@ -113,7 +111,7 @@ def _on_white(image: Any) -> np.ndarray:
     if image.dtype == np.uint16:
         image = (image // 257).astype(np.uint8)
     elif image.dtype != np.uint8:
-        raise UserError(f"images of {image.dtype} numbers are not supported; convert them to 8 bits per channel")
+        raise ValueError(f"images of {image.dtype} numbers are not supported; convert them to 8 bits per channel")
     if image.ndim == 2:
         image = image[:, :, None]
     channels = image.shape[2]

@@ -11,7 +11,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ppvilg.errors import UserError
 from ppvilg.files import write_whole
 
 MANIFEST_FORMAT = 1
@@ -73,7 +72,7 @@ def write_manifest(folder: Path, entries: list[dict[str, Any]], **more: Any) -> 
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The checked content of `manifest.json`; raises `UserError` if it is damaged or of a later format."""
+    """The checked content of `manifest.json`; raises `ValueError` if it is damaged or of a later format."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text("utf-8"))
@@ -81,27 +80,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         for entry in manifest["shards"]:
             _ = entry["file"] + entry["split"] + entry["sha256"]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not a manifest of shards ({error}); fetch or build the data again") from None
+        raise ValueError(f"{path} is not a manifest of shards ({error}); fetch or build the data again") from None
     if version != MANIFEST_FORMAT:
-        raise UserError(f"{path}: format {version} is not {MANIFEST_FORMAT}, which this version of ppvilg reads")
+        raise ValueError(f"{path}: format {version} is not {MANIFEST_FORMAT}, which this version of ppvilg reads")
     return manifest
 
 
 def verify_shard(path: Path, checksum: str) -> bytes:
-    """The content of a shard whose SHA-256 is `checksum`; raises `UserError` naming the file otherwise."""
+    """The content of a shard whose SHA-256 is `checksum`; raises `ValueError` naming the file otherwise."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read the shard {path}: {error.strerror}; fetch or build the data again") from None
+        raise ValueError(f"cannot read the shard {path}: {error.strerror}; fetch or build the data again") from None
     if sha256(content).hexdigest() != checksum:
-        raise UserError(f"{path} is truncated or damaged: its SHA-256 is not the manifest's; fetch or build it again")
+        raise ValueError(f"{path} is truncated or damaged: its SHA-256 is not the manifest's; fetch or build it again")
     return content
 
 
 def shard_members(path: Path, content: bytes | None = None) -> Iterator[tuple[str, int, int, bytes | None]]:
     """(name, offset, size, content) of each file in a shard.
 
-    The content is None for a plain .tar, where offset and size say where it lies in the file. Raises `UserError` if the
+    The content is None for a plain .tar, where offset and size say where it lies in the file. Raises `ValueError` if the
     shard is damaged.
     """
     plain = path.suffix == ".tar"
@@ -123,4 +122,4 @@ def shard_members(path: Path, content: bytes | None = None) -> Iterator[tuple[st
             if stream.read(512) != bytes(512):
                 raise tarfile.ReadError("the end is missing")
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path} is truncated or damaged ({error}); fetch or build it again") from None
+        raise ValueError(f"{path} is truncated or damaged ({error}); fetch or build it again") from None

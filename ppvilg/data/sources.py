@@ -18,7 +18,6 @@ from ppvilg.data.images import decode_image
 from ppvilg.data.records import Place, Record, take_captions
 from ppvilg.data.report import Report
 from ppvilg.data.shards import read_manifest, shard_members, verify_shard
-from ppvilg.errors import UserError
 
 SPLITS_OF_OWN_DATA = ("train", "validation", "all")
 
@@ -39,13 +38,13 @@ class Source:
     """Samples by index, readable from several threads."""
 
     def __init__(self, records: list[Record], content: Iterable[str], report: Report):
-        """`content`: whatever identifies the files behind the records. Raises `UserError` if there are no records."""
+        """`content`: whatever identifies the files behind the records. Raises `ValueError` if there are no records."""
         self.records = records
         self.report = report
         self._content = sorted(content)
         report.used = len(records)
         if not records:
-            raise UserError(f"nothing to use in {report}")
+            raise ValueError(f"nothing to use in {report}")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -65,7 +64,7 @@ class Source:
     def check(self, threads: int = 2) -> "Source":
         """The source without the images that can't be decoded, each of which is decoded once to find out.
 
-        Not needed for shards with a manifest. The report is carried on; raises `UserError` if nothing is left.
+        Not needed for shards with a manifest. The report is carried on; raises `ValueError` if nothing is left.
         """
         from concurrent.futures import ThreadPoolExecutor
 
@@ -96,11 +95,11 @@ def open_source(
     keep: {field: values}: only samples whose metadata has one of the values (compared as text, null as "null").
     captions: the captions file of a folder of images, relative to it; None finds it.
 
-    Raises `UserError` if the path is no such folder, a shard is damaged, or nothing is left.
+    Raises `ValueError` if the path is no such folder, a shard is damaged, or nothing is left.
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"data.path {path} is not a folder; give a folder of tar shards or of images with captions")
+        raise ValueError(f"data.path {path} is not a folder; give a folder of tar shards or of images with captions")
     report = Report(f"{path} ({split})")
     shards = sorted([*path.glob("*.tar"), *path.glob("*.tar.gz"), *path.glob("*.tgz")])
     if (path / "manifest.json").exists():
@@ -122,13 +121,13 @@ def _read(place: Place) -> bytes:
             file.seek(offset)
             return file.read(size)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; was it moved since training began?") from None
+        raise ValueError(f"cannot read {path}: {error.strerror}; was it moved since training began?") from None
 
 
 def _fault(record: Record) -> str | None:
     try:
         decode_image(_read(record.place), 8)
-    except UserError as error:
+    except ValueError as error:
         return str(error)
     return None
 
@@ -138,7 +137,7 @@ def _from_manifest(path: Path, split: str, report: Report) -> tuple[list[Record]
     splits = sorted({entry["split"] for entry in entries})
     wanted = [entry for entry in entries if split in (entry["split"], "all")]
     if not wanted:
-        raise UserError(f"{path} has no split {split!r}; it has {', '.join(splits)} (and `all`)")
+        raise ValueError(f"{path} has no split {split!r}; it has {', '.join(splits)} (and `all`)")
     records = []
     for entry in wanted:
         file = path / entry["file"]
@@ -156,7 +155,7 @@ def _from_shards(
     has_splits = bool({"train", "validation"} & set(named)) or split in named
     if has_splits and split != "all":
         if split not in named:
-            raise UserError(f"{path} has no shards {split}-*.tar; its splits are {', '.join(sorted(named))}")
+            raise ValueError(f"{path} has no shards {split}-*.tar; its splits are {', '.join(sorted(named))}")
         shards = named[split]
     records = [record for shard in shards for record in _shard_records(shard, None, report)]
     if not has_splits:
@@ -206,7 +205,7 @@ def _own_split(
 ) -> list[Record]:
     """The records of a split that only a hash of their keys decides; a `split` column of the data goes first."""
     if split not in SPLITS_OF_OWN_DATA and not any(record.metadata.get("split") == split for record in records):
-        raise UserError(f"{path} has no split {split!r}; data without splits has {', '.join(SPLITS_OF_OWN_DATA)}")
+        raise ValueError(f"{path} has no split {split!r}; data without splits has {', '.join(SPLITS_OF_OWN_DATA)}")
 
     def split_of(record: Record) -> str:
         if record.metadata.get("split"):
@@ -224,17 +223,17 @@ def _keep(records: list[Record], keep: dict[str, list[str]], report: Report, pat
         present = {_as_text(record.metadata[name]) for record in records if name in record.metadata}
         if records and not present:
             known = sorted({field for record in records for field in record.metadata})
-            raise UserError(f"data.keep: no sample of {path} has {name!r}; there is {', '.join(known) or 'nothing'}")
+            raise ValueError(f"data.keep: no sample of {path} has {name!r}; there is {', '.join(known) or 'nothing'}")
         if records and not present & set(values):
             some = ", ".join(sorted(present)[:20])
-            raise UserError(f"data.keep.{name}: none of {', '.join(values)} occurs in {path}; values are {some}")
+            raise ValueError(f"data.keep.{name}: none of {', '.join(values)} occurs in {path}; values are {some}")
     chosen = [
         record
         for record in records
         if all(name in record.metadata and _as_text(record.metadata[name]) in keep[name] for name in keep)
     ]
     if records and not chosen:
-        raise UserError(f"data.keep: no sample of {path} fits all of {', '.join(keep)} together")
+        raise ValueError(f"data.keep: no sample of {path} fits all of {', '.join(keep)} together")
     report.filtered += len(records) - len(chosen)
     return chosen
 

@@ -5,7 +5,6 @@ import io
 import json
 from pathlib import Path
 
-from ppvilg.errors import UserError
 from ppvilg.evaluation.captions import characters
 from ppvilg.files import write_whole
 
@@ -22,17 +21,17 @@ def answer_accuracy(predictions: list[str], answers: list[list[str]]) -> dict[st
 
     Answers are equal if they have the same `characters`: case, width, spaces and punctuation do not count. The English rules
     of VQA's script (no articles, digits for numbers) are not applied. An answer of no characters is wrong. Raises
-    `UserError` if there are no answers, the lists' lengths differ, or nobody answered a question.
+    `ValueError` if there are no answers, the lists' lengths differ, or nobody answered a question.
     """
     if not predictions:
-        raise UserError("there are no answers to score: give one for each question")
+        raise ValueError("there are no answers to score: give one for each question")
     if len(predictions) != len(answers):
-        raise UserError(f"there are {len(predictions)} answers, but {len(answers)} questions")
+        raise ValueError(f"there are {len(predictions)} answers, but {len(answers)} questions")
     exact, soft = 0.0, 0.0
     for i, (prediction, given) in enumerate(zip(predictions, answers, strict=True)):
         people = len(given)
         if not people:
-            raise UserError(f"question {i} has no answer to compare with: leave it out")
+            raise ValueError(f"question {i} has no answer to compare with: leave it out")
         tokens = characters(prediction)
         same = sum(characters(answer) == tokens for answer in given) if tokens else 0
         needed = max(1, min(3, people - 1))
@@ -47,12 +46,12 @@ def export_for_rating(path: str | Path, images: list[str], questions: list[str],
     """Write a table for people to rate: the columns of `COLUMNS`, one row for each of N answers, the ratings empty.
 
     A name that ends in .csv gives CSV in UTF-8 with the mark that spreadsheets know it by, one in .jsonl a JSON object on
-    each line, with the rating null. `images` are paths or addresses, written as they are. Raises `UserError` for other
+    each line, with the rating null. `images` are paths or addresses, written as they are. Raises `ValueError` for other
     names, lists of different lengths, or if the file can't be written.
     """
     path = Path(path)
     if not len(images) == len(questions) == len(answers):
-        raise UserError(f"there are {len(images)} images, {len(questions)} questions and {len(answers)} answers")
+        raise ValueError(f"there are {len(images)} images, {len(questions)} questions and {len(answers)} answers")
     rows = [(i, *row) for i, row in enumerate(zip(images, questions, answers, strict=True))]
     if path.suffix == ".csv":
         table = io.StringIO(newline="")
@@ -62,9 +61,9 @@ def export_for_rating(path: str | Path, images: list[str], questions: list[str],
         lines = [json.dumps(dict(zip(COLUMNS, (*row, None), strict=True)), ensure_ascii=False) + "\n" for row in rows]
         content = "".join(lines).encode()
     else:
-        raise UserError(f"{path}: a table for rating ends in .csv or .jsonl")
+        raise ValueError(f"{path}: a table for rating ends in .csv or .jsonl")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        raise ValueError(f"cannot write {path}: {error.strerror}") from None

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 import cv2
 import numpy as np
 
-from ppvilg.errors import UserError
 from ppvilg.pictures import check_picture
 
 
@@ -18,10 +17,10 @@ def blurred(images: Iterable[np.ndarray], radius: float) -> Iterator[np.ndarray]
     GaussianBlur; where the images have another size, scale k with it. The filter ends 4 deviations away, and the image
     is continued by its edge.
 
-    Raises `UserError` for a negative radius or, when it is reached, an image of another type or shape.
+    Raises `ValueError` for a negative radius or, when it is reached, an image of another type or shape.
     """
     if not radius >= 0:
-        raise UserError(f"the radius of a blur is {radius}: expected 0 or more")
+        raise ValueError(f"the radius of a blur is {radius}: expected 0 or more")
     return (_blurred(image, radius) for image in images)
 
 

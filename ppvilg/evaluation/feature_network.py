@@ -53,7 +53,7 @@ class FeatureNetwork(ABC):
     """An ImageNet classifier, for inference only.
 
     `network` turns float32 [B, 3, size, size] into features float32 [B, features] and logits float32 [B, classes]. `weights`
-    are float32 arrays by the names of its state_dict; raises `UserError`, naming their `source`, if one is missing, unknown
+    are float32 arrays by the names of its state_dict; raises `ValueError`, naming their `source`, if one is missing, unknown
     or of another shape.
     """
 
@@ -77,7 +77,7 @@ class FeatureNetwork(ABC):
 
         The images may be an array [N, H, W, 3] or come one by one, of different sizes. Features are those of the last
         convolution, averaged over the image; the logits' softmax are the probabilities of ImageNet's classes. Raises
-        `UserError` if an image has another type or shape.
+        `ValueError` if an image has another type or shape.
         """
         remaining = iter(images)
         found = [(np.zeros([0, self.features], "float32"), np.zeros([0, self.classes], "float32"))]

@@ -2,18 +2,16 @@
 
 import numpy as np
 
-from ppvilg.errors import UserError
-
 
 def check_features(*sets: np.ndarray) -> None:
-    """Raise `UserError` unless all sets are [samples, features] of one length, with finite values."""
+    """Raise `ValueError` unless all sets are [samples, features] of one length, with finite values."""
     length = sets[0].shape[-1]
     for features in sets:
         if features.ndim != 2:
-            raise UserError(f"the features have the shape {list(features.shape)}: expected [samples, features]")
+            raise ValueError(f"the features have the shape {list(features.shape)}: expected [samples, features]")
         if features.shape[1] != length:
-            raise UserError(
+            raise ValueError(
                 f"the features have different lengths, {length} and {features.shape[1]}: use one network for all sets"
             )
         if not np.isfinite(features).all():
-            raise UserError("the features hold values that are not finite: check the images' and the network's values")
+            raise ValueError("the features hold values that are not finite: check the images' and the network's values")

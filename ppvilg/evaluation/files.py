@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from ppvilg.data.images import decode_image
-from ppvilg.errors import UserError
 from ppvilg.evaluation.extractor import Extractor
 from ppvilg.files import read_arrays
 
@@ -18,7 +17,7 @@ def read_predictions(predictions: Path, references: Path) -> tuple[list[str], li
     """Ids, predicted texts and reference texts of two JSONL files: {"id": ..., "text": ...} on each line of one, {"id": ...,
     "texts": [...]} on each of the other, in any order.
 
-    Raises `UserError` for a file that can't be read or is empty, a line that is no such object, an id that stands twice, and
+    Raises `ValueError` for a file that can't be read or is empty, a line that is no such object, an id that stands twice, and
     predictions without references or references without a prediction.
     """
     predicted = {key: texts[0] for key, texts in _lines(predictions, "text").items()}
@@ -30,7 +29,7 @@ def read_predictions(predictions: Path, references: Path) -> tuple[list[str], li
         missing = [key for key in left if key not in right]
         if missing:
             more = f" ({len(missing)} in all)" if len(missing) > 1 else ""
-            raise UserError(f"{missing[0]}{more} {lack} in {file}: add it, or leave the id out of both files")
+            raise ValueError(f"{missing[0]}{more} {lack} in {file}: add it, or leave the id out of both files")
     keys = list(predicted)
     return keys, [predicted[key] for key in keys], [expected[key] for key in keys]
 
@@ -39,26 +38,26 @@ def read_features(path: Path, extractor: Extractor, size: int) -> np.ndarray:
     """Features float32 [N, D] of all images in a folder, each first brought to size x size pixels, or those of an .npz or
     .npy file with one such array.
 
-    Raises `UserError` for a folder without images, and for a file that is damaged or holds something else.
+    Raises `ValueError` for a folder without images, and for a file that is damaged or holds something else.
     """
     if path.is_dir():
         features, _ = extractor.network(_images(path, size))
         return features
     arrays = list(read_arrays(path, "give a folder of images, or an .npz or .npy file of features").values())
     if len(arrays) != 1 or arrays[0].ndim != 2 or not np.issubdtype(arrays[0].dtype, np.floating):
-        raise UserError(f"{path} should hold one array of floats [images, features]")
+        raise ValueError(f"{path} should hold one array of floats [images, features]")
     return arrays[0]
 
 
 def _images(folder: Path, size: int) -> Iterator[np.ndarray]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
     if not files:
-        raise UserError(f"there are no images in {folder}: expected files that end in {', '.join(_ENDINGS)}")
+        raise ValueError(f"there are no images in {folder}: expected files that end in {', '.join(_ENDINGS)}")
     for file in files:
         try:
             yield decode_image(file.read_bytes(), size)
-        except UserError as error:
-            raise UserError(f"{file}: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
 
 
 def _lines(path: Path, field: str) -> dict[str, list[str]]:
@@ -66,7 +65,7 @@ def _lines(path: Path, field: str) -> dict[str, list[str]]:
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+        raise ValueError(f"cannot read {path}: {error}") from None
     found: dict[str, list[str]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -75,13 +74,13 @@ def _lines(path: Path, field: str) -> dict[str, list[str]]:
             entry = json.loads(line)
             key, texts = str(entry["id"]), entry[field]
         except (ValueError, KeyError, TypeError):
-            raise UserError(f'{path}:{number}: expected {{"id": ..., "{field}": ...}}') from None
+            raise ValueError(f'{path}:{number}: expected {{"id": ..., "{field}": ...}}') from None
         texts = [texts] if field == "text" else texts
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{path}:{number}: {field} is not {'a text' if field == 'text' else 'a list of texts'}")
+            raise ValueError(f"{path}:{number}: {field} is not {'a text' if field == 'text' else 'a list of texts'}")
         if key in found:
-            raise UserError(f"{path}:{number}: the id {key} stands twice")
+            raise ValueError(f"{path}:{number}: the id {key} stands twice")
         found[key] = texts
     if not found:
-        raise UserError(f"{path} is empty: give one line for each sample")
+        raise ValueError(f"{path} is empty: give one line for each sample")
     return found

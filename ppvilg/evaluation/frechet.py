@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from ppvilg.errors import UserError
 from ppvilg.evaluation.features import check_features
 
 
@@ -13,12 +12,12 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     and float [M, D]; computed in float64. At least 0, which means equal means and covariances.
 
     Finite sets bias it upward, the smaller the more, so only values of equal N, equal M and the same features can be
-    compared; see `has_singular_covariance` for sets that are small for D. Raises `UserError` if the sets are not
+    compared; see `has_singular_covariance` for sets that are small for D. Raises `ValueError` if the sets are not
     two-dimensional, differ in D, have fewer than 2 samples, or hold a value that is not finite.
     """
     check_features(a, b)
     if min(len(a), len(b)) < 2:
-        raise UserError(f"a covariance needs 2 or more samples, but there are {min(len(a), len(b))}: use more images")
+        raise ValueError(f"a covariance needs 2 or more samples, but there are {min(len(a), len(b))}: use more images")
     a, b = a.astype("float64"), b.astype("float64")
     mean_a, mean_b = a.mean(0), b.mean(0)
     covariance_a, covariance_b = _covariance(a - mean_a), _covariance(b - mean_b)

@@ -42,7 +42,7 @@ class InceptionV3(FeatureNetwork):
 def load_inception(path: str | Path) -> InceptionV3:
     """The network with the weights of a file that `tools/convert_inception.py` made.
 
-    Raises `UserError` if the file can't be read or does not hold the weights.
+    Raises `ValueError` if the file can't be read or does not hold the weights.
     """
     return InceptionV3(load_arrays(Path(path)), str(path))
 
@@ -51,7 +51,7 @@ def convert_inception(weights: str | Path, output: str | Path) -> bool:
     """Turn pytorch-fid's or torch-fidelity's file of torch weights into the safetensors file that `load_inception` reads.
 
     Returns whether it is the published file, by the SHA-256 that its name holds; with other weights distances can't be
-    compared with published ones. Raises `UserError` if torch is missing or the file can't be read or lacks a weight.
+    compared with published ones. Raises `ValueError` if torch is missing or the file can't be read or lacks a weight.
     """
     from ppvilg.vqgan.convert import read_torch
 

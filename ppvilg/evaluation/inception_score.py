@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from ppvilg.errors import UserError
-
 
 def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float, float]:
     """Mean and standard deviation, over equal parts of a set, of exp(E KL(p(y|x) || p(y))) (Salimans et al. 2016, 4).
@@ -14,16 +12,16 @@ def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float,
     and needs far more images than classes in a part: the usual set is 50,000 in 10 parts. The standard deviation is that
     of the parts (divided by `splits`), not of the mean. Computed in float64.
 
-    Raises `UserError` if the array is not two-dimensional, its rows are no probabilities, or there are fewer images than
+    Raises `ValueError` if the array is not two-dimensional, its rows are no probabilities, or there are fewer images than
     parts.
     """
     if probabilities.ndim != 2:
-        raise UserError(f"the probabilities have the shape {list(probabilities.shape)}: expected [images, classes]")
+        raise ValueError(f"the probabilities have the shape {list(probabilities.shape)}: expected [images, classes]")
     p = probabilities.astype("float64")
     if not ((p >= 0).all() and np.allclose(p.sum(1), 1, atol=1e-3)):
-        raise UserError("the probabilities are negative or do not add up to 1 for each image: take the logits' softmax")
+        raise ValueError("the probabilities are negative or do not add up to 1 for each image: take the logits' softmax")
     if not 1 <= splits <= len(p):
-        raise UserError(f"{len(p)} images can't be divided into {splits} parts: use more images or fewer parts")
+        raise ValueError(f"{len(p)} images can't be divided into {splits} parts: use more images or fewer parts")
     scores = []
     for i in range(splits):
         part = p[i * len(p) // splits : (i + 1) * len(p) // splits]

@@ -8,7 +8,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ppvilg.errors import UserError
 from ppvilg.evaluation.report import Report, read_report
 from ppvilg.files import read_arrays, write_whole
 
@@ -21,7 +20,7 @@ _PERCENT = ("R@", "precision", "recall", "nearest style", "exact match")
 def write_page(path: Path, folders: list[Path]) -> None:
     """Write the page of one finished evaluation, or of several side by side.
 
-    Raises `UserError` for a folder without a report, a damaged file, or evaluations of images of different sizes.
+    Raises `ValueError` for a folder without a report, a damaged file, or evaluations of images of different sizes.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -72,7 +71,7 @@ def _names(folders: list[Path]) -> list[str]:
         names = ["/".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    raise UserError(f"{folders[0]} is given more than once: give different evaluations")
+    raise ValueError(f"{folders[0]} is given more than once: give different evaluations")
 
 
 def _table(title: str, note: str, key: str, reports: list[Report], names: list[str]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from ppvilg.data.loader import canonical_caption
 from ppvilg.data.records import Record
 from ppvilg.data.sources import Source
 from ppvilg.data.splits import open_split
-from ppvilg.errors import UserError
 from ppvilg.text import TextTokenizer
 
 
@@ -38,7 +37,7 @@ class Chosen:
 
 
 def choose_pairs(config: EvalExperiment, split: str, text: TextTokenizer, max_length: int) -> Chosen:
-    """The pairs that the config asks for, those whose caption the model can read; raises `UserError` if none is left."""
+    """The pairs that the config asks for, those whose caption the model can read; raises `ValueError` if none is left."""
     languages = config.data.languages
     source = open_split(config.data, split, config.data.seed, config.keep)
     candidates: list[tuple[int, str]] = []
@@ -54,7 +53,7 @@ def choose_pairs(config: EvalExperiment, split: str, text: TextTokenizer, max_le
             record = source.records[i]
             pairs.append(Pair(i, record.key, caption, _of_one_language(record, languages), _style(record)))
     if not pairs:
-        raise UserError(f"no caption of the split {split} is short enough: the model reads {max_length - 2} tokens at most")
+        raise ValueError(f"no caption of the split {split} is short enough: the model reads {max_length - 2} tokens at most")
     return Chosen(source, pairs, len(candidates) - len(pairs))
 
 

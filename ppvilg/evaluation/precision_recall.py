@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from ppvilg.errors import UserError
 from ppvilg.evaluation.features import check_features
 
 _ROWS = 1024
@@ -16,15 +15,15 @@ def precision_recall(real: np.ndarray, made: np.ndarray, neighbours: int = 3) ->
     `real`, float [N, D], recall the part of `real` in the manifold of `made`; a ball's surface belongs to it.
 
     Computed in float64 on Euclidean distances, 1024 rows of a distance matrix at a time. Only values of equal N, M,
-    `neighbours` and features can be compared: the paper has 50,000 of each and features of VGG16. Raises `UserError` if the
+    `neighbours` and features can be compared: the paper has 50,000 of each and features of VGG16. Raises `ValueError` if the
     sets are not two-dimensional, differ in D, have no more than `neighbours` samples, or hold a value that is not finite.
     """
     if neighbours < 1:
-        raise UserError(f"neighbours is {neighbours}: expected 1 or more")
+        raise ValueError(f"neighbours is {neighbours}: expected 1 or more")
     check_features(real, made)
     fewest = min(len(real), len(made))
     if fewest <= neighbours:
-        raise UserError(f"{fewest} samples have no {neighbours} neighbours each: use more images")
+        raise ValueError(f"{fewest} samples have no {neighbours} neighbours each: use more images")
     real, made = real.astype("float64"), made.astype("float64")
     centre = real.mean(0)  # distances stay the same, and their squares lose fewer digits near 0
     real, made = real - centre, made - centre

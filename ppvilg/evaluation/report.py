@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ppvilg.errors import UserError
 from ppvilg.evaluation.captions import caption_scores
 from ppvilg.evaluation.frechet import frechet_distance, has_singular_covariance
 from ppvilg.evaluation.inception_score import inception_score
@@ -30,14 +29,14 @@ _NEIGHBOURS = 3
 
 
 def read_report(folder: Path) -> Report:
-    """The report of a finished evaluation; raises `UserError` where there is none."""
+    """The report of a finished evaluation; raises `ValueError` where there is none."""
     path = folder / "report.json"
     try:
         return json.loads(path.read_text("utf-8"))
     except OSError:
-        raise UserError(f"there is no {path}: give the folder of a finished evaluation") from None
+        raise ValueError(f"there is no {path}: give the folder of a finished evaluation") from None
     except ValueError:
-        raise UserError(f"{path} is damaged: evaluate again with the same --output, finished parts are kept") from None
+        raise ValueError(f"{path} is damaged: evaluate again with the same --output, finished parts are kept") from None
 
 
 def as_text(report: Report) -> str:

@@ -6,7 +6,6 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
-from ppvilg.errors import UserError
 from ppvilg.server.settings import Settings
 
 
@@ -18,14 +17,14 @@ class _Server(uvicorn.Server):
 
 
 def serve(app: FastAPI, settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what runs; raises `UserError` for an address that cannot be listened on."""
+    """Serve until SIGTERM or SIGINT, then finish what runs; raises `ValueError` for an address that cannot be listened on."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((settings.host, settings.port))
         except OSError as error:
-            raise UserError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
+            raise ValueError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
         # Longer than any request can take: the engine gives them up at their deadline.
         patience = math.ceil(settings.deadline) + 5
         _Server(uvicorn.Config(app, timeout_graceful_shutdown=patience)).run(sockets=[listening])

@@ -4,12 +4,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppvilg.errors import UserError
-
 
 @dataclass(frozen=True)
 class Settings:
-    """Checked as it is made: values that are each fine but cannot stand together are a `UserError`."""
+    """Checked as it is made: values that are each fine but cannot stand together are a `ValueError`."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -41,20 +39,20 @@ class Settings:
     def __post_init__(self):
         for name in ("capacity", "queue", "burst", "max_body", "max_characters", "max_pixels", "max_n", "max_candidates"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: give at least 1")
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
         for name in ("port", "grpc_port"):
             if not 0 <= (getattr(self, name) or 0) < 2**16:
-                raise UserError(f"{name} is {getattr(self, name)}: give a port below 65536, or 0 for any that is free")
+                raise ValueError(f"{name} is {getattr(self, name)}: give a port below 65536, or 0 for any that is free")
         if self.deadline <= 0:
-            raise UserError(f"deadline is {self.deadline}: give the seconds that a request may take")
+            raise ValueError(f"deadline is {self.deadline}: give the seconds that a request may take")
         if self.rate < 0:
-            raise UserError(f"rate is {self.rate}: give requests per second, or 0 for no limit")
+            raise ValueError(f"rate is {self.rate}: give requests per second, or 0 for no limit")
         if self.capacity < 2:
-            raise UserError(f"capacity is {self.capacity}: a picture with guidance takes 2 sequences")
+            raise ValueError(f"capacity is {self.capacity}: a picture with guidance takes 2 sequences")
         if self.max_candidates < self.max_n:
-            raise UserError(f"max_candidates is {self.max_candidates}: give at least max_n = {self.max_n}")
+            raise ValueError(f"max_candidates is {self.max_candidates}: give at least max_n = {self.max_n}")
         if self.queue < 2 * self.max_candidates:
-            raise UserError(
+            raise ValueError(
                 f"queue is {self.queue}: the largest request, {self.max_candidates} candidates with guidance, needs room for "
                 f"{2 * self.max_candidates} sequences"
             )
@@ -65,9 +63,9 @@ def read_api_keys(path: str | None) -> frozenset[str]:
     try:
         lines = Path(path).read_text("utf-8").splitlines() if path else []
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read API keys from {path}: {error}") from None
+        raise ValueError(f"cannot read API keys from {path}: {error}") from None
     found = [line.partition("#")[0].strip() for line in lines] + os.environ.get("PPVILG_API_KEYS", "").split(",")
     keys = frozenset(key.strip() for key in found if key.strip())
     if path and not keys:
-        raise UserError(f"{path} holds no API key: put one on each line")
+        raise ValueError(f"{path} holds no API key: put one on each line")
     return keys

@@ -10,7 +10,6 @@ from safetensors.numpy import save_file
 
 from ppvilg.checkpoint import check_weights, fill
 from ppvilg.config import CodebookConfig, VQGANConfig
-from ppvilg.errors import UserError
 from ppvilg.folder import ImageTokenizerConfig
 from ppvilg.vqgan.folder import save_vqgan
 from ppvilg.vqgan.lpips import GROUPS, weight_shapes
@@ -24,7 +23,7 @@ def convert_taming(checkpoint: str | Path, model_yaml: str | Path, folder: str |
     """Convert a VQModel or GumbelVQ checkpoint with its YAML into a folder that `load_vqgan` reads.
 
     The encoder's, decoder's and codebook's weights are kept as they are, under the same names but one; the loss and
-    its discriminator are left out. Returns the config written. Raises `UserError` if a file can't be read, asks for
+    its discriminator are left out. Returns the config written. Raises `ValueError` if a file can't be read, asks for
     something our network lacks, or the weights do not fit the YAML.
     """
     config = taming_config(model_yaml)
@@ -39,7 +38,7 @@ def convert_taming(checkpoint: str | Path, model_yaml: str | Path, folder: str |
 
 
 def taming_config(path: str | Path) -> ImageTokenizerConfig:
-    """Our config for the model that a taming YAML describes; raises `UserError` if it can't be expressed."""
+    """Our config for the model that a taming YAML describes; raises `ValueError` if it can't be expressed."""
     try:
         model = yaml.safe_load(Path(path).read_text("utf-8"))["model"]
         kind, parameters = model["target"].rpartition(".")[2], model["params"]
@@ -53,23 +52,23 @@ def taming_config(path: str | Path) -> ImageTokenizerConfig:
             "attention_resolutions": list(network["attn_resolutions"]),
         }
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
     except KeyError as error:
-        raise UserError(f"{path} is not the YAML of a taming VQGAN: it has no key {error}") from None
+        raise ValueError(f"{path} is not the YAML of a taming VQGAN: it has no key {error}") from None
     except (TypeError, AttributeError):
-        raise UserError(f"{path} is not the YAML of a taming VQGAN: expected model.params.ddconfig") from None
+        raise ValueError(f"{path} is not the YAML of a taming VQGAN: expected model.params.ddconfig") from None
     if kind not in ("VQModel", "GumbelVQ"):
-        raise UserError(f"{path}: model.target is {kind}; only VQModel and GumbelVQ can be converted")
+        raise ValueError(f"{path}: model.target is {kind}; only VQModel and GumbelVQ can be converted")
     for key, value in _FIXED.items():
         if network.get(key, value) != value:
-            raise UserError(f"{path}: ddconfig.{key} is {network[key]!r}; only {value!r} can be converted")
+            raise ValueError(f"{path}: ddconfig.{key} is {network[key]!r}; only {value!r} can be converted")
     if parameters.get("remap"):
-        raise UserError(f"{path}: remap is {parameters['remap']!r}; models with remapped codes can't be converted")
+        raise ValueError(f"{path}: remap is {parameters['remap']!r}; models with remapped codes can't be converted")
     if kind == "GumbelVQ":
         if dim != latent_channels:
-            raise UserError(f"{path}: embed_dim {dim} and z_channels {latent_channels} of a GumbelVQ have to be equal")
+            raise ValueError(f"{path}: embed_dim {dim} and z_channels {latent_channels} of a GumbelVQ have to be equal")
         codebook = CodebookConfig(size, dim, learning="gumbel", kl_weight=parameters.get("kl_weight", 1e-8))
     else:
         codebook = CodebookConfig(size, dim)
@@ -80,7 +79,7 @@ def taming_config(path: str | Path) -> ImageTokenizerConfig:
 def convert_lpips(vgg: str | Path, linear: str | Path, output: str | Path) -> None:
     """Join torchvision's VGG16 and LPIPS's linear layers (vgg.pth, version 0.1) into the file that `LPIPS` reads.
 
-    Raises `UserError` if a file can't be read or lacks a weight.
+    Raises `ValueError` if a file can't be read or lacks a weight.
     """
     convolutions = {name: array for name, array in read_torch(vgg).items() if name.startswith("features.")}
     layers = {name.replace(".model.1.", "."): array for name, array in read_torch(linear).items()}
@@ -98,12 +97,12 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
     """The tensors of a torch pickle, either a state_dict or a training checkpoint with one, as float32 arrays by name.
 
     No code of the file is run: it is read with `weights_only`, and objects of unknown classes, which Lightning stores
-    beside the weights, become empty stand-ins. Raises `UserError` if torch is missing or the file holds no weights.
+    beside the weights, become empty stand-ins. Raises `ValueError` if torch is missing or the file holds no weights.
     """
     try:
         import torch
     except ImportError:
-        raise UserError("conversion needs torch: pip install -r requirements-convert.txt") from None
+        raise ValueError("conversion needs torch: pip install -r requirements-convert.txt") from None
     unknown = []
     try:
         if zipfile.is_zipfile(path):  # files of torch before 1.6, such as VGG16's, are no zip and can't be searched
@@ -112,17 +111,17 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
         with torch.serialization.safe_globals(stand_ins):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception:  # torch raises many kinds here (RuntimeError, ValueError, UnpicklingError, KeyError ...)
         if not unknown:
-            raise UserError(f"{path} is not a torch checkpoint, or is damaged") from None
-        raise UserError(
+            raise ValueError(f"{path} is not a torch checkpoint, or is damaged") from None
+        raise ValueError(
             f"{path} can't be read without running code from {', '.join(sorted(unknown))}; if you trust it, save its "
             "state_dict alone: torch.save(torch.load(PATH, weights_only=False)['state_dict'], NEW_PATH)"
         ) from None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UserError(f"{path} holds no state_dict: expected weights by name, or a checkpoint with `state_dict`")
+        raise ValueError(f"{path} holds no state_dict: expected weights by name, or a checkpoint with `state_dict`")
     return {name: tensor.float().contiguous().numpy() for name, tensor in state.items()}
 
 

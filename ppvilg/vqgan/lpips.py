@@ -36,7 +36,7 @@ class LPIPS(nn.Layer):
     """Learned perceptual image patch similarity over VGG16 (Zhang et al. 2018, equation 1; "lin", version 0.1).
 
     The weights come from a file made by `tools/convert_vqgan.py lpips`. They are constant: they get no gradient and
-    stay out of the state_dict, hence out of checkpoints. Raises `UserError` if the file can't be read or lacks one.
+    stay out of the state_dict, hence out of checkpoints. Raises `ValueError` if the file can't be read or lacks one.
     """
 
     def __init__(self, path: str):

@@ -4,7 +4,6 @@ import paddle
 from paddle import nn
 
 from ppvilg.config import VQGANConfig
-from ppvilg.errors import UserError
 from ppvilg.vqgan.layers import Conv2D
 from ppvilg.vqgan.network import Decoder, Encoder
 from ppvilg.vqgan.quantizer import Quantized, build_codebook
@@ -28,7 +27,7 @@ class VQGAN(nn.Layer):
     def forward(self, images: paddle.Tensor) -> tuple[paddle.Tensor, Quantized]:
         """Images float32 [B, 3, H, W] in [-1, 1] -> (reconstruction, not clipped, of that shape; the codes).
 
-        Raises `UserError` as `encode` does.
+        Raises `ValueError` as `encode` does.
         """
         quantized = self.quantize(self._latents(images))
         return self.decode_latents(quantized.latents), quantized
@@ -37,7 +36,7 @@ class VQGAN(nn.Layer):
     def encode(self, images: paddle.Tensor) -> paddle.Tensor:
         """Images float32 [B, 3, H, W] in [-1, 1] -> ids int64 [B, H/f, W/f] in 0 .. K-1; no gradient.
 
-        Raises `UserError` if the images have another shape or H, W are no multiples of f.
+        Raises `ValueError` if the images have another shape or H, W are no multiples of f.
         """
         return self.quantize.encode(self._latents(images))
 
@@ -58,5 +57,5 @@ class VQGAN(nn.Layer):
         """Latents before quantization, float32 [B, codebook.dim, h, w]."""
         f, shape = self.config.downsampling, images.shape
         if len(shape) != 4 or shape[1] != 3 or shape[2] % f or shape[3] % f:
-            raise UserError(f"expected images [B, 3, H, W] with H and W multiples of f = {f}, got {list(shape)}")
+            raise ValueError(f"expected images [B, 3, H, W] with H and W multiples of f = {f}, got {list(shape)}")
         return self.quant_conv(self.encoder(images))

@@ -8,7 +8,6 @@ import pytest
 
 from ppvilg.data.shards import pack_shard, write_manifest, write_shards
 from ppvilg.data.sources import open_source
-from ppvilg.errors import UserError
 
 PICTURE = b"RIFF....WEBP" + b"\0" * 20
 
@@ -50,14 +49,14 @@ def test_splits_and_samples(folder):
 
 
 def test_unknown_split_names_the_known_ones(folder):
-    with pytest.raises(UserError, match="train, validation"):
+    with pytest.raises(ValueError, match="train, validation"):
         open_source(folder, "test")
 
 
 def test_truncated_shard_is_named(folder):
     shard = folder / "train-00001.tar.gz"
     shard.write_bytes(shard.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"train-00001\.tar\.gz is truncated or damaged"):
+    with pytest.raises(ValueError, match=r"train-00001\.tar\.gz is truncated or damaged"):
         open_source(folder, "train")
     assert len(open_source(folder, "validation")) == 5
 
@@ -67,20 +66,20 @@ def test_one_wrong_bit_is_found(folder):
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(UserError, match=r"train-00000.*SHA-256"):
+    with pytest.raises(ValueError, match=r"train-00000.*SHA-256"):
         open_source(folder, "train")
 
 
 def test_missing_shard_is_named(folder):
     (folder / "train-00000.tar.gz").unlink()
-    with pytest.raises(UserError, match="train-00000"):
+    with pytest.raises(ValueError, match="train-00000"):
         open_source(folder, "train")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "shards": [{}]}', '{"format": 99, "shards": []}'])
 def test_damaged_manifest(folder, content):
     (folder / "manifest.json").write_text(content)
-    with pytest.raises(UserError, match=r"manifest\.json"):
+    with pytest.raises(ValueError, match=r"manifest\.json"):
         open_source(folder, "train")
 
 
@@ -117,7 +116,7 @@ def test_shards_named_after_splits(tmp_path):
     assert len(open_source(tmp_path, "train")) == 3
     assert [r.key for r in open_source(tmp_path, "validation").records] == ["b0", "b1"]
     assert len(open_source(tmp_path, "all")) == 5
-    with pytest.raises(UserError, match="train, validation"):
+    with pytest.raises(ValueError, match="train, validation"):
         open_source(tmp_path, "test")
 
 
@@ -143,16 +142,16 @@ def test_incomplete_samples_are_reported(tmp_path):
 def test_damaged_plain_tar_is_named(tmp_path, damage):
     plain_tar(tmp_path / "x.tar", files("a", 10))
     (tmp_path / "x.tar").write_bytes(damage((tmp_path / "x.tar").read_bytes()))
-    with pytest.raises(UserError, match=r"x\.tar"):
+    with pytest.raises(ValueError, match=r"x\.tar"):
         open_source(tmp_path, "all")
 
 
 def test_damaged_gzip_is_named(tmp_path):
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress(b"no tar" * 1000))
-    with pytest.raises(UserError, match=r"x\.tar\.gz"):
+    with pytest.raises(ValueError, match=r"x\.tar\.gz"):
         open_source(tmp_path, "all")
     (tmp_path / "x.tar.gz").write_bytes(pack_shard(files("a", 50))[:-30])
-    with pytest.raises(UserError, match=r"x\.tar\.gz"):
+    with pytest.raises(ValueError, match=r"x\.tar\.gz"):
         open_source(tmp_path, "all")
 
 
@@ -160,9 +159,9 @@ def test_keep(folder):
     kept = open_source(folder, "all", keep={"style": ["b"]})
     assert {record.metadata["style"] for record in kept.records} == {"b"}
     assert kept.report.filtered == 10
-    with pytest.raises(UserError, match="values are a, b"):
+    with pytest.raises(ValueError, match="values are a, b"):
         open_source(folder, "all", keep={"style": ["c"]})
-    with pytest.raises(UserError, match="nobody"):
+    with pytest.raises(ValueError, match="nobody"):
         open_source(folder, "all", keep={"nobody": ["c"]})
 
 
@@ -170,10 +169,10 @@ def test_file_vanishes_while_training(tmp_path):
     plain_tar(tmp_path / "x.tar", files("a", 2))
     source = open_source(tmp_path, "all")
     shutil.move(tmp_path / "x.tar", tmp_path / "y.tar")
-    with pytest.raises(UserError, match=r"x\.tar"):
+    with pytest.raises(ValueError, match=r"x\.tar"):
         source[0]
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(UserError, match="not a folder"):
+    with pytest.raises(ValueError, match="not a folder"):
         open_source(tmp_path / "nothing", "train")

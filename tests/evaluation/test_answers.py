@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 
-from ppvilg.errors import UserError
 from ppvilg.evaluation.answers import COLUMNS, answer_accuracy, export_for_rating
 
 
@@ -43,11 +42,11 @@ def test_equal_answers():
 
 
 def test_refused_answers():
-    with pytest.raises(UserError, match="no answers to score"):
+    with pytest.raises(ValueError, match="no answers to score"):
         answer_accuracy([], [])
-    with pytest.raises(UserError, match="1 answers, but 2 questions"):
+    with pytest.raises(ValueError, match="1 answers, but 2 questions"):
         answer_accuracy(["红"], [["红"], ["绿"]])
-    with pytest.raises(UserError, match="question 1 has no answer"):
+    with pytest.raises(ValueError, match="question 1 has no answer"):
         answer_accuracy(["红", "绿"], [["红"], []])
 
 
@@ -70,10 +69,10 @@ def test_jsonl(tmp_path):
 
 
 def test_refused_tables(tmp_path):
-    with pytest.raises(UserError, match=r"ends in \.csv or \.jsonl"):
+    with pytest.raises(ValueError, match=r"ends in \.csv or \.jsonl"):
         export_for_rating(tmp_path / "rate.txt", *TABLE)
-    with pytest.raises(UserError, match="2 images, 2 questions and 1 answers"):
+    with pytest.raises(ValueError, match="2 images, 2 questions and 1 answers"):
         export_for_rating(tmp_path / "rate.csv", *TABLE[:2], ["红色"])
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(ValueError, match="cannot write"):
         export_for_rating(tmp_path / "file" / "rate.csv", *TABLE)

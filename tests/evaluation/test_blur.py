@@ -5,7 +5,6 @@ import pytest
 from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter
 
-from ppvilg.errors import UserError
 from ppvilg.evaluation.blur import blurred
 
 PICTURE = np.random.default_rng(0).integers(0, 256, [80, 90, 3], "uint8")
@@ -31,7 +30,7 @@ def test_radius_0_changes_nothing():
 
 def test_what_is_refused():
     for radius in (-1, float("nan")):
-        with pytest.raises(UserError, match="radius of a blur"):
+        with pytest.raises(ValueError, match="radius of a blur"):
             blurred([PICTURE], radius)
-    with pytest.raises(UserError, match=r"expected uint8 \[H, W, 3\]"):
+    with pytest.raises(ValueError, match=r"expected uint8 \[H, W, 3\]"):
         list(blurred([PICTURE / 255], 1))

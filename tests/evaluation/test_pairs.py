@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from ppvilg.config import EvalDataConfig, EvalExperiment
-from ppvilg.errors import UserError
 from ppvilg.evaluation.pairs import choose_pairs, nearest_by_caption, others_of_the_styles
 
 NAMES = ("红苹果", "青苹果", "黄香蕉", "小汽车", "大汽车", "向日葵")
@@ -64,7 +63,7 @@ def test_captions_too_long_for_the_model_are_counted_and_left_out(config):
     short = choose_pairs(replace(config, captions="any"), "validation", Characters(), 10)
     assert short.overlong == len(both.pairs) - len(short.pairs) > 0
     assert all(len(pair.caption) <= 8 for pair in short.pairs)
-    with pytest.raises(UserError, match="no caption of the split validation is short enough"):
+    with pytest.raises(ValueError, match="no caption of the split validation is short enough"):
         choose_pairs(config, "validation", Characters(), 3)
 
 

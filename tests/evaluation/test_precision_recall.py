@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from ppvilg.errors import UserError
 from ppvilg.evaluation import precision_recall as module
 from ppvilg.evaluation.precision_recall import precision_recall
 
@@ -58,15 +57,15 @@ def test_balls_hold_their_surface():
 
 def test_what_is_refused():
     a = features(10, 1)
-    with pytest.raises(UserError, match="3 samples have no 3 neighbours"):
+    with pytest.raises(ValueError, match="3 samples have no 3 neighbours"):
         precision_recall(a, a[:3])
-    with pytest.raises(UserError, match="different lengths, 6 and 5"):
+    with pytest.raises(ValueError, match="different lengths, 6 and 5"):
         precision_recall(a, a[:, :5])
-    with pytest.raises(UserError, match=r"shape \[10\]"):
+    with pytest.raises(ValueError, match=r"shape \[10\]"):
         precision_recall(a[:, 0], a)
-    with pytest.raises(UserError, match="neighbours is 0"):
+    with pytest.raises(ValueError, match="neighbours is 0"):
         precision_recall(a, a, 0)
     broken = a.copy()
     broken[3, 2] = np.nan
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(ValueError, match="not finite"):
         precision_recall(a, broken)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from ppvilg.errors import UserError
 from ppvilg.evaluation.retrieval import nearest_style, pooled_recall, recall_at, style_accuracy
 
 
@@ -33,14 +32,14 @@ def test_several_right_images():
 
 def test_refused_similarities():
     similarity = np.zeros([2, 3])
-    with pytest.raises(UserError, match=r"shape \[3\]"):
+    with pytest.raises(ValueError, match=r"shape \[3\]"):
         recall_at(similarity[0], [0])
-    with pytest.raises(UserError, match="2 texts, but right images for 1"):
+    with pytest.raises(ValueError, match="2 texts, but right images for 1"):
         recall_at(similarity, [0])
     for wrong in ([], [3], [-1], 3):
-        with pytest.raises(UserError, match="text 1 has the right images"):
+        with pytest.raises(ValueError, match="text 1 has the right images"):
             recall_at(similarity, [0, wrong])
-    with pytest.raises(UserError, match="not numbers"):
+    with pytest.raises(ValueError, match="not numbers"):
         recall_at(similarity * np.nan, [0, 1])
 
 
@@ -75,17 +74,17 @@ def test_styles_that_tie():
 def test_refused_styles():
     known = style_features(1)
     features = known["水彩"]
-    with pytest.raises(UserError, match="30 images, but styles of 1"):
+    with pytest.raises(ValueError, match="30 images, but styles of 1"):
         style_accuracy(features, ["水彩"], known)
-    with pytest.raises(UserError, match="no features of the style 版画"):
+    with pytest.raises(ValueError, match="no features of the style 版画"):
         style_accuracy(features, ["版画"] * 30, known)
-    with pytest.raises(UserError, match="no styles to compare"):
+    with pytest.raises(ValueError, match="no styles to compare"):
         nearest_style(features, {})
-    with pytest.raises(UserError, match="different lengths, 5 and 4"):
+    with pytest.raises(ValueError, match="different lengths, 5 and 4"):
         nearest_style(features, known | {"油画": features[:, :4]})
-    with pytest.raises(UserError, match=r"shape \[0, 5\]"):
+    with pytest.raises(ValueError, match=r"shape \[0, 5\]"):
         nearest_style(features, known | {"油画": features[:0]})
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(ValueError, match="not finite"):
         nearest_style(features * np.inf, known)
 
 
@@ -106,5 +105,5 @@ def test_pooled_recall_draws_no_item_with_the_same_label():
     items = np.eye(4)
     assert pooled_recall(items[[0, 0, 2, 2]], items[[0, 0, 2, 2]], ["a", "a", "b", "b"], 4, 0)["R@1"] == 1
     assert pooled_recall(items[[0, 0, 2, 2]], items[[0, 0, 2, 2]], ["a", "b", "c", "d"], 4, 0)["R@1"] == 0
-    with pytest.raises(UserError, match="shapes"):
+    with pytest.raises(ValueError, match="shapes"):
         pooled_recall(items, items[:3], ["a"] * 3, 4, 0)

@@ -7,7 +7,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from ppvilg.config import VQGANLossConfig
-from ppvilg.errors import UserError
 from ppvilg.vqgan.convert import convert_lpips
 from ppvilg.vqgan.loss import VQGANLoss
 from ppvilg.vqgan.lpips import LPIPS, weight_shapes
@@ -85,10 +84,10 @@ def test_the_loss_uses_it_and_keeps_it_out_of_checkpoints(path):
 
 
 def test_a_wrong_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(ValueError, match="cannot read"):
         LPIPS(str(tmp_path / "none.safetensors"))
     save_file({"x": np.zeros(1, "float32")}, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match=r"it lacks features\.0\.bias and 30 more"):
+    with pytest.raises(ValueError, match=r"it lacks features\.0\.bias and 30 more"):
         LPIPS(str(tmp_path / "x.safetensors"))
 
 
@@ -101,5 +100,5 @@ def test_conversion(weights, tmp_path):
     convert_lpips(tmp_path / "vgg16.pth", tmp_path / "vgg.pth", tmp_path / "out" / "lpips.safetensors")
     LPIPS(str(tmp_path / "out" / "lpips.safetensors"))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["lpips.safetensors"]
-    with pytest.raises(UserError, match=r"vgg\.pth does not hold .* lacks features\.0\.bias"):
+    with pytest.raises(ValueError, match=r"vgg\.pth does not hold .* lacks features\.0\.bias"):
         convert_lpips(tmp_path / "vgg.pth", tmp_path / "vgg.pth", tmp_path / "out" / "lpips.safetensors")

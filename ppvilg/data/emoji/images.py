@@ -9,7 +9,6 @@ from ppvilg.data.emoji.concepts import Emoji, normal_id
 from ppvilg.data.emoji.icon_names import IconNames
 from ppvilg.data.emoji.packages import read
 from ppvilg.data.emoji.styles import Style
-from ppvilg.errors import UserError
 
 SIZE = 64
 
@@ -64,7 +63,7 @@ def _draw(icons: dict, name: str):
     try:
         import resvg_py
     except ImportError:
-        raise UserError("resvg-py is not installed; run: pip install -r requirements-data.txt") from None
+        raise ValueError("resvg-py is not installed; run: pip install -r requirements-data.txt") from None
     alias = icons.get("aliases", {}).get(name, {})
     icon = icons["icons"][alias.get("parent", name)]
     left, top = icon.get("left", 0), icon.get("top", 0)

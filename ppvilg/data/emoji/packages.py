@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ppvilg.data.emoji.styles import Package
-from ppvilg.errors import UserError
 
 
 def fetch(packages: Iterable[Package], cache: Path) -> dict[Package, Path]:
     """The tarball of each package, fetched with `npm pack` unless the cache folder has it.
 
-    Raises `UserError` if npm is missing or refuses.
+    Raises `ValueError` if npm is missing or refuses.
     """
     cache.mkdir(parents=True, exist_ok=True)
     found = {package: cache / _tarball(package) for package in packages}
@@ -21,10 +20,10 @@ def fetch(packages: Iterable[Package], cache: Path) -> dict[Package, Path]:
         try:
             subprocess.run(["npm", "pack", "--silent", *missing], cwd=cache, check=True, capture_output=True, text=True)
         except FileNotFoundError:
-            raise UserError("npm was not found; install Node.js, or put the .tgz files into the cache") from None
+            raise ValueError("npm was not found; install Node.js, or put the .tgz files into the cache") from None
         except subprocess.CalledProcessError as error:
             reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise UserError(f"npm pack failed for {', '.join(missing)}: {reason}") from None
+            raise ValueError(f"npm pack failed for {', '.join(missing)}: {reason}") from None
     return found
 
 
@@ -42,5 +41,5 @@ def read(tarball: Path, prefix: str) -> dict[str, bytes]:
                 if member.isfile() and path.startswith(prefix):
                     files[path] = archive.extractfile(member).read()
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{tarball} cannot be read ({error}); delete it, so that it is fetched again") from None
+        raise ValueError(f"{tarball} cannot be read ({error}); delete it, so that it is fetched again") from None
     return files
