@@ -34,7 +34,7 @@ def read(tmp_path, model):
 
 def test_config_of_a_vqmodel(tmp_path):
     config = read(tmp_path, MODEL)
-    assert (config.task, config.image_size, config.vqgan.downsampling) == ("vqgan", 256, 16)
+    assert (config.image_size, config.vqgan.downsampling) == (256, 16)
     assert (config.vqgan.codebook.size, config.vqgan.codebook.learning) == (16384, "gradient")
     save_config(config, tmp_path / "config.yml")
     assert load_config(tmp_path / "config.yml") == config
