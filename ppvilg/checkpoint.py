@@ -14,7 +14,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
@@ -154,7 +154,7 @@ def save_shards(shards: dict[str, ShardedTensor], folder: Path, name: str, rank:
 
 
 def save_checkpoint(
-    run: Path, state: dict[str, int], files: dict[str, dict[str, ShardedTensor]], keep: int, context: "ParallelContext"
+    run: Path, state: dict[str, Any], files: dict[str, dict[str, ShardedTensor]], keep: int, context: "ParallelContext"
 ) -> Path:
     """Write `{name}.safetensors` for each of `files`, all processes what they hold, and `state`, which has the `step`; then
     remove all but the newest `keep`.
@@ -194,7 +194,7 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in (run / "checkpoints").glob("step-*") if (path / "state.json").is_file())
 
 
-def checkpoint_state(folder: Path) -> dict[str, int]:
+def checkpoint_state(folder: Path) -> dict[str, Any]:
     """What `save_checkpoint` got as the state of a checkpoint."""
     return json.loads((folder / "state.json").read_text())
 

@@ -1,7 +1,6 @@
 """Configs: what is accepted, what is refused and how it is said."""
 
 import dataclasses
-import re
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +104,7 @@ LAYOUTS = [
     ({"sharding_degree": 2, "sharding_stage": 2, "offload": True}, "sharding_stage: 3 and a sharding_degree of at least 2"),
     ({"dp_degree": 2, "sharding_degree": 4, "sharding_stage": 3, "offload": True}, None),
     ({"sequence_parallel": True}, "with mp_degree: 1"),
+    ({"dp_degree": 32, "mp_degree": 8, "sequence_parallel": True}, "divides the 2 sequences of a micro-batch"),
     ({"mp_degree": 3}, "divisor of transformer.heads = 16"),
     ({"pp_degree": 25}, "at most transformer.layers = 24"),
     ({"dp_degree": 3}, "multiple of gradient_accumulation_steps x dp_degree x sharding_degree = 3"),
@@ -122,8 +122,9 @@ def test_layouts_that_fleet_cannot_combine(tmp_path, layout, said):
         parallel = load_config(path).parallel
         assert parallel.world_size == parallel.data_world_size * parallel.mp_degree * parallel.pp_degree
     else:
-        with pytest.raises(ValueError, match=re.escape(said)):
+        with pytest.raises(ValueError, match=r"expected|Fleet|set ") as caught:
             load_config(path)
+        assert said in str(caught.value)
 
 
 def test_data_of_an_evaluation_is_that_of_the_training_unless_it_is_given(tmp_path):
@@ -163,7 +164,7 @@ def test_data_of_an_evaluation_is_that_of_the_training_unless_it_is_given(tmp_pa
 )
 def test_refusals_name_key_value_and_expectation(tmp_path, override, parts):
     path = write(tmp_path, "a.yml", task="vilg", transformer={"hidden": 1024})
-    with pytest.raises(ValueError, match="-o ") as caught:
+    with pytest.raises(ValueError, match="-o") as caught:
         load_config(path, [override])
     assert all(part in str(caught.value) for part in [*parts, "-o"]), str(caught.value)
     assert "\n" not in str(caught.value)

@@ -164,7 +164,8 @@ class ParallelConfig(DataParallelConfig):
     pp_degree: Positive = 1
     """Pipeline stages that share out the layers."""
     sequence_parallel: bool = False
-    """Divide what lies between the matrices along the sequence, too (mp_degree > 1)."""
+    """Share out what lies between the matrices, too: each tensor parallel process has some of a micro-batch's sequences, of
+    which there are two for each pair (mp_degree > 1)."""
     recompute: Recompute = "none"
     """Whether the backward pass computes each layer again instead of keeping its activations."""
     precision: Precision = "fp32"
@@ -301,6 +302,10 @@ class ViLGExperiment(ImageTokensExperiment):
         ):
             if size % parallel.mp_degree:
                 yield "parallel.mp_degree", parallel.mp_degree, f"expected a divisor of {name} = {size}"
+        sequences = 2 * self.micro_batch
+        if parallel.sequence_parallel and sequences % parallel.mp_degree:
+            expected = f"expected false, or a parallel.mp_degree that divides the {sequences} sequences of a micro-batch"
+            yield "parallel.sequence_parallel", True, expected
         if parallel.pp_degree > model.layers:
             yield "parallel.pp_degree", parallel.pp_degree, f"expected at most transformer.layers = {model.layers}"
 

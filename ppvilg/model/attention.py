@@ -23,9 +23,9 @@ class Attention(nn.Layer):
         super().__init__()
         self.heads = heads // (1 if mp_group is None else mp_group.nranks)
         self.width = hidden // heads
-        self.query = column_linear(hidden, hidden, mp_group=mp_group)
-        self.key = column_linear(hidden, hidden, bias=False, mp_group=mp_group)
-        self.value = column_linear(hidden, hidden, bias=False, mp_group=mp_group)
+        self.query = column_linear(hidden, hidden, mp_group=mp_group, shared=True)
+        self.key = column_linear(hidden, hidden, bias=False, mp_group=mp_group, shared=True)
+        self.value = column_linear(hidden, hidden, bias=False, mp_group=mp_group, shared=True)
         self.out = row_linear(hidden, hidden, mp_group)
 
     def forward(self, x: paddle.Tensor, masks: Sequence[AttentionMask] | None, key_mask: paddle.Tensor) -> paddle.Tensor:

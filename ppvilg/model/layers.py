@@ -36,22 +36,51 @@ class LayerNorm(nn.Layer):
         return ops.layer_norm(x, self.weight, self.bias, self.epsilon)
 
 
-def column_linear(inputs: int, outputs: int, bias: bool = True, mp_group=None) -> nn.Layer:
-    """[..., in] -> [..., out], or the process's share of the output features."""
+def column_linear(inputs: int, outputs: int, bias: bool = True, mp_group=None, shared: bool = False) -> nn.Layer:
+    """[..., in] -> [..., out], or the process's share of the output features; `shared`: of an input whose sequences are shared
+    out where the group is `sequence_parallel`."""
     if mp_group is None or mp_group.nranks == 1:
         return Linear(inputs, outputs, bias)
     from paddle.distributed.fleet.meta_parallel import ColumnParallelLinear
+    from paddle.distributed.fleet.utils.sequence_parallel_utils import ColumnSequenceParallelLinear
 
-    return ColumnParallelLinear(inputs, outputs, has_bias=bias, gather_output=False, mp_group=mp_group)
+    layer = ColumnSequenceParallelLinear if shared and sequence_parallel(mp_group) else ColumnParallelLinear
+    return layer(inputs, outputs, has_bias=bias, gather_output=False, mp_group=mp_group)
 
 
 def row_linear(inputs: int, outputs: int, mp_group=None) -> nn.Layer:
-    """[..., in], or the process's share of the input features, -> [..., out]; with a bias."""
+    """[..., in], or the process's share of the input features, -> [..., out], of which the sequences are shared out where the
+    group is `sequence_parallel`; with a bias."""
     if mp_group is None or mp_group.nranks == 1:
         return Linear(inputs, outputs)
     from paddle.distributed.fleet.meta_parallel import RowParallelLinear
+    from paddle.distributed.fleet.utils.sequence_parallel_utils import RowSequenceParallelLinear
 
-    return RowParallelLinear(inputs, outputs, has_bias=True, input_is_parallel=True, mp_group=mp_group)
+    layer = RowSequenceParallelLinear if sequence_parallel(mp_group) else RowParallelLinear
+    return layer(inputs, outputs, has_bias=True, input_is_parallel=True, mp_group=mp_group)
+
+
+def sequence_parallel(mp_group) -> bool:
+    """Whether tensor parallel processes share out the sequences [S, L, hidden] between their matrices: each has S / nranks."""
+    return getattr(mp_group, "sequence_parallel", False)
+
+
+def scatter_sequences(x: paddle.Tensor, mp_group) -> paddle.Tensor:
+    """The process's share of sequences [S, ...], where they are shared out."""
+    if not sequence_parallel(mp_group):
+        return x
+    from paddle.distributed.fleet.utils.sequence_parallel_utils import ScatterOp
+
+    return ScatterOp.apply(x)
+
+
+def gather_sequences(x: paddle.Tensor, mp_group) -> paddle.Tensor:
+    """All sequences [S, ...], where they were shared out."""
+    if not sequence_parallel(mp_group):
+        return x
+    from paddle.distributed.fleet.utils.sequence_parallel_utils import GatherOp
+
+    return GatherOp.apply(x)
 
 
 def embedding(count: int, width: int, mp_group=None) -> nn.Layer:
@@ -77,7 +106,7 @@ class MLP(nn.Layer):
 
     def __init__(self, hidden: int, multiplier: int, mp_group=None):
         super().__init__()
-        self.up = column_linear(hidden, multiplier * hidden, mp_group=mp_group)
+        self.up = column_linear(hidden, multiplier * hidden, mp_group=mp_group, shared=True)
         self.down = row_linear(multiplier * hidden, hidden, mp_group)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:

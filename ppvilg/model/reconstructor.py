@@ -7,7 +7,6 @@ from ppvilg import ops
 from ppvilg.config import VQGANConfig
 from ppvilg.model.layers import Linear
 from ppvilg.vqgan.layers import Conv2D
-from ppvilg.vqgan.model import VQGAN
 from ppvilg.vqgan.network import Decoder
 
 
@@ -33,8 +32,3 @@ class Reconstructor(nn.Layer):
         latents = self.map_out(ops.gelu(self.map_in(states)))
         latents = latents.reshape([-1, *self.grid, latents.shape[-1]]).transpose([0, 3, 1, 2])
         return self.decoder(self.post_quant_conv(latents))
-
-    def start_from(self, vqgan: VQGAN) -> None:
-        """Take over the weights of a trained tokenizer's decoder."""
-        self.post_quant_conv.set_state_dict(vqgan.post_quant_conv.state_dict())
-        self.decoder.set_state_dict(vqgan.decoder.state_dict())

@@ -17,7 +17,17 @@ from ppvilg.model.attention import Attention
 from ppvilg.model.batch import Batch
 from ppvilg.model.config import ViLGConfig
 from ppvilg.model.kv_cache import DecodeInputs, Prefix, keeps_inputs
-from ppvilg.model.layers import MLP, LayerNorm, column_linear, dropout, embedding, sizes, tied_logits
+from ppvilg.model.layers import (
+    MLP,
+    LayerNorm,
+    column_linear,
+    dropout,
+    embedding,
+    gather_sequences,
+    scatter_sequences,
+    sizes,
+    tied_logits,
+)
 from ppvilg.model.mask import Direction
 from ppvilg.model.reconstructor import Reconstructor
 
@@ -43,7 +53,7 @@ class Embedding(nn.Layer):
     def __init__(self, config: ViLGConfig, mp_group=None):
         super().__init__()
         hidden, text_width = config.hidden, config.text_embedding_width or config.hidden
-        self.columns = config.columns
+        self.columns, self.mp_group = config.columns, mp_group
         self.text = embedding(config.text_vocab_size, text_width, mp_group)
         self.text_projection = nn.Linear(text_width, hidden, bias_attr=False) if text_width != hidden else None
         self.image = embedding(config.image_vocab_size, hidden, mp_group)
@@ -57,7 +67,8 @@ class Embedding(nn.Layer):
         to_image = self.sequence(batch.prompt, batch.image_input, Direction.TEXT_TO_IMAGE)
         to_text = self.sequence(batch.text, batch.image_input, Direction.IMAGE_TO_TEXT)
         text_mask = paddle.concat([batch.prompt_mask, batch.text_mask])
-        return paddle.concat([to_image, to_text]), key_mask(text_mask, batch.image.shape[1])
+        x = scatter_sequences(paddle.concat([to_image, to_text]), self.mp_group)
+        return x, key_mask(text_mask, batch.image.shape[1])
 
     def sequence(self, text: paddle.Tensor, image: paddle.Tensor, direction: Direction) -> paddle.Tensor:
         """One direction of texts int64 [B, m] with images int64 [B, n] -> [B, m+n, hidden]."""
@@ -150,7 +161,7 @@ class Head(nn.Layer):
     def forward(self, x: paddle.Tensor, key_mask: paddle.Tensor, tables: Embedding | None = None) -> Outputs:
         """Last block's x [2B, m+n, hidden] of both directions, key_mask bool [2B, m+n]; `tables`: the embedding of a model that
         ties its head to it."""
-        to_image, to_text = self.norm(x).split(2)
+        to_image, to_text = self.norm(gather_sequences(x, self.mp_group)).split(2)
         m = x.shape[1] - self.image_length
         last = last_real_token(to_image[:, :m], key_mask[: len(to_image), :m]).unsqueeze(1)
         image_states = to_image[:, m:]

@@ -9,10 +9,17 @@ from ppvilg.ops.extension import has_kernels, run
 
 
 class AdamW(paddle.optimizer.AdamW):
-    """paddle's AdamW, with the same state under the same names; its update of float32 weights on a CPU is one C++ call."""
+    """paddle's AdamW, with the same state under the same names; float32 weights on a CPU are updated by one C++ call.
+
+    It only replaces how a parameter is updated, so Fleet's wrappers can shard its state.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._waiting = []
 
     def _append_optimize_op(self, block, param_and_grad):
-        """Update one parameter; paddle's `Optimizer` and Fleet's wrappers of it call this for each."""
+        """Update one parameter, or have `_finish_update` do it."""
         if isinstance(param_and_grad, dict):
             param_and_grad = self._update_param_group(param_and_grad)
         weight, gradient = param_and_grad
@@ -23,9 +30,16 @@ class AdamW(paddle.optimizer.AdamW):
         names = self._moment1_acc_str, self._moment2_acc_str, self._beta1_pow_acc_str, self._beta2_pow_acc_str
         state = [self._get_accumulator_master(name, weight) for name in names]
         decayed = self._apply_decay_param_fun is None or self._apply_decay_param_fun(weight.name)
-        decay = self._weight_decay if decayed else 0.0
-        run("adamw", weight, gradient, *state, rate, self._beta1, self._beta2, self._epsilon, decay)
+        self._waiting.append((weight, gradient, *state, rate, self._weight_decay if decayed else 0.0))
         return None
+
+    def _finish_update(self, block, parameters_and_grads):
+        """Called once after `_append_optimize_op` for all parameters, or all of a parameter group."""
+        super()._finish_update(block, parameters_and_grads)
+        if self._waiting:
+            *tensors, decays = map(list, zip(*self._waiting, strict=True))
+            self._waiting.clear()
+            run("adamw", *tensors, self._beta1, self._beta2, self._epsilon, decays)
 
 
 class ClipGradByGlobalNorm(nn.ClipGradByGlobalNorm):

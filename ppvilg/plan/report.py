@@ -136,36 +136,28 @@ def _own(config: ViLGExperiment, cluster: Cluster, pairs: float) -> list[str]:
     ]
 
 
+_COLUMNS = ["dp", "sharding", "stage", "mp", "pp", "recompute", "micro-batches", "pairs", "GB"]
+_COLUMNS += ["s/step", "compute", "bubble", "messages", "days"]
+
+
 def _fitting(found: Search, cluster: Cluster, pairs: float, top: int) -> list[str]:
     limit = f"layouts of {cluster.gpus} GPUs with {cluster.memory / _GB:g} GB"
-    shown = [_row(one, pairs) for one in found.fitting[:top]]
-    if not shown:
+    rows = [_COLUMNS, *(_row(one, pairs) for one in found.fitting[:top])]
+    if not found.fitting:
         return [f"No {limit} fit."]
-    widths = {name: max(len(name), *(len(row[name]) for row in shown)) for name in shown[0]}
-    rows = [{name: name for name in widths}, *shown]
-    lines = ["  ".join(row[name].rjust(width) for name, width in widths.items()) for row in rows]
-    return ["\n  ".join([f"The fastest {len(shown)} of {len(found.fitting)} {limit} that fit", *lines])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return ["\n  ".join([f"The fastest {len(rows) - 1} of {len(found.fitting)} {limit} that fit", *lines])]
 
 
-def _row(found: Plan, pairs: float) -> dict[str, str]:
-    parallel, step = found.config.parallel, sum(found.seconds.values())
+def _row(found: Plan, pairs: float) -> list[str]:
+    layout, step = found.config.parallel, sum(found.seconds.values())
     compute, bubble = found.seconds["compute"], found.seconds["bubble"]
-    return {
-        "dp": str(parallel.dp_degree),
-        "sharding": str(parallel.sharding_degree),
-        "stage": str(parallel.sharding_stage) if parallel.sharding_degree > 1 else "-",
-        "mp": str(parallel.mp_degree),
-        "pp": str(parallel.pp_degree),
-        "recompute": parallel.recompute,
-        "micro-batches": str(found.config.train.gradient_accumulation_steps),
-        "pairs": str(found.config.micro_batch),
-        "GB": f"{peak(found.memory) / _GB:#.3g}",
-        "s/step": f"{step:#.4g}",
-        "compute": f"{compute:#.3g}",
-        "bubble": f"{bubble:#.3g}",
-        "messages": f"{step - compute - bubble:#.3g}",
-        "days": f"{found.days(pairs):.1f}",
-    }
+    stage = layout.sharding_stage if layout.sharding_degree > 1 else "-"
+    counts = found.config.train.gradient_accumulation_steps, found.config.micro_batch
+    how = layout.dp_degree, layout.sharding_degree, stage, layout.mp_degree, layout.pp_degree, layout.recompute, *counts
+    takes = peak(found.memory) / _GB, step, compute, bubble, step - compute - bubble
+    return [*map(str, how), *(f"{number:#.4g}" for number in takes), f"{found.days(pairs):.1f}"]
 
 
 def _others(found: Search) -> list[str]:

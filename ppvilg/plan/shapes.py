@@ -50,13 +50,13 @@ class Stage:
 
 def parameter_sizes(config: ViLGConfig, mp: int = 1) -> dict[str, int]:
     """How many values of each parameter a tensor parallel process holds; the model is built, but not allocated."""
-    with paddle.LazyGuard(), _no_processes():
+    with paddle.LazyGuard(), without_processes():
         model = ViLG(config, Group(0, 0, list(range(mp))) if mp > 1 else None)
     return {name: parameter.size for name, parameter in model.named_parameters()}
 
 
 @contextmanager
-def _no_processes() -> Iterator[None]:
+def without_processes() -> Iterator[None]:
     """What Fleet's layers ask for when they are made, without a job."""
     set_log_level("WARNING")
     tracker = get_rng_state_tracker()

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import paddle
 from paddle import nn
@@ -24,7 +25,8 @@ from paddle.distributed.sharding import group_sharded_parallel
 
 from ppvilg.config import ParallelConfig
 from ppvilg.model.batch import Batch
-from ppvilg.model.vilg import Outputs
+from ppvilg.model.layers import sequence_parallel
+from ppvilg.model.vilg import Block, Outputs
 from ppvilg.train import pipe
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.shards import OptimizerState
@@ -54,6 +56,7 @@ def init_distributed(parallel: ParallelConfig, gradient_accumulation_steps: int 
     strategy.pipeline_configs = {"accumulate_steps": gradient_accumulation_steps}
     fleet.init(is_collective=True, strategy=strategy, log_level="WARNING")
     groups = fleet.get_hybrid_communicate_group()
+    groups.get_model_parallel_group().sequence_parallel = parallel.sequence_parallel
     return ParallelContext(
         launched,
         groups.get_global_rank(),
@@ -90,6 +93,11 @@ class DistributedModel:
         """What the optimizer of this process updates, under single-process names."""
         self._wrapped, self._optimizer, self._scaler = wrapped, optimizer, scaler
         self._dtype = _DTYPES[precision]
+        self._shared_sequences = []  # parameters of which each tensor parallel process knows its sequences' gradients
+        for block in module.sublayers():
+            if isinstance(block, Block) and sequence_parallel(state.context.mp_group):
+                norms = *block.norm1.parameters(), *block.norm2.parameters()
+                self._shared_sequences += [*norms, block.attention.out.bias, block.mlp.down.bias]
 
     def __call__(self, *inputs) -> object:
         """The model's forward in training."""
@@ -100,21 +108,13 @@ class DistributedModel:
         """Add the loss's gradients to those that are there."""
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
-    def forward_backward(self, batches: Sequence[Batch], loss: Callable[[Outputs, Batch], Losses]) -> Losses:
-        """Gradients of the mean of `loss(outputs, batch)["loss"]` over the micro-batches of a step.
+    def forward_backward(self, batches: Sequence[Batch], loss: Callable[[Outputs, Batch], Losses]) -> list[Losses]:
+        """Under a pipeline: gradients of the mean of `loss(outputs, batch)["loss"]` over the micro-batches of a step.
 
-        Returns the means of all losses, which are still on the device; on other than the last pipeline stage none.
+        Returns the losses of each micro-batch, which are still on the device; on other than the last stage none.
         """
-        if isinstance(self.module, pipe.ViLGPipe):
-            with self._autocast():
-                losses = pipe.forward_backward(self._wrapped, batches, loss, self._scaler)
-        else:
-            losses = []
-            for batch in batches:
-                losses.append(loss(self(batch), batch))
-                self.backward(losses[-1]["loss"] / len(batches))
-        names = losses[0] if losses else ()
-        return {name: sum(values[name].detach() for values in losses) / len(losses) for name in names}
+        with self._autocast():
+            return pipe.forward_backward(self._wrapped, batches, loss, self._scaler)
 
     def step(self) -> None:
         """Reduce the gradients over the processes, clip them, update the weights and drop the gradients; does nothing where no
@@ -122,6 +122,8 @@ class DistributedModel:
         if all(p.grad is None and getattr(p, "main_grad", None) is None for p in self.state.parameters.values()):
             return
         context = self.state.context
+        if self._shared_sequences:
+            fused_allreduce_gradients_with_group(self._shared_sequences, context.mp_group, scale=1.0)
         if context.replica_size == 1 < context.world_size:  # data parallelism alone
             fused_allreduce_gradients_with_group(list(self.state.parameters.values()), context.dp_group)
         if self._scaler is None:
@@ -142,6 +144,16 @@ class DistributedModel:
                 found = [measure(self.module(batch), batch) for batch in batches]
         self.module.train()
         return found
+
+    def loss_scale(self) -> dict[str, Any]:
+        """The loss scale of fp16 and what it depends on, as JSON takes it; empty without one."""
+        state = {} if self._scaler is None else self._scaler.state_dict()
+        return state | {"scale": state["scale"].tolist()} if state else {}
+
+    def load_loss_scale(self, state: dict[str, Any]) -> None:
+        """Take up what `loss_scale` gave."""
+        if self._scaler is not None and state:
+            self._scaler.load_state_dict(state)
 
     def _autocast(self):
         return nullcontext() if self._dtype == "float32" else paddle.amp.auto_cast(level="O2", dtype=self._dtype)

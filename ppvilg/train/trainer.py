@@ -97,12 +97,14 @@ class Trainer:
     def _forward_backward(self, micro_batches: list[Any]) -> Losses:
         model = self.models["model"]
         if self.config.parallel.pp_degree > 1:  # the stages work on several micro-batches at once
-            return model.forward_backward([batch.to_tensors() for batch in micro_batches], self.task.criterion)
-        losses = []
-        for batch in micro_batches:
-            losses.append(self.task.loss(model, batch, self.step))
-            model.backward(losses[-1]["loss"] / len(micro_batches))
-        return {name: sum(values[name].detach() for values in losses) / len(losses) for name in losses[0]}
+            losses = model.forward_backward([batch.to_tensors() for batch in micro_batches], self.task.criterion)
+        else:
+            losses = []
+            for batch in micro_batches:
+                losses.append(self.task.loss(model, batch, self.step))
+                model.backward(losses[-1]["loss"] / len(micro_batches))
+        names = losses[0] if losses else ()  # only the last pipeline stage has some
+        return {name: sum(values[name].detach() for values in losses) / len(losses) for name in names}
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the averaged weights on the validation split."""
@@ -124,7 +126,7 @@ class Trainer:
             files[f"optimizer-{name}"] = model.state.optimizer_shards()
         if self.ema is not None:
             files["average"] = self.ema.shards()
-        state = {"step": self.step, "samples": self._position(self.step)}
+        state = {"step": self.step, "samples": self._position(self.step), "loss_scale": self.models["model"].loss_scale()}
         save_checkpoint(self.run, state, files, self.config.train.keep_checkpoints, self.context)
 
     def resume(self) -> None:
@@ -145,6 +147,7 @@ class Trainer:
             averaged = any(newest.glob("average*.safetensors"))  # else the average starts from the weights as they are
             self.ema.load(CheckpointReader(newest, "average" if averaged else "model"))
         state = checkpoint_state(newest)
+        self.models["model"].load_loss_scale(state["loss_scale"])
         self.step = state["step"]
         self._first_position = state["samples"] - self.step * self.config.train.batch_size
 
@@ -170,7 +173,7 @@ class Trainer:
 
     def _fetch(self, losses: Losses) -> dict[str, float]:
         """The losses' means over the data ranks as numbers; the only place of a step that waits for the device."""
-        if not losses:  # only the last pipeline stage has some
+        if not losses:
             return {}
         means = self.context.mean(paddle.stack([value.astype("float32") for value in losses.values()])).tolist()
         for name, value in zip(losses, means, strict=True):

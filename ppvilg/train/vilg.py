@@ -164,7 +164,10 @@ class ViLGTask(Task):
 
     def _validation_batches(self) -> list[Batch]:
         count = min(self.config.train.validation_samples, len(self.validation))
-        chosen, size = evenly_spaced(len(self.validation), count), self.config.micro_batch
+        size, parallel = self.config.micro_batch, self.config.parallel
+        if parallel.sequence_parallel:  # the last batch, too, has to be shared out
+            count -= count % size % parallel.mp_degree
+        chosen = evenly_spaced(len(self.validation), count)
         return [
             self._batch([self._canonical(self.validation, i) for i in part], self.validation, self.validation_tokens, part)
             for part in (chosen[first : first + size] for first in range(0, count, size))

@@ -95,7 +95,7 @@ def test_camera_orientation_is_applied():
 @pytest.mark.parametrize("part", [0.02, 0.3, 0.7, 0.98])
 def test_truncated(kind, part):
     data = encode(noise(64, 64), kind)
-    with pytest.raises(ValueError, match=r"truncated|not an image"):
+    with pytest.raises(ValueError, match=r"truncated|image"):
         decode_image(data[: int(len(data) * part)], 8)
 
 
@@ -123,7 +123,7 @@ def test_long_thin_image_needs_little_memory():
 
 @pytest.mark.parametrize("data", [b"", b"RIFF", b"hello, world, this is text", b"\x89PNG\r\n\x1a\n", b"<svg></svg>" * 9])
 def test_not_an_image(data):
-    with pytest.raises(ValueError, match=r"truncated|not an image"):
+    with pytest.raises(ValueError, match="image"):
         decode_image(data, 8)
 
 

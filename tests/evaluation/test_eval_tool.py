@@ -10,9 +10,10 @@ import yaml
 from scipy import linalg
 
 from ppvilg.config import EvalExperiment, load_config
-from ppvilg.evaluation import captions, parts, report
+from ppvilg.evaluation import captions, parts
 from ppvilg.evaluation.captions import caption_scores
 from ppvilg.evaluation.efficientnet import load_efficientnet
+from ppvilg.evaluation.evaluate import evaluate as evaluate_model
 from ppvilg.evaluation.extractor import load_extractor
 from ppvilg.evaluation.files import read_features, read_predictions
 from ppvilg.evaluation.parts import joined_parts
@@ -45,7 +46,7 @@ def evaluate_here(config):
 
         def evaluate(output, *overrides, rank=0, processes=1) -> bool:
             resolved = load_config(config, ["captions=any", *overrides], EvalExperiment)
-            return report.evaluate(resolved, "all", output, rank, processes)
+            return evaluate_model(resolved, "all", output, rank, processes)
 
         yield evaluate
 

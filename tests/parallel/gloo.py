@@ -124,7 +124,14 @@ def _calculation_streams() -> None:
         task.wait()
         return task
 
+    def reduce_scatter(self, output, tensor, op=core.ReduceOp.SUM, _=True):
+        total = tensor.clone()
+        self.all_reduce(total, op, True).wait()
+        paddle.assign(total.split(self.size())[self.rank()], output)
+        return _Done()
+
     gloo.all_reduce_on_calc_stream = all_reduce
+    gloo.reduce_scatter_tensor = paddle.no_grad()(reduce_scatter)
     dist.ParallelEnv._device_id = 0
 
 

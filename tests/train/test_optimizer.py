@@ -1,6 +1,8 @@
 """Learning rate, AdamW and the average of the weights."""
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -104,3 +106,21 @@ def test_average_against_numpy_and_applying_it():
         np.testing.assert_allclose(module.weight.numpy(), expected, rtol=1e-6)
     np.testing.assert_array_equal(module.weight.numpy(), np.full((2, 2), 3.0))
     assert average.shards()["weight"].array == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_loss_scale_is_kept(monkeypatch):
+    """paddle makes none on a CPU: let it take this one for a GPU."""
+    gpu = SimpleNamespace(_expected_place=SimpleNamespace(is_gpu_place=lambda: True))
+    monkeypatch.setattr("paddle.amp.grad_scaler._dygraph_tracer", lambda: gpu)
+    module = nn.Linear(3, 2)
+    plain = distributed(module, CONSTANT)
+    assert plain.loss_scale() == {}
+    first, second = (
+        DistributedModel(module, module, None, paddle.amp.GradScaler(init_loss_scaling=scale), plain.state, "fp16")
+        for scale in (8.0, 2.0)
+    )
+    state = json.loads(json.dumps(first.loss_scale()))
+    assert state["scale"] == [8.0]
+    second.load_loss_scale(state)
+    assert second.loss_scale() == first.loss_scale()
+    plain.load_loss_scale(state)

@@ -161,28 +161,44 @@ PD_BUILD_GRAD_OP(ppvilg_attention)
     .SetKernelFn(PD_KERNEL(AttentionGrad));
 
 // The operators below write to tensors without declaring it, which paddle forbids for weights. They are only run where autograd
-// is off.
+// is off. What they return tells nothing new where nothing is said of it.
 
-// One step for one parameter: rate [1], and beta1^t and beta2^t [1], which become those of the next step.
-std::vector<Tensor> AdamW(const Tensor& weight, const Tensor& gradient, Tensor& first, Tensor& second, Tensor& beta1_power,
-                          Tensor& beta2_power, const Tensor& rate, float beta1, float beta2, float epsilon, float decay) {
-  float *power1 = beta1_power.data<float>(), *power2 = beta2_power.data<float>();
-  ppvilg::adamw(const_cast<float*>(weight.data<float>()), gradient.data<float>(), first.data<float>(),
-                second.data<float>(), weight.numel(),
-                {rate.data<float>()[0], beta1, beta2, epsilon, decay, *power1, *power2});
-  *power1 *= beta1;
-  *power2 *= beta2;
-  return {};
+namespace {
+
+float* writable(const Tensor& x) { return const_cast<float*>(x.data<float>()); }
+
+Tensor scalar(float value, const Tensor& beside) {
+  return paddle::full({}, value, paddle::DataType::FLOAT32, beside.place());
+}
+
+}  // namespace
+
+// One step for all weights: rates [1], and beta1^t and beta2^t [1], which become those of the next step; a decay for each.
+std::vector<Tensor> AdamW(const std::vector<Tensor>& weights, const std::vector<Tensor>& gradients,
+                          const std::vector<Tensor>& firsts, const std::vector<Tensor>& seconds,
+                          const std::vector<Tensor>& beta1_powers, const std::vector<Tensor>& beta2_powers,
+                          const std::vector<Tensor>& rates, float beta1, float beta2, float epsilon,
+                          const std::vector<float>& decays) {
+  std::vector<ppvilg::Update> updates;
+  for (size_t w = 0; w < weights.size(); w++) {
+    float *power1 = writable(beta1_powers[w]), *power2 = writable(beta2_powers[w]);
+    const float rate = rates[w].data<float>()[0], root = std::sqrt(1.f - *power2);
+    for (int64_t i = 0; i < weights[w].numel(); i += ppvilg::kPiece)
+      updates.push_back({writable(weights[w]) + i, writable(firsts[w]) + i, writable(seconds[w]) + i,
+                         gradients[w].data<float>() + i, std::min(ppvilg::kPiece, weights[w].numel() - i),
+                         rate * root / (1.f - *power1), epsilon * root, 1.f - rate * decays[w]});
+    *power1 *= beta1;
+    *power2 *= beta2;
+  }
+  ppvilg::adamw(updates, beta1, beta2);
+  return {scalar(beta1, rates[0])};
 }
 
 PD_BUILD_OP(ppvilg_adamw)
-    .Inputs({"Weight", "Gradient", "First", "Second", "Beta1Power", "Beta2Power", "Rate"})
-    .Outputs({"FirstOut", "SecondOut", "Beta1PowerOut", "Beta2PowerOut"})
-    .Attrs({"beta1: float", "beta2: float", "epsilon: float", "decay: float"})
-    .SetInplaceMap({{"First", "FirstOut"},
-                    {"Second", "SecondOut"},
-                    {"Beta1Power", "Beta1PowerOut"},
-                    {"Beta2Power", "Beta2PowerOut"}})
+    .Inputs({paddle::Vec("Weights"), paddle::Vec("Gradients"), paddle::Vec("Firsts"), paddle::Vec("Seconds"),
+             paddle::Vec("Beta1Powers"), paddle::Vec("Beta2Powers"), paddle::Vec("Rates")})
+    .Outputs({"Beta1"})
+    .Attrs({"beta1: float", "beta2: float", "epsilon: float", "decays: std::vector<float>"})
     .SetKernelFn(PD_KERNEL(AdamW));
 
 namespace {
@@ -190,12 +206,8 @@ namespace {
 std::vector<ppvilg::Piece> pieces_of(const std::vector<Tensor>& x, const std::vector<Tensor>* y = nullptr) {
   std::vector<ppvilg::Piece> pieces;
   for (size_t i = 0; i < x.size(); i++)
-    ppvilg::cut(const_cast<float*>(x[i].data<float>()), y ? (*y)[i].data<float>() : nullptr, x[i].numel(), &pieces);
+    ppvilg::cut(writable(x[i]), y ? (*y)[i].data<float>() : nullptr, x[i].numel(), &pieces);
   return pieces;
-}
-
-Tensor scalar(float value, const Tensor& beside) {
-  return paddle::full({}, value, paddle::DataType::FLOAT32, beside.place());
 }
 
 }  // namespace

@@ -9,28 +9,35 @@
 
 namespace ppvilg {
 
-struct AdamW {
-  float rate, beta1, beta2, epsilon, decay;
-  float beta1_power, beta2_power;  // beta^t in step t
+constexpr int64_t kPiece = 1 << 15;  // numbers that are worth a thread's while
+
+// A piece of one parameter, of its gradient and of its moments, with what AdamW does to it.
+struct Update {
+  float *weights, *first, *second;
+  const float* gradients;
+  int64_t count;
+  float rate, epsilon, kept;  // corrected by the powers of the betas; 1 - rate * decay
 };
 
 // One step of AdamW (Loshchilov & Hutter 2019), with paddle's order of operations.
-inline void adamw(float* weights, const float* gradients, float* first, float* second, int64_t count, const AdamW& a) {
-  const float root = std::sqrt(1.f - a.beta2_power);
-  const float rate = a.rate * root / (1.f - a.beta1_power), epsilon = a.epsilon * root;
-  const float kept = 1.f - a.rate * a.decay;
-#pragma omp parallel for simd num_threads(threads_for(count))
-  for (int64_t i = 0; i < count; i++) {
-    const float g = gradients[i];
-    const float m = a.beta1 * first[i] + (1.f - a.beta1) * g;
-    const float v = a.beta2 * second[i] + (1.f - a.beta2) * g * g;
-    first[i] = m;
-    second[i] = v;
-    weights[i] = weights[i] * kept - rate * (m / (std::sqrt(v) + epsilon));
+inline void adamw(const std::vector<Update>& updates, float beta1, float beta2) {
+  const int64_t count = updates.size();
+#pragma omp parallel for num_threads(threads_for(count * kPiece))
+  for (int64_t p = 0; p < count; p++) {
+    const Update u = updates[p];
+#pragma omp simd
+    for (int64_t i = 0; i < u.count; i++) {
+      const float g = u.gradients[i];
+      const float m = beta1 * u.first[i] + (1.f - beta1) * g;
+      const float v = beta2 * u.second[i] + (1.f - beta2) * g * g;
+      u.first[i] = m;
+      u.second[i] = v;
+      u.weights[i] = u.weights[i] * u.kept - u.rate * (m / (std::sqrt(v) + u.epsilon));
+    }
   }
 }
 
-// Parts of many tensors that are worth a thread's while; y may be null.
+// A piece of a tensor, and of another one or null.
 struct Piece {
   float* x;
   const float* y;
@@ -38,14 +45,13 @@ struct Piece {
 };
 
 inline void cut(float* x, const float* y, int64_t count, std::vector<Piece>* pieces) {
-  constexpr int64_t most = 1 << 15;
-  for (int64_t i = 0; i < count; i += most) pieces->push_back({x + i, y ? y + i : nullptr, std::min(most, count - i)});
+  for (int64_t i = 0; i < count; i += kPiece) pieces->push_back({x + i, y ? y + i : nullptr, std::min(kPiece, count - i)});
 }
 
 // x += share * (y - x).
 inline void lerp(const std::vector<Piece>& pieces, float share) {
   const int64_t count = pieces.size();
-#pragma omp parallel for num_threads(threads_for(count << 15))
+#pragma omp parallel for num_threads(threads_for(count * kPiece))
   for (int64_t p = 0; p < count; p++) {
     float* x = pieces[p].x;
     const float* y = pieces[p].y;
@@ -58,7 +64,7 @@ inline void lerp(const std::vector<Piece>& pieces, float share) {
 inline float squared_sum(const std::vector<Piece>& pieces) {
   const int64_t count = pieces.size();
   std::vector<double> sums(count);
-#pragma omp parallel for num_threads(threads_for(count << 15))
+#pragma omp parallel for num_threads(threads_for(count * kPiece))
   for (int64_t p = 0; p < count; p++) {
     const float* x = pieces[p].x;
     float sum = 0.f;
@@ -74,7 +80,7 @@ inline float squared_sum(const std::vector<Piece>& pieces) {
 // x *= factor.
 inline void scale(const std::vector<Piece>& pieces, float factor) {
   const int64_t count = pieces.size();
-#pragma omp parallel for num_threads(threads_for(count << 15))
+#pragma omp parallel for num_threads(threads_for(count * kPiece))
   for (int64_t p = 0; p < count; p++) {
     float* x = pieces[p].x;
 #pragma omp simd

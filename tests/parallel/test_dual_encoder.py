@@ -1,4 +1,4 @@
-"""The matching model's negatives come from all processes: two of them train as one does."""
+"""The dual encoder's negatives come from all processes: two of them train as one does."""
 
 import pytest
 import yaml
@@ -22,5 +22,5 @@ def test_two_processes_find_their_pairs_among_all(tiny_configs, tmp_path, axis):
         runs.append(losses(tmp_path / str(processes)))
     assert len(runs[0]) == 5
     for alone, together in zip(*runs, strict=True):
-        for name in ("loss", "picture_to_text", "text_to_picture"):
+        for name in ("loss", "image_to_text", "text_to_image"):
             assert together[name] == pytest.approx(alone[name], abs=1e-5), name
