@@ -5,6 +5,7 @@ Which part of Fleet does what:
     sharding_stage 1, mp_degree, pp_degree   fleet.distributed_model and fleet.distributed_optimizer
     sharding_stage 2 and 3                   group_sharded_parallel, with the dp group beside the sharding group
     dp_degree alone                          the plain model and optimizer; gradients are averaged once before each step
+    sequence_parallel                        Fleet's layers in the model; gradients of norms and biases are added up once a step
 
 `precision` other than fp32 needs a GPU and has not been run.
 """
@@ -131,7 +132,10 @@ class DistributedModel:
         else:
             self._scaler.step(self._optimizer)
             self._scaler.update()
-        self._optimizer.clear_grad()
+        if self.state.stage > 1:
+            self._optimizer.clear_grad()  # Fleet's takes no argument here
+        else:
+            self._optimizer.clear_grad(set_to_zero=False)
 
     @paddle.no_grad()
     def evaluate(self, batches: Sequence[Batch], measure: Callable[[Outputs, Batch], Losses]) -> list[Losses]:
@@ -165,6 +169,7 @@ def distribute(model: nn.Layer, optimizer: paddle.optimizer.AdamW, parallel: Par
     Raises `ValueError` for a precision that the device cannot compute with.
     """
     adamw, scaler = optimizer, None
+    replaces_optimizer = context.world_size > parallel.dp_degree  # else Fleet has nothing to do
     if parallel.recompute == "full" and context.pp_group is None:
         for block in model.blocks:
             block.forward = partial(recompute, block.forward)
@@ -173,10 +178,10 @@ def distribute(model: nn.Layer, optimizer: paddle.optimizer.AdamW, parallel: Par
             raise ValueError(f"parallel.precision: {parallel.precision} needs a GPU: set fp32 to train on a CPU")
         dtype = _DTYPES[parallel.precision]
         paddle.amp.decorate(model, optimizer, level="O2", dtype=dtype, master_weight=True)
-        if not parallel.offload:  # gradients of micro-batches are added up in float32
-            MixPrecisionLayer(model, dtype=dtype)
-            optimizer = MixPrecisionOptimizer(optimizer)
         scaler = paddle.amp.GradScaler() if parallel.precision == "fp16" else None
+        if not parallel.offload and (replaces_optimizer or scaler is None):  # paddle's own scaler does not know main gradients
+            MixPrecisionLayer(model, dtype=dtype)  # gradients of micro-batches are added up in float32
+            optimizer = MixPrecisionOptimizer(optimizer)
     wrapped = model
     if parallel.sharding_stage > 1:
         wrapped, optimizer, scaler = group_sharded_parallel(
@@ -190,11 +195,12 @@ def distribute(model: nn.Layer, optimizer: paddle.optimizer.AdamW, parallel: Par
             segment_size=SEGMENT_SIZE,
             # Tied tables are read by the head, when stage 3 has freed what their own layer had gathered: leave them whole.
             exclude_layer=["Embedding"] if parallel.sharding_stage == 3 and model.config.tie_embeddings else None,
-            # Else stage 3 gathers weights ahead, in the order of the first forward. Where the backward pass has another order,
-            # as with query, key and value, it gathers what is no longer needed and computes the next step with it.
+            # Else stage 3 gathers weights ahead, in the order of the first forward. The backward pass has another order where a
+            # layer is called twice (text embeddings) or two follow one (heads): it then also gathers what it no longer needs,
+            # and the next step computes with these old weights.
             sync_comm=True,
         )
-    elif context.world_size > parallel.dp_degree:
+    elif replaces_optimizer:
         wrapped, optimizer = fleet.distributed_model(model), fleet.distributed_optimizer(optimizer)
         scaler = scaler and fleet.distributed_scaler(scaler)
     state = OptimizerState(model, optimizer, adamw, parallel.sharding_stage, context)

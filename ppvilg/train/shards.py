@@ -38,13 +38,12 @@ class OptimizerState:
     """The float32 weights that this process's optimizer updates, and its moments."""
 
     def __init__(self, model: nn.Layer, optimizer, adamw: paddle.optimizer.AdamW, stage: int, context: ParallelContext):
-        self.context = context
+        self.context, self.stage = context, stage
         self.parameters = {name: p for name, p in named_parameters(model).items() if not p.stop_gradient}
         """The trained parameters that this process computes with."""
         self._model, self._adamw = model, adamw
-        self._sliced = stage == 3
         owners: Mapping[str, int] = {}
-        if context.sharding_group is not None and not self._sliced:
+        if context.sharding_group is not None and stage < 3:
             owners = optimizer.param2rank if stage == 2 else optimizer._param2rank
         self._owners = {name: owners[p.name] for name, p in self.parameters.items()} if owners else {}
         rank = 0 if context.sharding_group is None else context.sharding_group.rank
@@ -96,8 +95,8 @@ class OptimizerState:
     @paddle.no_grad()
     def load_model(self, reader: CheckpointReader) -> None:
         """Take up the model that any layout's `model_shards` wrote."""
-        for name, value in self.read_weights(reader).items():
-            self._weight(name).copy_(value, False)
+        for name in self.names:
+            self._weight(name).copy_(paddle.to_tensor(self._read(reader, name, name)), False)
         for name, tensor in _untrained(self._model).items():
             tensor.set_value(reader.like(ShardedTensor.whole(tensor.numpy()), name))
         self.publish(self.weights())
@@ -140,16 +139,16 @@ class OptimizerState:
         return f"{self._key(parameter) if master is None else master.name}_{key}"
 
     def _is_sliced(self, parameter: paddle.Tensor) -> bool:
-        return self._sliced and hasattr(parameter, "fw_storage")
+        return hasattr(parameter, "fw_storage")  # of stage 3
 
     def _shard(self, name: str, tensor: paddle.Tensor) -> ShardedTensor | None:
         """What this process writes of a weight or of what belongs to it; None where another process writes it."""
         parameter, context = self.parameters[name], self.context
-        if self._sliced:
+        if self.stage == 3:
             group = context.sharding_group
             if self._is_sliced(parameter) and tensor.shape == self._updated(name).shape:
                 parts: list[paddle.Tensor] = []
-                dist.all_gather(parts, tensor, group=group)
+                dist.all_gather(parts, tensor.to(paddle.get_device()), group=group)  # it may be offloaded
                 tensor = paddle.concat(parts)[: parameter.size].reshape(parameter.shape)
             writes = self.names.index(name) % group.nranks == group.rank
             return ShardedTensor.whole(tensor.numpy()) if writes else None

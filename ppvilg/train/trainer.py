@@ -63,7 +63,9 @@ class Trainer:
                     logs.log_validation(self.step, self.evaluate())
                 if isinstance(settings, PreviewTrainConfig) and (self.step % settings.preview_every == 0 or last):
                     logs.log_preview(self.step, self.preview())
-                interrupted = self.context.any(came())
+                # To ask the other processes is to wait for the device, which a step is not to do.
+                asks = self.context.world_size == 1 or last or self.step % settings.log_every == 0
+                interrupted = asks and self.context.any(came())
                 if self.step % settings.save_every == 0 or last or interrupted:
                     self.save()
                 if interrupted:
