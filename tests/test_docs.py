@@ -119,15 +119,18 @@ def test_commands_for_several_processes_run(tmp_path):
     assert (tmp_path / "runs" / "vilg_emoji_merged" / "model.safetensors").is_file()
 
 
-def test_python_example_runs(tiny_runs):
+def test_python_example_runs(tiny_runs, tmp_path, monkeypatch):
     example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL).group(1)
     # The tiny model knows other words.
     example = example.replace("runs/vilg_emoji", str(tiny_runs / "vilg"))
     example = example.replace("Noto风格的红苹果", "红色方块").replace("立体风格的玫瑰", "蓝色方块")
+    monkeypatch.chdir(tmp_path)  # it saves a model
     names = {}
     exec(example, names)
-    assert len(names["pictures"]) == 4
-    assert isinstance(names["caption"], str)
+    assert len(names["images"]) == len(names["captions"]) == 4
+    assert all(isinstance(caption, str) for caption in names["captions"][0])
+    assert len(names["partial"]) == 1
+    assert (tmp_path / "models" / "vilg_emoji" / "config.json").is_file()
 
 
 @pytest.mark.parametrize("document", ["README.md", "README_zh.md", *sorted(map(str, Path("docs").glob("*.md")))])

@@ -38,12 +38,12 @@ def serve(model: str, dual_encoder: str | None, config: str) -> None:
     from ppvilg.server.engine import Engine
     from ppvilg.server.metrics import Metrics
     from ppvilg.server.paddle_serving import NAME, Service
-    from ppvilg.server.requests import Forms
+    from ppvilg.server.requests import JobFactory
     from ppvilg.server.settings import Settings
 
     settings, pipeline = Settings(), ViLGPipeline.from_pretrained(model, dual_encoder)
     # The op's threads only wait; the engine writes all their pictures in one batch.
-    service = Service(Engine(pipeline, Metrics(), settings), Forms(pipeline, settings))
+    service = Service(Engine(pipeline, Metrics(), settings), JobFactory(pipeline, settings))
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
 

@@ -63,7 +63,7 @@ class Evaluation:
 
     @property
     def sampling(self) -> Sampling:
-        """How pictures are drawn."""
+        """How images are drawn."""
         settings = self.config
         return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.guidance)
 
@@ -74,12 +74,12 @@ class Evaluation:
 
     @property
     def best_of(self) -> list[int]:
-        """From how many candidates pictures are chosen, ascending."""
+        """From how many candidates images are chosen, ascending."""
         return sorted(set(self.config.best_of))
 
     @cached_property
     def examples(self) -> list[int]:
-        """The pairs whose pictures are kept to be looked at."""
+        """The pairs whose images are kept to be looked at."""
         return evenly_spaced(len(self.pairs), EXAMPLES)
 
     @cached_property
@@ -133,7 +133,7 @@ def joined_parts(files: list[Path]) -> Arrays:
 
 
 def real_images(evaluation: Evaluation, places: range) -> np.ndarray:
-    """The pictures uint8 [P, H, W, 3] of some pairs, of the size the model draws."""
+    """The images uint8 [P, H, W, 3] of some pairs, of the size the model draws."""
     size = evaluation.pipeline.config.image_size
     return load_images(evaluation.chosen.source, [evaluation.pairs[i].index for i in places], size)
 
@@ -179,9 +179,9 @@ def _measured(evaluation: Evaluation, places: range) -> Arrays:
             source, indices = found
             sets[name] = load_images(source, [indices[i] for i in places], len(real[0]))
     shown = [i - places[0] for i in evaluation.examples if i in places]
-    for name, pictures in sets.items():
-        arrays |= {f"{kind}/{name}": values for kind, values in _seen(evaluation, pictures).items()}
-        arrays[f"pictures/{name}"] = pictures[shown]
+    for name, images in sets.items():
+        arrays |= {f"{kind}/{name}": values for kind, values in _seen(evaluation, images).items()}
+        arrays[f"pictures/{name}"] = images[shown]
 
     candidates = _candidates(evaluation, places, captions)
     chosen = {"best of 1": np.zeros(len(places), dtype=np.int64)}
@@ -193,7 +193,7 @@ def _measured(evaluation: Evaluation, places: range) -> Arrays:
         chosen = {f"best of {count}": fits[:, :count].argmax(1) for count in evaluation.best_of}
     rows = np.arange(len(places))
     flat = {name: rows * candidates.shape[1] + choice for name, choice in chosen.items()}
-    # The best of 8 is often the best of 4 too: each picture is looked at once.
+    # The best of 8 is often the best of 4 too: each image is looked at once.
     looked_at, places_of = np.unique(np.concatenate(list(flat.values())), return_inverse=True)
     seen = _seen(evaluation, candidates.reshape([-1, *real.shape[1:]])[looked_at])
     for name, where in zip(flat, places_of.reshape([len(flat), -1]), strict=True):
@@ -210,21 +210,21 @@ def _measured(evaluation: Evaluation, places: range) -> Arrays:
     return arrays
 
 
-def _seen(evaluation: Evaluation, pictures: np.ndarray) -> Arrays:
-    """What the networks see in pictures uint8 [P, H, W, 3]: features for each blur, logits for the least, embeddings."""
+def _seen(evaluation: Evaluation, images: np.ndarray) -> Arrays:
+    """What the networks see in images uint8 [P, H, W, 3]: features for each blur, logits for the least, embeddings."""
     found: Arrays = {}
     for radius in evaluation.radii:
-        features, logits = evaluation.extractor.network(blurred(pictures, radius))
+        features, logits = evaluation.extractor.network(blurred(images, radius))
         found[f"features@{radius:g}"] = features
         if radius == evaluation.radii[0]:
             found["logits"] = logits
     if evaluation.scorer:
-        found["embeddings"] = evaluation.scorer.embed_images(pictures)
+        found["embeddings"] = evaluation.scorer.embed_images(images)
     return found
 
 
 def _candidates(evaluation: Evaluation, places: range, captions: list[str]) -> np.ndarray:
-    """Pictures uint8 [P, N, H, W, 3], N for each caption; every pair has its own seeds, so that they do not depend on the
+    """Images uint8 [P, N, H, W, 3], N for each caption; every pair has its own seeds, so that they do not depend on the
     part."""
     pipeline, most, decoder = evaluation.pipeline, evaluation.best_of[-1], evaluation.config.decoder
     base = evaluation.config.seed * len(evaluation.pairs) * most

@@ -120,7 +120,7 @@ def memory(config: ViLGExperiment, stage: Stage) -> Amounts:
         # Where tensor parallelism shares out the vocabularies, the losses keep the logits as well.
         "logits": _softmax_bytes(config) * (3 if parallel.mp_degree > 1 else 2) * stage.is_last,
         "workspace": layer,
-        "messages": (2 - stage.is_first - stage.is_last) * _rows_bytes(config),
+        "messages": (2 - stage.is_first - stage.is_last) * _between_bytes(config),
         "update": gradient * own * (parallel.dp_degree > 1 and level < 2),
     }
 
@@ -156,6 +156,11 @@ def _rows_bytes(config: ViLGExperiment) -> int:
     return rows * config.transformer.hidden * _width(config)
 
 
+def _between_bytes(config: ViLGExperiment) -> float:
+    """Those of them that a process has between two layers."""
+    return _rows_bytes(config) / (config.parallel.mp_degree if config.parallel.sequence_parallel else 1)
+
+
 def _layer_bytes(config: ViLGExperiment, kind: AttentionKind) -> float:
     """What one block of a kind keeps of a micro-batch, computed by paddle's functions (`ops.block_attention`)."""
     model, rows, scores = config.transformer, _rows_bytes(config), pair_scores(config, kind)
@@ -168,17 +173,20 @@ def _layer_bytes(config: ViLGExperiment, kind: AttentionKind) -> float:
     shared += (scores.pairs + scores.with_prefix) * model.heads * of_pair
     shared += 2 * rows * model.ffn_multiplier  # GELU's input and output
     dropped = 2 * rows // _width(config) if model.dropout else 0  # which values, a byte for each
-    return 4 * rows + shared / config.parallel.mp_degree + dropped  # four: what norms read, and what they give
+    # What norms read, and what they give; tensor parallel queries, keys and values have each a copy of that.
+    between = 2 * _between_bytes(config) + (4 if config.parallel.mp_degree > 1 else 2) * rows
+    return between + shared / config.parallel.mp_degree + dropped
 
 
 def _kept_bytes(config: ViLGExperiment, stage: Stage) -> float:
     """What a stage keeps of each micro-batch until its backward, apart from the losses."""
     rows, row, model = _rows_bytes(config), config.micro_batch * _width(config), config.transformer
     full, width = config.parallel.recompute == "full", config.text.embedding_width or model.hidden
-    kept = sum(count * (rows if full else _layer_bytes(config, kind)) for kind, count in stage.kinds.items())
+    between = _between_bytes(config)
+    kept = sum(count * (between if full else _layer_bytes(config, kind)) for kind, count in stage.kinds.items())
     kept += 2 * row * config.text.max_length * width * (stage.is_first and width != model.hidden)
     # What the last norm and the head read, or what went down the pipeline.
-    return kept + rows + row * _targets(config) * model.hidden * stage.is_last
+    return kept + (rows + row * _targets(config) * model.hidden if stage.is_last else between)
 
 
 def _targets(config: ViLGExperiment) -> int:
@@ -208,26 +216,34 @@ def communication(config: ViLGExperiment, stage: Stage) -> Amounts:
     width, gradient, own = _width(config), _gradient_width(config), max(owned_values(config, stage))
     large, small = sliced_values(stage)
     repeated = parts * large + small
+    summed, gathered = _mp_bytes(config, stage) if parallel.mp_degree > 1 else (0, 0)
     return {
         "dp all_reduce": gradient * (repeated if level == 3 else own) * (parallel.dp_degree > 1),
         "sharding reduce": gradient * stage.values * (0, 1, parts, 0)[level],
         "sharding all_reduce": gradient * repeated * (level == 3),
         "sharding broadcast": width * stage.values * (level in (1, 2)),
         "sharding all_gather": width * parts * (3 if parallel.recompute == "full" else 2) * large * (level == 3),
-        "mp all_reduce": parts * _mp_bytes(config, stage) * (parallel.mp_degree > 1),
-        "pp send/receive": parts * (2 - stage.is_first - stage.is_last) * 2 * _rows_bytes(config),
+        "mp all_reduce": parts * summed,
+        "mp gather/scatter": parts * gathered,
+        "pp send/receive": parts * (2 - stage.is_first - stage.is_last) * 2 * _between_bytes(config),
         "tied all_reduce": gradient * stage.tied,
     }
 
 
-def _mp_bytes(config: ViLGExperiment, stage: Stage) -> float:
-    """For one micro-batch: after attention and MLP of each block, again where they are computed again, and the gradients of
-    what they read; embedded rows; the gradients of what the head reads, and three numbers of each target."""
-    row, hidden = config.micro_batch * _width(config), config.transformer.hidden
-    text_width = config.text.embedding_width or hidden
-    total = (6 if config.parallel.recompute == "full" else 4) * sum(stage.kinds.values()) * _rows_bytes(config)
-    total += 2 * row * (config.text.max_length * text_width + config.image_tokens * hidden) * stage.is_first
-    return total + row * _targets(config) * (hidden + 3) * stage.is_last
+def _mp_bytes(config: ViLGExperiment, stage: Stage) -> tuple[float, float]:
+    """For one micro-batch what is summed, and what is gathered or scattered.
+
+    After attention and MLP of each block, again where they are computed again, and the gradients of what queries, keys, values
+    and the MLP read: sums of all rows, or with shared out sequences a gather before and a scatter after. Embedded rows; the
+    gradients of what the head reads, and three numbers of each target.
+    """
+    row, hidden, blocks = config.micro_batch * _width(config), config.transformer.hidden, sum(stage.kinds.values())
+    text_width, recomputed = config.text.embedding_width or hidden, config.parallel.recompute == "full"
+    summed = 2 * row * (config.text.max_length * text_width + config.image_tokens * hidden) * stage.is_first
+    summed += row * _targets(config) * (hidden + 3) * stage.is_last
+    if not config.parallel.sequence_parallel:
+        return summed + (8 if recomputed else 6) * blocks * _rows_bytes(config), 0
+    return summed, ((18 if recomputed else 12) * blocks + stage.is_first + stage.is_last) * _rows_bytes(config)
 
 
 def seconds(config: ViLGExperiment, stage: Stage, cluster: Cluster) -> Amounts:

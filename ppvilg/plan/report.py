@@ -58,16 +58,17 @@ def search(config: ViLGExperiment, cluster: Cluster) -> Search:
         raise ValueError(f"--gpus: {cluster.gpus} is not a multiple of --per-machine {cluster.per_machine}")
     fitting, misfits, refused, pipelines = [], {}, Counter(), {}
     for layout in layouts(config, cluster):
-        ranks, of = layout.data_world_size, replace(config, parallel=layout)
-        if config.train.batch_size % ranks:
-            refused[f"train.batch_size {config.train.batch_size} is not a multiple of dp x sharding = {ranks}"] += 1
+        of = replace(config, parallel=layout)
+        counts = _divisors(max(1, config.train.batch_size // layout.data_world_size))
+        divided = [replace(of, train=replace(of.train, gradient_accumulation_steps=count)) for count in counts]
+        allowed = [one for one in divided if not any(one.conflicts())]
+        if not allowed:
+            key, value, expected = next(divided[0].conflicts())
+            refused[f"{key}: {value!r} does not fit: {expected}"] += 1
             continue
         cut = layout.mp_degree, layout.pp_degree
         pipelines[cut] = pipelines.get(cut) or stages(of)
-        plans = []
-        for count in _divisors(config.train.batch_size // ranks):
-            divided = replace(of, train=replace(of.train, gradient_accumulation_steps=count))
-            plans.append(Plan.of(divided, cluster, pipelines[cut]))
+        plans = [Plan.of(one, cluster, pipelines[cut]) for one in allowed]
         if fits := [found for found in plans if peak(found.memory) <= cluster.memory]:
             fitting.append(min(fits, key=lambda found: found.speed))
         else:
@@ -85,11 +86,11 @@ def layouts(config: ViLGExperiment, cluster: Cluster) -> Iterator[ParallelConfig
     for mp in _divisors(machine):
         for sharding in _divisors(machine // mp):
             for pp in _divisors(cluster.gpus // (mp * sharding)):
-                sizes = {"dp_degree": cluster.gpus // (mp * sharding * pp), "sharding_degree": sharding}
+                sizes = {"dp_degree": cluster.gpus // (mp * sharding * pp), "sharding_degree": sharding, "mp_degree": mp}
+                sizes |= {"pp_degree": pp, "sequence_parallel": config.parallel.sequence_parallel and mp > 1}
                 for stage in (1, 2, 3):
                     for recompute in ("none", "full"):
-                        how = {"mp_degree": mp, "pp_degree": pp, "sharding_stage": stage, "recompute": recompute}
-                        layout = replace(config.parallel, **sizes, **how)
+                        layout = replace(config.parallel, **sizes, sharding_stage=stage, recompute=recompute)
                         if not any(replace(divisible, parallel=layout).conflicts()):
                             yield layout
 

@@ -26,15 +26,15 @@ from ppvilg.dual_encoder import scores
 from ppvilg.pipeline import ViLGPipeline
 from ppvilg.server import hub, paddle_serving
 from ppvilg.server.engine import Busy, Engine, ImageJob, Late, Partial, Result
-from ppvilg.server.limits import Gate, Guard, error_answer
+from ppvilg.server.limits import AccessControl, AccessMiddleware, error_answer
 from ppvilg.server.metrics import Measured, Metrics
 from ppvilg.server.requests import (
     Caption,
-    CaptionForm,
     CaptionsAnswer,
-    Forms,
+    CaptionSchema,
     ImagesAnswer,
     ImagesRequest,
+    JobFactory,
     ModelAnswer,
     Picture,
     RequestError,
@@ -87,14 +87,14 @@ def create_app(pipeline: ViLGPipeline, settings: Settings = Settings()) -> FastA
         size = pipeline.config.image_size
         scores(pipeline.dual_encoder, np.zeros((1, size, size, 3), np.uint8), [""])
     metrics = Metrics()
-    engine, forms, gate = Engine(pipeline, metrics, settings), Forms(pipeline, settings), Gate(settings)
-    service = paddle_serving.Service(engine, forms)
+    engine, job_factory, access = Engine(pipeline, metrics, settings), JobFactory(pipeline, settings), AccessControl(settings)
+    service = paddle_serving.Service(engine, job_factory)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         server = None
         if settings.grpc_port is not None:
-            server, app.state.grpc_port = await paddle_serving.start_grpc(service, gate, settings)
+            server, app.state.grpc_port = await paddle_serving.start_grpc(service, access, settings)
         yield
         engine.drain()
         if server is not None:
@@ -112,10 +112,10 @@ def create_app(pipeline: ViLGPipeline, settings: Settings = Settings()) -> FastA
     )
     app.state.engine = engine
     _answer_errors(app)
-    _add_api(app, engine, forms)
-    _add_others(app, engine, forms, service)
+    _add_api(app, engine, job_factory)
+    _add_others(app, engine, job_factory, service)
     _add_pages(app, engine, metrics)
-    app.add_middleware(Guard, gate=gate, max_body=settings.max_body)
+    app.add_middleware(AccessMiddleware, access=access, max_body=settings.max_body)
     app.add_middleware(Measured, metrics=metrics)
     return app
 
@@ -126,7 +126,7 @@ async def _json_only(request: Request) -> None:
         raise HTTPException(415, "send the request as application/json")
 
 
-def _add_api(app: FastAPI, engine: Engine, forms: Forms) -> None:
+def _add_api(app: FastAPI, engine: Engine, job_factory: JobFactory) -> None:
     kinds = {"image/png": {}, "text/event-stream": {}}
 
     @app.post(
@@ -136,9 +136,9 @@ def _add_api(app: FastAPI, engine: Engine, forms: Forms) -> None:
         """Pictures of a text."""
         if form.response_format == "png" and (form.n > 1 or form.stream):
             raise RequestError("response_format png is for one picture that is not streamed: give n = 1 and stream = false")
-        tokens = forms.model().image_tokens
+        tokens = job_factory.model().image_tokens
         every = max(1, form.partial_every or tokens // 8, tokens // _MOST_PARTIAL)
-        job = await forms.picture_job(form, every if form.stream else 0)
+        job = await job_factory.image_job(form, every if form.stream else 0)
         if form.stream:
             engine.submit(job)
             headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -149,19 +149,19 @@ def _add_api(app: FastAPI, engine: Engine, forms: Forms) -> None:
         return _images_answer(job, result)
 
     @app.post("/v1/captions", dependencies=[Depends(_json_only)])
-    async def captions(form: CaptionForm, request: Request) -> CaptionsAnswer:
+    async def captions(form: CaptionSchema, request: Request) -> CaptionsAnswer:
         """Texts for a picture."""
-        result = await _unless_gone(request, engine.result(await forms.caption_job(form)))
+        result = await _unless_gone(request, engine.result(await job_factory.caption_job(form)))
         fits = result.scores or [None] * len(result.items)
         return CaptionsAnswer(captions=[Caption(text=text, score=fit) for text, fit in zip(result.items, fits, strict=True)])
 
     @app.get("/v1/model")
     async def model() -> ModelAnswer:
         """What the model is and what may be asked of it."""
-        return forms.model()
+        return job_factory.model()
 
 
-def _add_others(app: FastAPI, engine: Engine, forms: Forms, service: paddle_serving.Service) -> None:
+def _add_others(app: FastAPI, engine: Engine, job_factory: JobFactory, service: paddle_serving.Service) -> None:
     """Routes whose form others have fixed; their clients know it, so OpenAPI does not describe it."""
 
     @app.post("/{name}/prediction", include_in_schema=False)
@@ -170,7 +170,7 @@ def _add_others(app: FastAPI, engine: Engine, forms: Forms, service: paddle_serv
 
     @app.post("/predict/{name}", include_in_schema=False)
     async def predict(name: str, request: Request) -> JSONResponse:
-        return await _unless_gone(request, hub.answer(engine, forms, name, await request.body()))
+        return await _unless_gone(request, hub.answer(engine, job_factory, name, await request.body()))
 
 
 def _add_pages(app: FastAPI, engine: Engine, metrics: Metrics) -> None:

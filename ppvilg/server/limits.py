@@ -34,7 +34,7 @@ def error_answer(status: int, code: str, message: str, retry_after: int | None =
     return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
 
 
-class Gate:
+class AccessControl:
     """Checks keys and, with a token bucket for each client, rates."""
 
     def __init__(self, settings: Settings):
@@ -62,11 +62,11 @@ class Gate:
         return Refusal(429, "rate_limited", f"at most {self._rate:g} requests per second", math.ceil((1 - left) / self._rate))
 
 
-class Guard:
-    """ASGI middleware: whatever is posted passes the gate and has at most `max_body` bytes."""
+class AccessMiddleware:
+    """ASGI middleware: whatever is posted passes the access control and has at most `max_body` bytes."""
 
-    def __init__(self, app: ASGIApp, gate: Gate, max_body: int):
-        self._app, self._gate, self._max_body = app, gate, max_body
+    def __init__(self, app: ASGIApp, access: AccessControl, max_body: int):
+        self._app, self._access, self._max_body = app, access, max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's request."""
@@ -75,7 +75,7 @@ class Guard:
             return
         headers = dict(scope["headers"])
         address = scope["client"][0] if scope.get("client") else ""
-        refusal = self._gate.refuses(headers.get(b"authorization", b"").decode("latin-1"), address)
+        refusal = self._access.refuses(headers.get(b"authorization", b"").decode("latin-1"), address)
         body = None if refusal else await self._read(headers.get(b"content-length", b""), receive)
         if body is None:
             refusal = refusal or Refusal(413, "too_large", f"a request may have at most {self._max_body} bytes")

@@ -1,7 +1,7 @@
 """Paddle Serving's pipeline protocol (0.9.0), over HTTP and gRPC: texts by key in, texts by key out, errors as numbers.
 
 Its clients work unchanged. A request with the key `prompt` asks for pictures, one with `image` and no prompt for captions; the
-other keys are the fields of `PictureForm` and `CaptionForm`.
+other keys are the fields of `ImageSchema` and `CaptionSchema`.
 """
 
 import json
@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 from ppvilg.server.engine import Busy, Engine, ImageJob, Late, Result
-from ppvilg.server.limits import Gate
-from ppvilg.server.requests import CaptionForm, Forms, PictureForm, RequestError, error_message, png_base64
+from ppvilg.server.limits import AccessControl
+from ppvilg.server.requests import CaptionSchema, ImageSchema, JobFactory, RequestError, error_message, png_base64
 from ppvilg.server.settings import Settings
 
 NAME = "ernievilg"
@@ -60,9 +60,9 @@ def _pool() -> descriptor_pool.DescriptorPool:
     return pool
 
 
-def read_form(values: dict[str, Any]) -> PictureForm | CaptionForm:
-    """What a request's values ask for; raises `RequestError` for values that no form has."""
-    kind = PictureForm if "prompt" in values or "image" not in values else CaptionForm
+def parse_request(values: dict[str, Any]) -> ImageSchema | CaptionSchema:
+    """What a request's values ask for; raises `RequestError` for values that no schema has."""
+    kind = ImageSchema if "prompt" in values or "image" not in values else CaptionSchema
     try:
         return kind.model_validate_strings(values)
     except ValidationError as error:
@@ -88,8 +88,8 @@ def failed(number: int, message: str) -> Message:
 class Service:
     """Answers requests, whichever way they came."""
 
-    def __init__(self, engine: Engine, forms: Forms):
-        self._engine, self._forms = engine, forms
+    def __init__(self, engine: Engine, job_factory: JobFactory):
+        self._engine, self._job_factory = engine, job_factory
 
     async def answer(self, request: Message) -> Message:
         """A `Response` for a `Request`; it never raises but for who is cancelled."""
@@ -106,8 +106,8 @@ class Service:
     async def answer_values(self, values: dict[str, Any], log_id: int) -> tuple[int, str, dict[str, str]]:
         """The number and the text of an error, 0 and "" for none, and the answer's values."""
         try:
-            form = read_form(values)
-            job = await (self._forms.picture_job if isinstance(form, PictureForm) else self._forms.caption_job)(form)
+            form = parse_request(values)
+            job = await (self._job_factory.image_job if isinstance(form, ImageSchema) else self._job_factory.caption_job)(form)
             return 0, "", written_values(job, await self._engine.result(job))
         except RequestError as error:
             return REFUSED, str(error), {}
@@ -146,18 +146,18 @@ def _values(request: Message) -> dict[str, Any]:
     for tensor in request.tensors:
         if not 0 <= tensor.elem_type <= _LAST_TYPE:
             raise ValueError(f"elem_type:{tensor.elem_type} error")
-        # No form has a field of numbers in a tensor: anything but a text lets it say so.
+        # No schema has a field of numbers in a tensor: anything but a text lets it say so.
         values[tensor.name] = "".join(tensor.str_data) if tensor.elem_type == _STRING else ()
     return values
 
 
-async def start_grpc(service: Service, gate: Gate, settings: Settings) -> tuple[Any, int]:
+async def start_grpc(service: Service, access: AccessControl, settings: Settings) -> tuple[Any, int]:
     """Serve the same over gRPC, on the running event loop; returns grpcio's server and its port."""
     import grpc
 
     async def inference(request: Message, context: grpc.aio.ServicerContext) -> Message:
         metadata = {key: value for key, value in context.invocation_metadata() or ()}
-        refusal = gate.refuses(metadata.get("authorization", ""), context.peer().rpartition(":")[0])
+        refusal = access.refuses(metadata.get("authorization", ""), context.peer().rpartition(":")[0])
         if refusal is not None:
             codes = {401: grpc.StatusCode.UNAUTHENTICATED, 429: grpc.StatusCode.RESOURCE_EXHAUSTED}
             await context.abort(codes[refusal.status], refusal.message)

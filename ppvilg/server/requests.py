@@ -1,4 +1,4 @@
-"""What a client can ask for and what it gets, whichever way it comes: checked forms, and the jobs they become."""
+"""What a client can ask for and what it gets, whichever way it comes: checked request schemas, and the jobs they become."""
 
 import base64
 import binascii
@@ -30,7 +30,7 @@ Probability = Annotated[float, Field(gt=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=100)]
 
 
-class PictureForm(BaseModel):
+class ImageSchema(BaseModel):
     """Pictures of a text."""
 
     model_config = _FORM
@@ -58,7 +58,7 @@ class PictureForm(BaseModel):
     """How many rows of tokens of the picture stay; half of them if null."""
 
 
-class ImagesRequest(PictureForm):
+class ImagesRequest(ImageSchema):
     """What POST /v1/images takes."""
 
     response_format: Literal["b64_json", "png"] = "b64_json"
@@ -69,7 +69,7 @@ class ImagesRequest(PictureForm):
     """Tokens between two `partial` events; an eighth of the picture if null, and at least a 32nd."""
 
 
-class CaptionForm(BaseModel):
+class CaptionSchema(BaseModel):
     """Captions of a picture."""
 
     model_config = _FORM
@@ -170,15 +170,15 @@ def request_errors() -> Iterator[None]:
         raise RequestError(str(error)) from None
 
 
-class Forms:
-    """Turns forms into jobs for one model; whatever does not fit it is a `RequestError`."""
+class JobFactory:
+    """Turns checked requests into jobs for one model; whatever does not fit it is a `RequestError`."""
 
     def __init__(self, pipeline: ViLGPipeline, settings: Settings):
         self._pipeline, self._settings = pipeline, settings
         self._config = pipeline.config
         self._decoding = CapacityLimiter(2)  # threads, since a decoded picture takes 4 bytes a pixel
 
-    async def picture_job(self, form: PictureForm, every: int = 0) -> ImageJob:
+    async def image_job(self, form: ImageSchema, every: int = 0) -> ImageJob:
         """`every`: tokens between two events that show how far the pictures are; 0: none."""
         settings, candidates = self._settings, form.candidates or form.n
         if form.n > settings.max_n:
@@ -218,7 +218,7 @@ class Forms:
             every=every,
         )
 
-    async def caption_job(self, form: CaptionForm) -> CaptionJob:
+    async def caption_job(self, form: CaptionSchema) -> CaptionJob:
         """The picture decoded, the rest checked."""
         settings = self._settings
         if form.n > settings.max_n:

@@ -247,7 +247,7 @@ def test_distance_of_folders_and_features(tiny_data, tmp_path):
     (tmp_path / "bad" / "x.png").write_bytes(b"nothing")
     extractor = load_extractor("efficientnet-lite0")
     for other, message in (
-        ("empty", "no pictures"),
+        ("empty", "no images"),
         ("c.npz", "c.npz is damaged: give a folder"),
         ("bad", "x.png: not an image"),
     ):

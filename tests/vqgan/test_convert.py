@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ppvilg.config import load_config, save_config
+from ppvilg.folder import ImageTokenizerConfig, read_config, write_config
 from ppvilg.vqgan.convert import read_torch, taming_config
 
 NETWORK = {
@@ -34,10 +34,10 @@ def read(tmp_path, model):
 
 def test_config_of_a_vqmodel(tmp_path):
     config = read(tmp_path, MODEL)
-    assert (config.task, config.data.image_size, config.vqgan.downsampling) == ("vqgan", 256, 16)
+    assert (config.image_size, config.vqgan.downsampling) == (256, 16)
     assert (config.vqgan.codebook.size, config.vqgan.codebook.learning) == (16384, "gradient")
-    save_config(config, tmp_path / "config.yml")
-    assert load_config(tmp_path / "config.yml") == config
+    write_config(config, tmp_path)
+    assert read_config(tmp_path, ImageTokenizerConfig) == config
 
 
 def test_config_of_a_gumbel_model(tmp_path):

@@ -1,8 +1,8 @@
 // softmax(q k^T / sqrt(width)) v where each query sees the keys of a table, and its gradients.
 //
-// q, k, v and the result are [batch, length, heads, width] and are read and written in place. Each thread takes one head of one
-// sequence at a time, so that no two write to the same numbers. The weights are not kept: the backward pass works them out again
-// from the logarithm of each query's sum (Dao et al. 2022).
+// q, k, v and the result are [batch, length, heads, width] and are read and written in place. Each thread takes one head of
+// one sequence at a time, so that no two write to the same numbers. The weights are not kept: the backward pass works them
+// out again from the logarithm of each query's sum (Dao et al. 2022).
 #pragma once
 
 #include <algorithm>
@@ -93,8 +93,8 @@ struct Part {
   }
 };
 
-// Calls function(part, log_sums, scratch) for every tile of every head of every sequence, where `log_sums` [length] are the head's
-// and scratch.real says which of the tile's keys are no padding. `key_mask` is [batch, length].
+// Calls function(part, log_sums, scratch) for every tile of every head of every sequence, where `log_sums` [length] are the
+// head's and scratch.real says which of the tile's keys are no padding. `key_mask` is [batch, length].
 template <typename Function>
 void for_each_part(const Shape& shape, const Table& table, const bool* key_mask, float* log_sums, Function function) {
   const int64_t count = shape.batch * shape.heads;

@@ -146,8 +146,8 @@ std::vector<Tensor> AttentionGrad(const Tensor& q, const Tensor& k, const Tensor
   std::memset(dk.data<float>(), 0, q.numel() * sizeof(float));
   std::memset(dv.data<float>(), 0, q.numel() * sizeof(float));
   ppvilg::attention_grad(q.data<float>(), k.data<float>(), v.data<float>(), table_of(tiles, ranges, slots, mask),
-                         key_mask.data<bool>(), out.data<float>(), const_cast<float*>(log_sums.data<float>()), dout.data<float>(),
-                         dq.data<float>(), dk.data<float>(), dv.data<float>(), shape_of(q));
+                         key_mask.data<bool>(), out.data<float>(), const_cast<float*>(log_sums.data<float>()),
+                         dout.data<float>(), dq.data<float>(), dk.data<float>(), dv.data<float>(), shape_of(q));
   return {dq, dk, dv};
 }
 
