@@ -1,4 +1,4 @@
-"""Functions over the last axis. Each is paddle's own, except where the C++ kernels can be used, which give equal results."""
+"""The model's functions. Each is paddle's own, except where the C++ kernels can be used, which give equal results."""
 
 import paddle
 from paddle.nn import functional as F
@@ -12,6 +12,13 @@ def linear(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None =
         return F.linear(x, weight, bias)
     # In place on the new product. The bias's gradient is one pass of column sums, the product's is the result's itself.
     return run("add_bias", paddle.matmul(x, weight), bias)
+
+
+def add_channel_bias(x: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
+    """x [B, C, H, W], a new tensor that nothing else reads, plus bias [C]."""
+    if has_kernels(x, bias):
+        return run("add_channel_bias", x, bias)
+    return x + bias.reshape([1, -1, 1, 1])
 
 
 def layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, epsilon: float = 1e-5) -> paddle.Tensor:

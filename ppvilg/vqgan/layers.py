@@ -6,6 +6,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from ppvilg.ops import add_channel_bias
+
 
 class Conv2D(nn.Layer):
     """`nn.Conv2D` with torch's default initialisation: weight and bias uniform in ±1/sqrt(fan_in).
@@ -31,7 +33,7 @@ class Conv2D(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """float32 [B, in_channels, H, W] -> [B, out_channels, H', W']."""
         y = F.conv2d(x, self.weight, None, self.stride, self.padding)
-        return y + _spread(self.bias, y.shape)
+        return add_channel_bias(y, self.bias)
 
 
 class UpsampleConv2D(Conv2D):
@@ -50,22 +52,9 @@ class UpsampleConv2D(Conv2D):
         sums = paddle.to_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], self.weight.dtype)
         kernel = paddle.matmul(paddle.matmul(sums, self.weight), sums, transpose_y=True)
         y = F.conv2d_transpose(x, kernel.transpose([1, 0, 2, 3]), None, stride=2, padding=1)
-        return y + _spread(self.bias, y.shape)
+        return add_channel_bias(y, self.bias)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with eps 1e-6 over 32 groups, or over the most groups below 32 that divide both 32 and `channels`."""
     return nn.GroupNorm(num_groups=math.gcd(channels, 32), num_channels=channels, epsilon=1e-6)
-
-
-def _spread(bias: paddle.Tensor, shape: list[int]) -> paddle.Tensor:
-    """Bias [C] repeated to [B, C, H, W], or so that it adds to that.
-
-    By matrix products, because the gradient of a broadcast sum is a row sum, which paddle's CPU kernel does slowly; without
-    gradients it is left to be broadcast.
-    """
-    if not paddle.is_grad_enabled():
-        return bias.reshape([1, -1, 1, 1])
-    batch, channels, height, width = shape
-    plane = paddle.matmul(bias.reshape([channels, 1]), paddle.ones([1, height * width], bias.dtype))
-    return paddle.matmul(paddle.ones([batch, 1], bias.dtype), plane.reshape([1, -1])).reshape(shape)

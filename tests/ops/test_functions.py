@@ -49,6 +49,15 @@ def test_linear(shape):
     check(ops.linear, F.linear, draw(*shape), weight)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 5, 4, 7), (2, 33, 16, 16)])
+def test_channel_bias(shape):
+    def function(add):
+        return lambda x, bias: add(x * 2, bias)
+
+    expected = function(lambda x, bias: x + bias.reshape([1, -1, 1, 1]))
+    check(function(ops.add_channel_bias), expected, draw(*shape), draw(shape[1], seed=1))
+
+
 def test_linear_inside_a_graph():
     """The gradient that passes through uncopied is not changed by what else uses it."""
 

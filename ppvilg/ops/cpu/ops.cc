@@ -45,6 +45,31 @@ PD_BUILD_GRAD_OP(ppvilg_add_bias)
     .SetInplaceMap({{Grad("Out"), Grad("X")}})
     .SetKernelFn(PD_KERNEL(AddBiasGrad));
 
+// x [batch, channels, ...] + bias [channels], in place.
+std::vector<Tensor> AddChannelBias(Tensor& x, const Tensor& bias) {
+  const int64_t channels = bias.numel(), planes = x.shape()[0] * channels;
+  ppvilg::add_channel_bias(x.data<float>(), bias.data<float>(), planes, channels, x.numel() / planes);
+  return {};
+}
+
+std::vector<Tensor> AddChannelBiasGrad(Tensor& dout) {
+  const int64_t channels = dout.shape()[1], planes = dout.shape()[0] * channels;
+  Tensor dbias = floats({channels}, dout);
+  ppvilg::channel_sums(dout.data<float>(), dbias.data<float>(), planes, channels, dout.numel() / planes);
+  return {dbias};
+}
+
+PD_BUILD_OP(ppvilg_add_channel_bias)
+    .Inputs({"X", "Bias"})
+    .Outputs({"Out"})
+    .SetInplaceMap({{"X", "Out"}})
+    .SetKernelFn(PD_KERNEL(AddChannelBias));
+PD_BUILD_GRAD_OP(ppvilg_add_channel_bias)
+    .Inputs({Grad("Out")})
+    .Outputs({Grad("X"), Grad("Bias")})
+    .SetInplaceMap({{Grad("Out"), Grad("X")}})
+    .SetKernelFn(PD_KERNEL(AddChannelBiasGrad));
+
 // x [..., width] -> the normalised x, the means and the rates of its rows.
 std::vector<Tensor> LayerNorm(const Tensor& x, const Tensor& weight, const Tensor& bias, float epsilon) {
   Tensor y = like(x), means = floats({rows_of(x)}, x), rates = floats({rows_of(x)}, x);

@@ -56,6 +56,33 @@ inline void column_sums(const float* x, float* sums, int64_t rows, int64_t width
   });
 }
 
+// x [planes, size] += the bias [channels] of each plane's channel.
+inline void add_channel_bias(float* x, const float* bias, int64_t planes, int64_t channels, int64_t size) {
+#pragma omp parallel for num_threads(threads_for(planes* size))
+  for (int64_t i = 0; i < planes; i++) {
+    float* plane = x + i * size;
+    const float b = bias[i % channels];
+#pragma omp simd
+    for (int64_t j = 0; j < size; j++) plane[j] += b;
+  }
+}
+
+// sums [channels] = the sums of x's planes of each channel.
+inline void channel_sums(const float* x, float* sums, int64_t planes, int64_t channels, int64_t size) {
+#pragma omp parallel for num_threads(threads_for(planes* size))
+  for (int64_t c = 0; c < channels; c++) {
+    float total = 0.f;
+    for (int64_t i = c; i < planes; i += channels) {
+      const float* plane = x + i * size;
+      float sum = 0.f;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t j = 0; j < size; j++) sum += plane[j];
+      total += sum;
+    }
+    sums[c] = total;
+  }
+}
+
 // y = (x - mean) * rate * weight + bias, where rate = 1 / sqrt(variance + epsilon); keeps mean and rate [rows].
 inline void layer_norm(const float* x, const float* weight, const float* bias, float epsilon, float* y, float* means,
                        float* rates, int64_t rows, int64_t width) {
