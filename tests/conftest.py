@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import cv2
+import hypothesis
 import numpy as np
 import paddle
 import pytest
@@ -13,6 +14,10 @@ import yaml
 
 from tests.helpers import run_tool
 from tests.models import random_pipeline, random_scorer
+
+# A busy machine is no fault: how long an example takes is not what is tested.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(autouse=True)
