@@ -23,11 +23,15 @@ def build_task(config: TrainingExperiment, context):
 
 def train(config: TrainingExperiment, resume: bool = False) -> bool:
     """Train what a config describes; False if it was interrupted (and saved) before the last step."""
+    from ppvilg.checkpoint import checkpoints
     from ppvilg.train.fleet import init_distributed
+    from ppvilg.train.run_folder import check_output, resumed_config
     from ppvilg.train.trainer import Trainer
 
+    check_output(config, resume)
     context = init_distributed(config.parallel, config.train.gradient_accumulation_steps)
-    trainer = Trainer(config, build_task(config, context), context)
+    goes_on = resume and checkpoints(Path(config.train.output))
+    trainer = Trainer(config, build_task(resumed_config(config) if goes_on else config, context), context)
     if resume:
         trainer.resume()
     return trainer.fit()
