@@ -287,6 +287,11 @@ class ViLGExperiment(ImageTokensExperiment):
         if model.tie_embeddings and text.embedding_width not in (None, model.hidden):
             expected = "expected false where text.embedding_width differs from the width"
             yield "transformer.tie_embeddings", True, expected
+        if model.tie_embeddings and model.head_bias:
+            yield "transformer.head_bias", True, "expected false with tie_embeddings: true, whose head is the tables alone"
+        if text.padding == "positional" and text.max_length >= text.vocabulary_size:
+            expected = f"expected more than the {text.max_length} padding tokens (text.padding: positional)"
+            yield "text.vocabulary_size", text.vocabulary_size, expected
         if model.attention.kernel % 2 == 0:
             yield "transformer.attention.kernel", model.attention.kernel, "expected an odd number"
         for name, templates in text.styles.items():

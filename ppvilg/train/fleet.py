@@ -26,7 +26,7 @@ from paddle.distributed.sharding import group_sharded_parallel
 
 from ppvilg.config import ParallelConfig
 from ppvilg.model.batch import Batch
-from ppvilg.model.layers import sequence_parallel
+from ppvilg.model.layers import LayerNorm, sequence_parallel
 from ppvilg.model.vilg import Block, Outputs
 from ppvilg.train import pipe
 from ppvilg.train.context import ParallelContext
@@ -97,7 +97,7 @@ class DistributedModel:
         self._shared_sequences = []  # parameters of which each tensor parallel process knows its sequences' gradients
         for block in module.sublayers():
             if isinstance(block, Block) and sequence_parallel(state.context.mp_group):
-                norms = *block.norm1.parameters(), *block.norm2.parameters()
+                norms = [p for layer in block.sublayers() if isinstance(layer, LayerNorm) for p in layer.parameters()]
                 self._shared_sequences += [*norms, block.attention.out.bias, block.mlp.down.bias]
 
     def __call__(self, *inputs) -> object:
