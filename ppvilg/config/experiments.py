@@ -371,7 +371,7 @@ class EvalExperiment:
     training_split: str | None = "train"
     """Where the baselines find real images and captions besides those of the split; null: without these baselines."""
     extractor: str = "efficientnet-lite0"
-    """Features of images: efficientnet-lite0, or the file that tools/convert_inception.py made."""
+    """Features of images: efficientnet-lite0, or the file that tools/convert.py inception made."""
     dual_encoder: str | None = None
     """Run folder of a dual encoder, or an ErnieViL: retrieval, scores, and the best of several candidates."""
     best_of: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [1])

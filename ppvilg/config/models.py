@@ -48,7 +48,7 @@ class VQGANLossConfig:
     perceptual: Weight = 0.0
     """Weight of LPIPS over VGG16; needs `perceptual_weights`."""
     perceptual_weights: str | None = None
-    """A safetensors file with VGG16's and LPIPS's weights, made by tools/convert_vqgan.py lpips."""
+    """A safetensors file with VGG16's and LPIPS's weights, made by tools/convert.py lpips."""
     adversarial: Weight = 0.0
     """Weight of the patch GAN, on top of the adaptive weight."""
     adversarial_start: Count = 0
