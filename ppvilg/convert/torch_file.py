@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 
-def read_torch(path: str | Path) -> dict[str, np.ndarray]:
+def read_torch(path: Path, entries: tuple[str, ...] = ("state_dict",)) -> dict[str, np.ndarray]:
     """The tensors of a torch pickle, either a state_dict or a training checkpoint with one, as float32 arrays by name.
+
+    In a checkpoint it is the first of `entries` that is there.
 
     No code of the file is run: it is read with `weights_only`, and objects of unknown classes, which Lightning stores
     beside the weights, become empty stand-ins. Raises `ValueError` if torch is missing or the file holds no weights.
@@ -33,9 +35,11 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
             f"{path} can't be read without running code from {', '.join(sorted(unknown))}; if you trust it, save its "
             "state_dict alone: torch.save(torch.load(PATH, weights_only=False)['state_dict'], NEW_PATH)"
         ) from None
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    state = content
+    if isinstance(content, dict):
+        state = next((content[entry] for entry in entries if entry in content), content)
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds no state_dict: expected weights by name, or a checkpoint with `state_dict`")
+        raise ValueError(f"{path} holds no state_dict: expected weights by name, or a checkpoint with `{entries[-1]}`")
     return {name: tensor.float().contiguous().numpy() for name, tensor in state.items()}
 
 
