@@ -29,6 +29,7 @@ Conflicts = Iterator[tuple[str, Any, str]]
 Keep = dict[str, list[str]]
 SampleWeight = Annotated[float, Field(gt=0, le=1)]
 Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 Recompute = Literal["none", "full"]
 
 
