@@ -29,6 +29,7 @@ Conflicts = Iterator[tuple[str, Any, str]]
 Keep = dict[str, list[str]]
 SampleWeight = Annotated[float, Field(gt=0, le=1)]
 Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 Recompute = Literal["none", "full"]
 
 
@@ -384,7 +385,7 @@ class EvalExperiment:
     training_split: str | None = "train"
     """Where the baselines find real images and captions besides those of the split; null: without these baselines."""
     extractor: str = "efficientnet-lite0"
-    """Features of images: efficientnet-lite0, or the file that tools/convert_inception.py made."""
+    """Features of images: efficientnet-lite0, or the file that tools/convert.py inception made."""
     dual_encoder: str | None = None
     """Run folder of a dual encoder, or an ErnieViL: retrieval, scores, and the best of several candidates."""
     best_of: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [1])

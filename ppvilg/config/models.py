@@ -53,7 +53,7 @@ class VQGANLossConfig:
     """Whose features: LPIPS's VGG16, whose weights are in `perceptual_weights`, or the EfficientNet-Lite0 of a package
     (requirements-eval.txt)."""
     perceptual_weights: str | None = None
-    """A safetensors file with VGG16's and LPIPS's weights, made by tools/convert_vqgan.py lpips."""
+    """A safetensors file with VGG16's and LPIPS's weights, made by tools/convert.py lpips."""
     adversarial: Weight = 0.0
     """Weight of the patch GAN, on top of the adaptive weight."""
     adversarial_start: Count = 0
