@@ -27,6 +27,7 @@ from ppvilg.config import (
     DTYPES,
     DualEncoderExperiment,
     Precision,
+    TextTokenizerKind,
     TrainingExperiment,
     ViLGExperiment,
     VQGANConfig,
@@ -74,7 +75,7 @@ class PipelineConfig:
     transformer: ViLGConfig
     image_size: int
     """Pixels per side of its images."""
-    text_tokenizer: Literal["ernie", "sentencepiece"] = "ernie"
+    text_tokenizer: TextTokenizerKind = "ernie"
     classifier_free_guidance: bool = False
     """Whether it was trained with empty texts too, which a guidance scale other than 1 needs."""
     styles: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -95,7 +96,7 @@ class ScorerConfig:
     __pydantic_config__ = _STRICT
     model_type: ClassVar[str] = "dual_encoder"
     dual_encoder: DualEncoderSizes
-    text_tokenizer: Literal["ernie", "sentencepiece"] = "ernie"
+    text_tokenizer: TextTokenizerKind = "ernie"
 
     @classmethod
     def of(cls, experiment: DualEncoderExperiment) -> "ScorerConfig":

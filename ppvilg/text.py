@@ -1,14 +1,15 @@
-"""Text <-> token ids: ERNIE's tokenizer, or a sentencepiece model."""
+"""Text <-> token ids: ERNIE's tokenizer, a sentencepiece model, or one of YouTokenToMe."""
 
 import re
 import shutil
 import unicodedata
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from ppvilg.config import TextTokenizerConfig
+from ppvilg.config import TextTokenizerConfig, TextTokenizerKind
+from ppvilg.yttm import YttmText
 
 
 class TextTokenizer(Protocol):
@@ -144,22 +145,26 @@ class SentencePieceText:
         return "text.model"
 
 
+_KINDS = {"ernie": ErnieText, "sentencepiece": SentencePieceText, "yttm": YttmText}
+
+
 def load_text_tokenizer(config: TextTokenizerConfig) -> TextTokenizer:
     """The tokenizer that a config names.
 
     Raises `ValueError` where it cannot be had or has more tokens than the text table has rows.
     """
-    kind = ErnieText if config.tokenizer == "ernie" else SentencePieceText
-    tokenizer = kind(config.vocabulary)
-    if tokenizer.size > config.vocabulary_size:
+    tokenizer = _KINDS[config.tokenizer](config.vocabulary)
+    if tokenizer.size > config.token_rows:
+        padding = config.vocabulary_size - config.token_rows
+        more = f" and {padding} padding tokens" if padding else ""
         raise ValueError(
-            f"text.vocabulary_size is {config.vocabulary_size}, but {config.vocabulary} has {tokenizer.size} tokens: "
-            f"give at least that many"
+            f"text.vocabulary_size is {config.vocabulary_size}, but {config.vocabulary} has {tokenizer.size} tokens{more}: "
+            f"give at least {'their sum' if padding else 'that many'}"
         )
     return tokenizer
 
 
-def saved_text_tokenizer(folder: Path, kind: Literal["ernie", "sentencepiece"], vocab_size: int) -> TextTokenizer:
+def saved_text_tokenizer(folder: Path, kind: TextTokenizerKind, vocab_size: int) -> TextTokenizer:
     """The tokenizer that `save` put into a model's folder, which may have at most `vocab_size` tokens."""
     vocabulary = next((folder / "text").glob("*"), None)
     if vocabulary is None:
