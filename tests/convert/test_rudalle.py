@@ -172,6 +172,7 @@ def test_what_is_refused(original_model, small):
     state = build(original_model).state_dict()
     refused({"encoder.weight": torch.zeros(2)}, "holds no ruDALL-E but encoder.weight")
     refused({name: tensor for name, tensor in state.items() if "dense_h_to_4h" not in name}, "dense_h_to_4h")
+    refused(state | {"head.weight": torch.zeros(2)}, "has the unknown head.weight")
     refused(state | {"text_embeddings.weight": torch.zeros(150, 48)}, "has 120 tokens", "reads 134")
 
 
@@ -212,3 +213,4 @@ def test_published_sizes(sizes, monkeypatch):
     with paddle.LazyGuard():
         expected = {name: parameter.shape for name, parameter in ViLG(config).state_dict().items()}
     check_shapes({name: array.shape for name, array in rudalle._renamed(state, config)}, expected, "")
+    assert not state
