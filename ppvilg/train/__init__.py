@@ -28,10 +28,11 @@ def train(config: TrainingExperiment, resume: bool = False) -> bool:
     """Train what a config describes; False if it was interrupted (and saved) before the last step."""
     from ppvilg.checkpoint import checkpoints
     from ppvilg.train.fleet import init_distributed
-    from ppvilg.train.init_from import init_from
+    from ppvilg.train.init_from import init_from, with_image_tokenizer
     from ppvilg.train.trainer import Trainer
 
     context = init_distributed(config.parallel, config.train.gradient_accumulation_steps)
+    config = with_image_tokenizer(config)
     task = build_task(config, context)
     if config.train.init_from and not (resume and checkpoints(Path(config.train.output))):
         taken = init_from(task, context)
