@@ -18,6 +18,7 @@ from paddle import nn
 
 from ppvilg.checkpoint import CheckpointReader, ShardedTensor, weights_reader
 from ppvilg.config import TrainingExperiment, ViLGExperiment
+from ppvilg.export.folder import is_export
 from ppvilg.folder import ImageTokenizerConfig, PipelineConfig, ScorerConfig, read_config
 from ppvilg.model.config import vilg_config
 from ppvilg.model.dual_encoder import dual_encoder_sizes
@@ -52,6 +53,8 @@ def with_image_tokenizer(config: TrainingExperiment) -> TrainingExperiment:
     train = config.train
     if not isinstance(config, ViLGExperiment) or train.init_from is None or train.tokenizer is not None:
         return config
+    if is_export(Path(train.init_from)):  # it has the programs of one
+        return config
     return replace(config, train=replace(train, tokenizer=str(Path(train.init_from) / "tokenizer")))
 
 
@@ -63,12 +66,21 @@ def init_from(task: Task, context: ParallelContext) -> str:
     folder = Path(task.config.train.init_from)
     try:
         fits = _FITS[task.config.task](task, folder)
-        reader = weights_reader(folder)
+        reader = _reader(folder, "model")
         for name, tensor in named_tensors(task.modules["model"]).items():
             _set(name, tensor, fits.get(name), reader, task, context.mp_group)
     except ValueError as error:
         raise ValueError(f"train.init_from: {error}") from None
-    return _report(folder, _names(task.modules["model"]), set(reader.shapes), fits)
+    stored = {name for name in reader.shapes if not name.endswith(_DERIVED)}
+    return _report(folder, _names(task.modules["model"]), stored, fits)
+
+
+_DERIVED = ("key_by_head", "value_by_head")  # what an export holds besides the weights that it is made of
+
+
+def _reader(folder: Path, part: str) -> CheckpointReader:
+    """The weights of a run or a model, or those of a part (`model`, `vqgan`) of an export."""
+    return CheckpointReader(folder, "weights", f"{part}.") if is_export(folder) else weights_reader(folder)
 
 
 def _set(name: str, tensor: paddle.Tensor, fit: Fit | None, reader: CheckpointReader, task: Task, mp_group) -> None:
@@ -220,8 +232,8 @@ def _rows(table: np.ndarray, drawn: np.ndarray, rows: np.ndarray, axis: int) -> 
 
 def _code_fit(folder: Path, task: Task) -> Fit:
     """Of the image tokens' tables: taken where the image tokenizer gives the tokens of the source's."""
-    part, own = "image tokens", folder / "tokenizer"
-    if own.is_dir() and _same_codes(weights_reader(own), task.vqgan):
+    part, own = "image tokens", folder if is_export(folder) else folder / "tokenizer"
+    if own.is_dir() and _same_codes(_reader(own, "vqgan"), task.vqgan):
         return Fit(part, "taken", note="the same image tokenizer")
     return Fit(part, "new", note=f"train.tokenizer {task.image_tokenizer} is not the one of {folder}")
 
