@@ -29,12 +29,15 @@ def train(config: TrainingExperiment, resume: bool = False) -> bool:
     from ppvilg.checkpoint import checkpoints
     from ppvilg.train.fleet import init_distributed
     from ppvilg.train.init_from import init_from, with_image_tokenizer
+    from ppvilg.train.run_folder import check_output, resumed_config
     from ppvilg.train.trainer import Trainer
 
-    context = init_distributed(config.parallel, config.train.gradient_accumulation_steps)
+    check_output(config, resume)
     config = with_image_tokenizer(config)
-    task = build_task(config, context)
-    if config.train.init_from and not (resume and checkpoints(Path(config.train.output))):
+    context = init_distributed(config.parallel, config.train.gradient_accumulation_steps)
+    goes_on = resume and checkpoints(Path(config.train.output))
+    task = build_task(resumed_config(config) if goes_on else config, context)
+    if config.train.init_from and not goes_on:
         taken = init_from(task, context)
         if context.is_main_process:
             tqdm.write(taken, file=sys.stderr)
