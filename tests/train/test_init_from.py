@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from ppvilg.checkpoint import checkpoints, load_arrays, save_arrays, weights_rea
 from ppvilg.config import load_config
 from ppvilg.export.write import write_export
 from ppvilg.folder import merge
+from ppvilg.model.vilg import ViLG
 from ppvilg.pipeline import ViLGPipeline
 from ppvilg.train import build_task
 from ppvilg.train.context import ParallelContext
@@ -24,6 +26,7 @@ from ppvilg.train.shards import named_tensors
 from ppvilg.train.task import Task
 from ppvilg.train.trainer import Trainer
 from tests.helpers import losses, run_tool
+from tests.models import random_pipeline
 
 
 def started(path: Path, folder: Path, *overrides: str) -> tuple[Task, str]:
@@ -187,6 +190,31 @@ def test_positions_are_interpolated_or_kept(tiny_configs, tiny_runs, tiny_dual_e
         return
     for table in ("embedding.row_position.weight", "embedding.column_position.weight"):
         np.testing.assert_allclose(new[table], resized(old[table][:, None], (6, 1))[:, 0], atol=1e-6)
+
+
+def test_flat_positions_and_padding_tokens_keep_their_places(tiny_configs, tiny_runs, tiny_data, tmp_path):
+    pipe = random_pipeline(tiny_data / "vocab.txt")
+    options = {"image_positions": "flat", "text_padding": "positional", "head_bias": True}
+    pipe.config = replace(pipe.config, transformer=replace(pipe.config.transformer, **options))
+    pipe.model = ViLG(pipe.config.transformer)
+    pipe.save_pretrained(tmp_path / "source")
+    overrides = ["transformer.image_positions=flat", "text.padding=positional", "transformer.head_bias=true"]
+    larger = ["data.image_size=24", "text.max_length=15"]
+    task, report = started(tiny_configs / "vilg.yml", tmp_path / "source", "train.tokenizer=null", *overrides, *larger)
+    old, new = weights_reader(tmp_path / "source").all(), weights(task)
+    grid = resized(old["embedding.image_position.weight"].reshape(4, 4, -1), (6, 6)).reshape(36, -1)
+    np.testing.assert_allclose(new["embedding.image_position.weight"], grid, atol=1e-6)
+    words = len((tiny_data / "vocab.txt").read_text("utf-8").split())
+    for name, axis in (("embedding.text.weight", 0), ("head.text.weight", 1), ("head.text.bias", 0)):
+        before, after = np.moveaxis(old[name], axis, 0), np.moveaxis(new[name], axis, 0)
+        np.testing.assert_array_equal(after[:words], before[:words])
+        np.testing.assert_array_equal(after[25:37], before[28:40], err_msg="40 - 12 and 40 - 15 are the first paddings")
+    assert counts(report)["text tokens"] == (0, 3, 0, 0)
+
+
+def resized(grid: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    """[h, w, hidden] -> [h', w', hidden]."""
+    return F.interpolate(paddle.to_tensor(grid.transpose(2, 0, 1)[None]), sides, mode="bilinear")[0].numpy().transpose(1, 2, 0)
 
 
 def test_layers_are_taken_by_their_number(tiny_configs, tiny_runs):
