@@ -107,7 +107,8 @@ class TextConfig(TextTokenizerConfig):
 
     __pydantic_config__ = STRICT
     embeddings: str | None = None
-    """An ERNIE model (name or local folder) whose token embeddings the text table starts from."""
+    """An ERNIE model (name, or local folder with vocab.txt) whose token embeddings the text table starts from; `vocabulary` has
+    to be its own. With `train.init_from` they are not read."""
     embedding_width: Positive | None = None
     """Width of the text table where it differs from `transformer.hidden`; it is then projected."""
     padding: TextPadding = "hidden"
