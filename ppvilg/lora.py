@@ -63,14 +63,10 @@ def apply_adapter(model: ViLG, folder: str | Path, scale: float = 1.0) -> None:
     for name in sorted(shapes.keys() | config.base_shapes.keys()):
         here, there = shapes.get(name), config.base_shapes.get(name)
         if here != there:
-            said = f"{name} is {there or 'not there'} in that one and {here or 'not there'} in this one"
-            raise ValueError(
-                f"the adapter in {folder} belongs to another model: {said}: load it onto the model it was trained on"
-            )
+            said = f"its {name} is {there or 'not there'}, this model's {here or 'not there'}"
+            raise ValueError(f"the adapter in {folder} belongs to another model, {said}: load it onto that model")
     if weights_checksum(weights) != config.base_checksum:
-        warnings.warn(
-            f"the adapter in {folder} was trained on other weights than this model's, though of its shapes", stacklevel=3
-        )
+        warnings.warn(f"the adapter in {folder} was trained on other weights of these shapes than this model's", stacklevel=3)
     merge_lora(model, config.lora, arrays, scale)
 
 

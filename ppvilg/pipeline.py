@@ -80,8 +80,10 @@ class ViLGPipeline:
 
         `dual_encoder` is a folder too, the name of an ErnieViL, or a scorer. `lora` is the folder of an adapter to this model,
         which is added to its weights with the strength `lora_scale`: 0 leaves the model as it is, 1 is what was trained. A run
-        that has trained an adapter is read with it. Raises `ValueError` for a folder that is missing, incomplete, damaged, or of
-        another kind of model, and for an adapter to another one.
+        that has trained an adapter is read with it.
+
+        Raises `ValueError` for a folder that is missing, incomplete, damaged, or of another kind of model, and for an adapter
+        that belongs to another one.
         """
         folder = Path(folder)
         check_number("lora_scale", lora_scale)
