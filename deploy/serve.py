@@ -55,7 +55,9 @@ def main() -> None:
     from ppvilg.server.app import create_app
     from ppvilg.server.run import serve
 
-    pipeline = ViLGPipeline.from_pretrained(arguments.model, arguments.dual_encoder, arguments.lora, arguments.lora_scale)
+    pipeline = ViLGPipeline.from_pretrained(
+        arguments.model, arguments.dual_encoder, lora=arguments.lora, lora_scale=arguments.lora_scale
+    )
     serve(create_app(pipeline, settings), settings)
 
 

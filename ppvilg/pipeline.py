@@ -15,10 +15,11 @@ import numpy as np
 import paddle
 from PIL import Image
 
+from ppvilg.config import Precision
 from ppvilg.data.images import load_image
 from ppvilg.dual_encoder import DualEncoderScorer, Scorer, load_scorer, rerank, scores
 from ppvilg.export.folder import is_export, load_export
-from ppvilg.folder import PipelineConfig, base_file, new_folder, read_config, read_weights, write_model
+from ppvilg.folder import PipelineConfig, base_file, new_folder, read_config, read_model, write_model
 from ppvilg.generate.beam_search import beam_search
 from ppvilg.generate.engine import GenerativeModel, generate_images, generate_texts
 from ppvilg.generate.images import ImageDecoder, decode_images
@@ -73,17 +74,19 @@ class ViLGPipeline:
         cls,
         folder: str | Path,
         dual_encoder: str | Path | Scorer | None = None,
+        precision: Precision | Literal["auto"] = "auto",
         lora: str | Path | None = None,
         lora_scale: float = 1.0,
     ) -> "ViLGPipeline":
         """Read a model folder, a training run (the averaged weights of its newest checkpoint) or an export.
 
-        `dual_encoder` is a folder too, the name of an ErnieViL, or a scorer. `lora` is the folder of an adapter to this model,
-        which is added to its weights with the strength `lora_scale`: 0 leaves the model as it is, 1 is what was trained. A run
-        that has trained an adapter is read with it.
+        `dual_encoder` is a folder too, the name of an ErnieViL, or a scorer. `precision` is the transformer's: auto is what its
+        file has, on a CPU fp32, since Paddle computes with nothing else there; the image tokenizer always has fp32. `lora` is
+        an adapter's folder, whose updates are added to the weights with the strength `lora_scale`: 0 leaves the model as it is,
+        1 is what was trained. A run that has trained an adapter is read with it.
 
-        Raises `ValueError` for a folder that is missing, incomplete, damaged, or of another kind of model, and for an adapter
-        that belongs to another one.
+        Raises `ValueError` for a folder that is missing, incomplete, damaged, or of another kind of model, for a precision that
+        the device does not compute with, and for an adapter that belongs to another model.
         """
         folder = Path(folder)
         check_number("lora_scale", lora_scale)
@@ -91,12 +94,13 @@ class ViLGPipeline:
         if isinstance(dual_encoder, str | Path):
             dual_encoder = load_scorer(dual_encoder)
         if is_export(folder):
+            if precision not in ("auto", "fp32"):
+                raise ValueError(f"precision is {precision!r}, but {folder} is an export, which computes with fp32: use that")
             return cls(*load_export(folder), dual_encoder)
         config = read_config(folder, PipelineConfig)
         vqgan = load_vqgan(folder / "tokenizer")
         text_tokenizer = saved_text_tokenizer(folder, config.text_tokenizer, config.transformer.text_vocab_size)
-        model = ViLG(config.transformer)
-        read_weights(model, folder, lora_scale)
+        model = read_model(lambda: ViLG(config.transformer), folder, precision, lora_scale)
         if lora is not None:
             apply_adapter(model, lora, lora_scale)
         return cls(model, vqgan, text_tokenizer, config, dual_encoder)

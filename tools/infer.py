@@ -75,7 +75,7 @@ def text_to_image(arguments: argparse.Namespace) -> None:
 
     from ppvilg import ViLGPipeline
 
-    pipe = ViLGPipeline.from_pretrained(arguments.model, dual_encoder, arguments.lora, arguments.lora_scale)
+    pipe = ViLGPipeline.from_pretrained(arguments.model, dual_encoder, lora=arguments.lora, lora_scale=arguments.lora_scale)
     save_images(arguments, prompts, pipe(prompts, **options).images)
 
 

@@ -1,6 +1,7 @@
 """Configs: a dataclass for each kind of experiment with every key it can have and its default, and the loader."""
 
 from ppvilg.config.experiments import (
+    DTYPES,
     DataConfig,
     DataParallelConfig,
     DualEncoderExperiment,
@@ -10,6 +11,7 @@ from ppvilg.config.experiments import (
     ImageDataConfig,
     ImageTokensExperiment,
     ParallelConfig,
+    Precision,
     PreviewTrainConfig,
     TrainConfig,
     TrainingExperiment,
@@ -23,8 +25,10 @@ from ppvilg.config.models import (
     AttentionKind,
     CodebookConfig,
     DualEncoderConfig,
+    ImagePositions,
     LoRAConfig,
     TextConfig,
+    TextPadding,
     TextTokenizerConfig,
     TransformerConfig,
     VQGANConfig,
@@ -32,6 +36,7 @@ from ppvilg.config.models import (
 )
 
 __all__ = [
+    "DTYPES",
     "AttentionConfig",
     "AttentionKind",
     "CodebookConfig",
@@ -43,11 +48,14 @@ __all__ = [
     "EvalExperiment",
     "Experiment",
     "ImageDataConfig",
+    "ImagePositions",
     "ImageTokensExperiment",
     "LoRAConfig",
     "ParallelConfig",
+    "Precision",
     "PreviewTrainConfig",
     "TextConfig",
+    "TextPadding",
     "TextTokenizerConfig",
     "TrainConfig",
     "TrainingExperiment",

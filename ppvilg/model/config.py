@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ppvilg.config import AttentionConfig, ViLGExperiment, VQGANConfig
+from ppvilg.config import AttentionConfig, ImagePositions, TextPadding, ViLGExperiment, VQGANConfig
 from ppvilg.model.mask import AttentionMask, Direction
 
 
@@ -25,12 +25,21 @@ class ViLGConfig:
     text_embedding_width: int | None = None
     """Width of the text table where it differs from `hidden`; it is then projected."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    causal_text: bool = False
+    sandwich_norm: bool = False
+    head_norm: bool = False
+    head_bias: bool = False
+    image_positions: ImagePositions = "grid"
+    text_padding: TextPadding = "hidden"
+    """These six as in `TransformerConfig` and `TextConfig`."""
     reconstructor: VQGANConfig | None = None
     """The decoder that end-to-end training draws pixels with (paper 3.1.3); None: without."""
 
     def __post_init__(self):
         if self.hidden % self.heads:
             raise ValueError(f"hidden is {self.hidden}: give a multiple of the number of heads, {self.heads}")
+        if self.tie_embeddings and self.head_bias:
+            raise ValueError("head_bias is true: give false with tie_embeddings, whose head is the tables alone")
 
     @property
     def image_length(self) -> int:
@@ -44,8 +53,16 @@ class ViLGConfig:
 
     def mask(self, kind: str, direction: Direction, text_length: int) -> AttentionMask:
         """The attention mask of a kind of layer for texts of a length."""
-        attention = self.attention
-        return AttentionMask(text_length, self.rows, self.columns, direction, kind, attention.kernel, attention.strict_row)
+        return AttentionMask(
+            text_length,
+            self.rows,
+            self.columns,
+            direction,
+            kind,
+            self.attention.kernel,
+            self.attention.strict_row,
+            self.causal_text,
+        )
 
 
 def vilg_config(experiment: ViLGExperiment) -> ViLGConfig:
@@ -66,5 +83,11 @@ def vilg_config(experiment: ViLGExperiment) -> ViLGConfig:
         tie_embeddings=transformer.tie_embeddings,
         text_embedding_width=text.embedding_width,
         attention=transformer.attention,
+        causal_text=transformer.causal_text,
+        sandwich_norm=transformer.sandwich_norm,
+        head_norm=transformer.head_norm,
+        head_bias=transformer.head_bias,
+        image_positions=transformer.image_positions,
+        text_padding=text.padding,
         reconstructor=experiment.vqgan if transformer.reconstructor else None,
     )

@@ -20,11 +20,13 @@ from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import ViLG
 from tests.generate.test_engine import PROMPTS, SAMPLINGS, TEXT, build, finish, image_engine, images
 from tests.model.test_vilg import CONFIG, PLANS, VQGAN, M, N, with_plan
+from tests.model.test_vilg import OPTIONS as MODELS
 
 OPTIONS = {
     "tied": replace(CONFIG, tie_embeddings=True),
     "reconstructor": replace(CONFIG, reconstructor=VQGAN),
     "projected": replace(CONFIG, text_embedding_width=6),
+    "elsewhere": replace(MODELS["all of them"], text_padding="positional"),
 }
 
 

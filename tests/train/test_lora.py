@@ -30,7 +30,8 @@ PROMPT = "红色方块一"
 def config(tiny_configs, tiny_runs) -> Path:
     """Of a run that trains an adapter to the run `vilg`."""
     tree = {"base": "vilg.yml", "lora": {"rank": RANK, "alpha": 8, "targets": TARGETS}}
-    tree["train"] = {"output": str(tiny_runs / "lora"), "init_from": str(tiny_runs / "vilg"), "learning_rate": 0.03}
+    tree["train"] = {"output": str(tiny_runs / "lora"), "init_from": str(tiny_runs / "vilg"), "tokenizer": None}
+    tree["train"]["learning_rate"] = 0.03
     path = tiny_configs / "lora.yml"
     path.write_text(yaml.safe_dump(tree), "utf-8")
     return path
