@@ -197,7 +197,8 @@ class JobFactory:
             self._pipeline.check_supported(form.guidance, "codebook")
             prompt = form.prompt if form.style is None else styled(form.prompt, form.style, self._config.styles)
             sampling = Sampling(form.temperature, form.top_k, form.top_p, form.guidance)
-            text = self._pipeline.encode_prompts([prompt])[0]
+            self._pipeline.check_known(form.prompt)
+            text = self._pipeline.encode_prompts(prompt)[0]
         image, keep_rows = None, 0
         if form.image is not None:
             rows = self._config.transformer.rows

@@ -163,3 +163,43 @@ def test_a_resumed_run_is_bit_equal_and_needs_no_init_from(config, lora_run, tmp
         assert all((ours[key] == theirs[key]).all() for key in ours)
     for name in ("config.json", "model.safetensors"):
         assert (again / "adapter" / name).read_bytes() == (lora_run / "adapter" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.init_from=null", r"train\.init_from: None does not fit: expected the folder of the model that lora updates"),
+        ("lora.rank=17", r"lora\.rank: 17 does not fit: expected at most transformer\.hidden = 16"),
+        ("lora.layers=[0,2]", r"lora\.layers: \[0, 2\] does not fit: expected numbers below transformer\.layers = 2"),
+        ("transformer.tie_embeddings=true", r"lora\.targets.*expected no head"),
+        ("lora.targets=[queries]", r"lora\.targets\.0: 'queries' does not fit"),
+        ("lora.rang=4", r"did you mean `rank`"),
+    ],
+)
+def test_configs_that_cannot_be_are_refused(config, override, said):
+    with pytest.raises(ValueError, match=said):
+        load_config(config, [override])
+
+
+def test_an_adapter_needs_a_whole_model_to_start_from(config, lora_run, tiny_runs, tmp_path):
+    for overrides, said in (
+        (["transformer.layers=3"], r"train\.init_from: .* has no blocks\.2\.\S+ for this model: lora trains no new weights"),
+        ([f"train.init_from={lora_run}"], r"train\.init_from: .* holds an adapter and its base: merge them first"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            train(load_config(config, [f"train.output={tmp_path / 'run'}", *overrides]))
+        assert not (tmp_path / "run").exists()
+
+
+def test_one_direction_leaves_the_other_heads_update_at_nothing(config, tmp_path):
+    run = tmp_path / "run"
+    assert train(load_config(config, [f"train.output={run}", "train.img2txt_weight=0.0", "train.steps=3"]))
+    arrays = load_adapter(run)[1]
+    assert not arrays["head.text.lora.b"].any()
+    assert arrays["head.image.lora.b"].any()
+
+
+def test_another_adapter_does_not_go_on(config, lora_run):
+    for override, said in (("lora.rank=3", r"lora\.rank: 2"), ("lora=null", r"lora")):
+        with pytest.raises(ValueError, match=f"was trained with {said}"):
+            train(load_config(config, [override, "train.steps=8"]), resume=True)
