@@ -27,6 +27,7 @@ from ppvilg.config import (
     DTYPES,
     DualEncoderExperiment,
     Precision,
+    TokenizerKind,
     TrainingExperiment,
     ViLGExperiment,
     VQGANConfig,
@@ -74,11 +75,13 @@ class PipelineConfig:
     transformer: ViLGConfig
     image_size: int
     """Pixels per side of its images."""
-    text_tokenizer: Literal["ernie", "sentencepiece"] = "ernie"
+    text_tokenizer: TokenizerKind = "ernie"
     classifier_free_guidance: bool = False
     """Whether it was trained with empty texts too, which a guidance scale other than 1 needs."""
     styles: dict[str, dict[str, str]] = field(default_factory=dict)
     """As `text.styles` of an experiment's config."""
+    writes_texts: bool = True
+    """Whether it was trained to write texts of images, too."""
 
     @classmethod
     def of(cls, experiment: ViLGExperiment) -> "PipelineConfig":
@@ -95,7 +98,7 @@ class ScorerConfig:
     __pydantic_config__ = _STRICT
     model_type: ClassVar[str] = "dual_encoder"
     dual_encoder: DualEncoderSizes
-    text_tokenizer: Literal["ernie", "sentencepiece"] = "ernie"
+    text_tokenizer: TokenizerKind = "ernie"
 
     @classmethod
     def of(cls, experiment: DualEncoderExperiment) -> "ScorerConfig":

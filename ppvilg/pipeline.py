@@ -185,6 +185,8 @@ class ViLGPipeline:
             seed=seed,
             generator=generator,
         )
+        if not self.config.writes_texts:
+            raise ValueError("this model was trained to draw images of texts only: it writes no captions")
         tokens, tokenizer, longest = self.encode_images(images), self.text_tokenizer, self.config.transformer.max_text_length
         seeds, sampling = options.seeds(num_captions), Sampling(temperature, top_k, top_p)
         batch_size = max(1, _BATCH // max(num_captions, num_beams))
