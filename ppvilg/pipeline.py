@@ -6,6 +6,7 @@ images = pipe("Noto风格的红苹果", num_images_per_prompt=4, guidance_scale=
 captions = pipe.caption(images)                                                         # for each image a list of strings
 """
 
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,9 @@ from ppvilg.generate.engine import GenerativeModel, generate_images, generate_te
 from ppvilg.generate.images import ImageDecoder, decode_images
 from ppvilg.generate.sampling import Sampling
 from ppvilg.model.vilg import ViLG
-from ppvilg.options import CaptionOptions, ImageOptions, check_count
+from ppvilg.options import CaptionOptions, ImageOptions, check_count, check_texts
 from ppvilg.pictures import to_model
-from ppvilg.text import TextTokenizer, encode_prompt, saved_text_tokenizer
+from ppvilg.text import TextTokenizer, check_known, encode_prompt, saved_text_tokenizer
 from ppvilg.vqgan.folder import load_vqgan, save_vqgan
 from ppvilg.vqgan.model import VQGAN
 
@@ -185,32 +186,37 @@ class ViLGPipeline:
             seed=seed,
             generator=generator,
         )
-        if not self.config.writes_texts:
-            raise ValueError("this model was trained to draw images of texts only: it writes no captions")
+        self.check_captions()
         tokens, tokenizer, longest = self.encode_images(images), self.text_tokenizer, self.config.transformer.max_text_length
         seeds, sampling = options.seeds(num_captions), Sampling(temperature, top_k, top_p)
-        batch_size = max(1, _BATCH // max(num_captions, num_beams))
-        captions: list[str] = []
-        for first in range(0, len(tokens), batch_size):
-            batch = tokens[first : first + batch_size]
-            if num_beams > 1:
-                texts = beam_search(self.model, batch, tokenizer, longest, num_beams, length_penalty)
-            else:
-                texts = generate_texts(self.model, batch, tokenizer, longest, seeds * len(batch), sampling)
-            captions += [tokenizer.decode(ids) for ids in texts]
+        texts: list[list[int]] = []
+        if num_beams > 1:
+            size = max(1, _BATCH // num_beams)
+            for batch in (tokens[first : first + size] for first in range(0, len(tokens), size)):
+                texts += beam_search(self.model, batch, tokenizer, longest, num_beams, length_penalty)
+        else:
+            for some, own_seeds in _batches(list(tokens), seeds):
+                texts += generate_texts(self.model, np.stack(some), tokenizer, longest, own_seeds, sampling)
+        captions = [tokenizer.decode(ids) for ids in texts]
         return [captions[i : i + num_captions] for i in range(0, len(captions), num_captions)]
 
     def score(self, images: Images, texts: str | Sequence[str]) -> np.ndarray:
         """How well each image fits its text, or all the one text: float32 [N] in [0, 1]. Needs a dual encoder."""
-        arrays, texts = self._load_images(images), _texts("texts", texts)
+        arrays, texts = self._load_images(images), check_texts("texts", texts)
         texts = texts * len(arrays) if len(texts) == 1 else texts
         if len(texts) != len(arrays):
             raise ValueError(f"texts has {len(texts)} texts for {len(arrays)} images: give each image its text")
         return scores(self._scorer(), np.stack(arrays), texts)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+    def encode_prompts(self, prompts: str | Sequence[str]) -> list[list[int]]:
         """Token ids; raises `ValueError` for an empty or overlong prompt."""
-        return [encode_prompt(self.text_tokenizer, text, self.config.transformer.max_text_length) for text in prompts]
+        longest = self.config.transformer.max_text_length
+        return [encode_prompt(self.text_tokenizer, text, longest) for text in check_texts("prompt", prompts)]
+
+    def check_known(self, prompts: str | Sequence[str]) -> list[str]:
+        """Raise `ValueError` for a prompt of which nothing is in the vocabulary; returns warnings of those that are in part."""
+        checked = [check_known(self.text_tokenizer, text) for text in check_texts("prompt", prompts)]
+        return [warning for warning in checked if warning]
 
     def encode_images(self, images: Images) -> np.ndarray:
         """Image tokens int64 [N, n]."""
@@ -221,12 +227,19 @@ class ViLGPipeline:
         return np.concatenate(tokens)
 
     def check_supported(self, guidance_scale: float, decoder: ImageDecoder) -> None:
-        """Raise `ValueError` for a guidance or a decoder that the model was not trained for."""
+        """Raise `ValueError` for images, a guidance or a decoder that the model was not trained for."""
+        if not self.config.draws_images:
+            raise ValueError("this model was trained to write texts of images only: it draws none")
         if decoder == "hidden" and self.model.reconstructor is None:
             raise ValueError("decoder is 'hidden', but this model has no reconstructor: use 'codebook'")
         if guidance_scale != 1 and not self.config.classifier_free_guidance:
             why = "this model was trained without text_drop and knows no empty text"
             raise ValueError(f"guidance_scale is {guidance_scale}, but {why}: use 1")
+
+    def check_captions(self) -> None:
+        """Raise `ValueError` for a model that was not trained to write texts."""
+        if not self.config.writes_texts:
+            raise ValueError("this model was trained to draw images of texts only: it writes no captions")
 
     def _generate(
         self, prompt: str | Sequence[str], options: ImageOptions, every: int, prefix_tokens: np.ndarray | None = None
@@ -234,7 +247,8 @@ class ViLGPipeline:
         """The number of tokens and the images so far, after each `every` tokens (0: never) and at the end."""
         self.check_supported(options.guidance_scale, options.decoder)
         scorer = None if options.num_candidates is None else self._scorer()
-        prompts = _texts("prompt", prompt)
+        prompts = check_texts("prompt", prompt)
+        self.check_known(prompts)
         texts, n = self.encode_prompts(prompts), self.config.transformer.image_length
         count = options.num_candidates or options.num_images_per_prompt
         seeds = options.seeds(count)
@@ -272,31 +286,23 @@ class ViLGPipeline:
         if isinstance(images, ImageInput) and not (isinstance(images, np.ndarray) and images.ndim == 4):
             images = [images]
         if not isinstance(images, Sequence | np.ndarray) or not len(images):
-            raise ValueError(f"images is {images!r}: give an image, or a list of at least one")
+            raise ValueError(f"images is {reprlib.repr(images)}: give an image, or a list of at least one")
         return [load_image(image, self.config.image_size) for image in images]
 
 
-def _batches(texts: list[list[int]], seeds: list[int]) -> Iterator[tuple[list[list[int]], list[int]]]:
-    """The texts and seeds that are generated together, at most `_BATCH` sequences, in the order of the texts; every text has
-    all the seeds."""
+def _batches(prompts: list, seeds: list[int]) -> Iterator[tuple[list, list[int]]]:
+    """The prompts and seeds that are generated together, at most `_BATCH` sequences, in the order of the prompts; every prompt
+    has all the seeds."""
     if len(seeds) >= _BATCH:
-        for text in texts:
+        for prompt in prompts:
             for first in range(0, len(seeds), _BATCH):
-                yield [text], seeds[first : first + _BATCH]
+                yield [prompt], seeds[first : first + _BATCH]
     else:
         size = _BATCH // len(seeds)
-        for first in range(0, len(texts), size):
-            some = texts[first : first + size]
+        for first in range(0, len(prompts), size):
+            some = prompts[first : first + size]
             yield some, seeds * len(some)
 
 
 def _converted(images: list[np.ndarray], output_type: str) -> list:
     return [Image.fromarray(image) for image in images] if output_type == "pil" else list(images)
-
-
-def _texts(name: str, texts: str | Sequence[str]) -> list[str]:
-    """A list of at least one text."""
-    found = [texts] if isinstance(texts, str) else texts
-    if not isinstance(found, Sequence) or not found or not all(isinstance(text, str) for text in found):
-        raise ValueError(f"{name} is {texts!r}: expected a text, or a list of at least one")
-    return list(found)

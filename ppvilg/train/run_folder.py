@@ -69,11 +69,12 @@ def resumed_config(config: TrainingExperiment) -> TrainingExperiment:
             vocabulary = str(_vocabulary(run))
         config = replace(config, text=replace(config.text, vocabulary=vocabulary))
     if isinstance(config, ViLGExperiment):
-        tokenizer = config.train.tokenizer
-        if tokenizer == own.train.tokenizer and not Path(tokenizer).exists():
-            tokenizer = str(run / "tokenizer")
-        text, train = replace(config.text, embeddings=None), replace(config.train, tokenizer=tokenizer)
-        config = replace(config, text=text, train=train)
+        train = config.train
+        named = train.tokenizer or (train.init_from and f"{train.init_from}/tokenizer")
+        same = (train.tokenizer, train.init_from) == (own.train.tokenizer, own.train.init_from)
+        if same and not (named and Path(named).exists()):
+            train = replace(train, tokenizer=str(run / "tokenizer"))
+        config = replace(config, text=replace(config.text, embeddings=None), train=train)
     return config
 
 
