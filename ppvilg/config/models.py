@@ -15,6 +15,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 LoRATarget = Literal["query", "key", "value", "out", "up", "down", "head"]
 AttentionKind = Literal["dense", "row", "column", "convolution"]
+TokenizerKind = Literal["ernie", "wordpiece", "sentencepiece"]
 ImagePositions = Literal["grid", "flat"]
 TextPadding = Literal["hidden", "visible", "positional"]
 
@@ -93,7 +94,8 @@ class TextTokenizerConfig:
     """The text tokenizer and its vocabulary."""
 
     __pydantic_config__ = STRICT
-    tokenizer: Literal["ernie", "sentencepiece"] = "ernie"
+    tokenizer: TokenizerKind = "ernie"
+    """ernie: WordPiece as ERNIE does it, with a begin and an end token; wordpiece: without them."""
     vocabulary: str = "data/emoji/vocab.txt"
     """A vocab.txt, a folder with one, a name of an ERNIE model (downloaded), or a sentencepiece .model file."""
     vocabulary_size: Positive = 40000
