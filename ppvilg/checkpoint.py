@@ -23,6 +23,8 @@ from paddle import nn
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from ppvilg.files import whole_file
+
 if TYPE_CHECKING:
     from ppvilg.train.context import ParallelContext
 
@@ -30,10 +32,9 @@ Arrays = dict[str, np.ndarray]
 
 
 def save_arrays(arrays: Arrays, path: Path) -> None:
-    """Write one safetensors file under a temporary name and rename it."""
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
-    os.replace(temporary, path)
+    """Write one safetensors file, whole or not at all."""
+    with whole_file(path) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
 
 
 def load_arrays(path: Path) -> Arrays:
@@ -70,11 +71,12 @@ class ShardedTensor:
 class CheckpointReader:
     """The tensors of one name in a checkpoint's folder, whatever number of processes wrote them; read part by part.
 
-    Raises `ValueError` where a file is missing or damaged.
+    `prefix`: what the names of the wanted tensors begin with in the files. Raises `ValueError` where a file is missing or
+    damaged.
     """
 
-    def __init__(self, folder: Path, name: str):
-        self.title = str(folder / name)
+    def __init__(self, folder: Path, name: str, prefix: str = ""):
+        self.title, self._prefix = str(folder / name), prefix
         # By (offset, shape), because some parts are written by several processes.
         self._parts: dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], Path]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -83,10 +85,12 @@ class CheckpointReader:
             with _open(path) as file:
                 split = json.loads((file.metadata() or {}).get(_SPLIT, "{}"))
                 for key in file.keys():  # noqa: SIM118, it is no mapping
-                    own = file.get_slice(key).get_shape()
+                    if not key.startswith(prefix):
+                        continue
+                    own, short = file.get_slice(key).get_shape(), key.removeprefix(prefix)
                     offset, shape = split.get(key, ([0] * len(own), own))
-                    self._parts.setdefault(key, {}).setdefault((tuple(offset), tuple(own)), path)
-                    self.shapes[key] = tuple(shape)
+                    self._parts.setdefault(short, {}).setdefault((tuple(offset), tuple(own)), path)
+                    self.shapes[short] = tuple(shape)
 
     def read(self, key: str, offset: tuple[int, ...] | None = None, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """The tensor, or its part of a shape from an offset on."""
@@ -102,7 +106,8 @@ class CheckpointReader:
                 continue
             inside = tuple(slice(low - f, high - f) for (low, high), f in zip(ranges, first, strict=True))
             with _open(path) as file:
-                part = file.get_slice(key)[inside] if inside else file.get_tensor(key)
+                stored = self._prefix + key
+                part = file.get_slice(stored)[inside] if inside else file.get_tensor(stored)
             found = np.empty(shape, part.dtype) if found is None else found
             found[tuple(slice(low - o, high - o) for (low, high), o in zip(ranges, offset, strict=True))] = part
             missing -= part.size
@@ -151,7 +156,8 @@ def save_shards(shards: dict[str, ShardedTensor], folder: Path, name: str, rank:
     path = folder / (f"{name}.safetensors" if count == 1 else f"{name}-{rank:05d}-of-{count:05d}.safetensors")
     split = {key: (shard.offset, shard.shape) for key, shard in shards.items() if shard.array.shape != shard.shape}
     arrays = {key: np.ascontiguousarray(shard.array) for key, shard in shards.items()}
-    save_file(arrays, path, {_SPLIT: json.dumps(split)} if split else None)
+    with whole_file(path) as temporary:
+        save_file(arrays, temporary, {_SPLIT: json.dumps(split)} if split else None)
 
 
 def save_checkpoint(
@@ -169,14 +175,19 @@ def save_checkpoint(
             shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir(parents=True)
     context.barrier()
-    for name, shards in files.items() if context.replica == 0 else ():  # the other replicas hold the same
-        save_shards(shards, temporary, name, context.rank % context.replica_size, context.replica_size)
-    context.barrier()
+    try:
+        for name, shards in files.items() if context.replica == 0 else ():  # the other replicas hold the same
+            save_shards(shards, temporary, name, context.rank % context.replica_size, context.replica_size)
+        context.barrier()
+        if context.is_main_process:
+            (temporary / "state.json").write_text(json.dumps(state))
+            if final.exists():  # a resumed run that comes past the same step
+                _remove(final)
+            os.replace(temporary, final)
+    except BaseException:  # Ctrl-C too; no process goes on without the others
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if context.is_main_process:
-        (temporary / "state.json").write_text(json.dumps(state))
-        if final.exists():  # a resumed run that comes past the same step
-            _remove(final)
-        os.replace(temporary, final)
         for old in checkpoints(run)[:-keep]:
             _remove(old)
     context.barrier()
