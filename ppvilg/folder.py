@@ -29,6 +29,7 @@ from ppvilg.config import (
     DualEncoderExperiment,
     LoRAConfig,
     Precision,
+    TokenizerKind,
     TrainingExperiment,
     ViLGExperiment,
     VQGANConfig,
@@ -37,9 +38,10 @@ from ppvilg.config import (
     save_config,
 )
 from ppvilg.files import write_whole
-from ppvilg.model.config import ViLGConfig, vilg_config
+from ppvilg.model.config import ViLGConfig, trained_directions, vilg_config
 from ppvilg.model.dual_encoder import DualEncoderSizes, dual_encoder_sizes
 from ppvilg.model.lora import merge_lora, weight_updates
+from ppvilg.model.mask import Direction
 from ppvilg.text import TextTokenizer
 
 CONFIG, WEIGHTS, BASE = "config.json", "model.safetensors", "base"
@@ -77,18 +79,29 @@ class PipelineConfig:
     transformer: ViLGConfig
     image_size: int
     """Pixels per side of its images."""
-    text_tokenizer: Literal["ernie", "sentencepiece"] = "ernie"
+    text_tokenizer: TokenizerKind = "ernie"
     classifier_free_guidance: bool = False
     """Whether it was trained with empty texts too, which a guidance scale other than 1 needs."""
     styles: dict[str, dict[str, str]] = field(default_factory=dict)
     """As `text.styles` of an experiment's config."""
+    draws_images: bool = True
+    """Whether it was trained to draw images of texts."""
+    writes_texts: bool = True
+    """Whether it was trained to write texts of images."""
 
     @classmethod
     def of(cls, experiment: ViLGExperiment) -> "PipelineConfig":
         """The model that an experiment trains."""
-        text = experiment.text
-        drops_text = experiment.train.text_drop > 0
-        return cls(vilg_config(experiment), experiment.data.image_size, text.tokenizer, drops_text, text.styles)
+        text, directions = experiment.text, trained_directions(experiment.train)
+        return cls(
+            transformer=vilg_config(experiment),
+            image_size=experiment.data.image_size,
+            text_tokenizer=text.tokenizer,
+            classifier_free_guidance=experiment.train.text_drop > 0,
+            styles=text.styles,
+            draws_images=Direction.TEXT_TO_IMAGE in directions,
+            writes_texts=Direction.IMAGE_TO_TEXT in directions,
+        )
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,7 @@ class ScorerConfig:
     __pydantic_config__ = _STRICT
     model_type: ClassVar[str] = "dual_encoder"
     dual_encoder: DualEncoderSizes
-    text_tokenizer: Literal["ernie", "sentencepiece"] = "ernie"
+    text_tokenizer: TokenizerKind = "ernie"
 
     @classmethod
     def of(cls, experiment: DualEncoderExperiment) -> "ScorerConfig":

@@ -196,6 +196,7 @@ class ViLGPipeline:
             seed=seed,
             generator=generator,
         )
+        self.check_captions()
         tokens, tokenizer, longest = self.encode_images(images), self.text_tokenizer, self.config.transformer.max_text_length
         seeds, sampling = options.seeds(num_captions), Sampling(temperature, top_k, top_p)
         texts: list[list[int]] = []
@@ -236,12 +237,19 @@ class ViLGPipeline:
         return np.concatenate(tokens)
 
     def check_supported(self, guidance_scale: float, decoder: ImageDecoder) -> None:
-        """Raise `ValueError` for a guidance or a decoder that the model was not trained for."""
+        """Raise `ValueError` for images, a guidance or a decoder that the model was not trained for."""
+        if not self.config.draws_images:
+            raise ValueError("this model was trained to write texts of images only: it draws none")
         if decoder == "hidden" and self.model.reconstructor is None:
             raise ValueError("decoder is 'hidden', but this model has no reconstructor: use 'codebook'")
         if guidance_scale != 1 and not self.config.classifier_free_guidance:
             why = "this model was trained without text_drop and knows no empty text"
             raise ValueError(f"guidance_scale is {guidance_scale}, but {why}: use 1")
+
+    def check_captions(self) -> None:
+        """Raise `ValueError` for a model that was not trained to write texts."""
+        if not self.config.writes_texts:
+            raise ValueError("this model was trained to draw images of texts only: it writes no captions")
 
     def _generate(
         self, prompt: str | Sequence[str], options: ImageOptions, every: int, prefix_tokens: np.ndarray | None = None

@@ -91,7 +91,8 @@ def _reader(folder: Path, part: str) -> CheckpointReader:
 def _set(name: str, tensor: paddle.Tensor, fit: Fit | None, reader: CheckpointReader, task: Task, mp_group) -> None:
     """Give one tensor what it begins with."""
     if fit is not None and fit.make is not None:
-        value = own_part(tensor, fit.make(reader.read(name), _drawn(name, tensor, task, mp_group)), mp_group)
+        drawn = _drawn(name, tensor, task, mp_group)
+        value = own_part(tensor, fit.make(reader.read(name).astype(drawn.dtype), drawn), mp_group)
     elif is_distributed(tensor):
         nothing = np.broadcast_to(np.float32(0), tensor.shape)
         value = reader.like(ShardedTensor.split(nothing, tensor.split_axis, mp_group.rank, mp_group.nranks), name)
@@ -105,9 +106,9 @@ def _drawn(name: str, tensor: paddle.Tensor, task: Task, mp_group) -> np.ndarray
     if not is_distributed(tensor):
         return tensor.numpy()
     config, shape = task.config, whole_shape(tensor, mp_group)
-    return (
-        draw_weight(name, shape, config.train.seed, config.transformer.layers) if len(shape) > 1 else np.zeros(shape, "float32")
-    )
+    if len(shape) == 1:  # a bias
+        return np.zeros(shape, np.float32)
+    return draw_weight(name, shape, config.train.seed, config.transformer.layers)
 
 
 # What each kind of model fits

@@ -155,7 +155,8 @@ class ViLGTask(Task):
         return Preview(images, texts)
 
     def _init_weights(self) -> None:
-        """Drawn from the seed; the reconstructor starts from the image tokenizer's decoder, the text table from ERNIE's."""
+        """Drawn from the seed; the reconstructor starts from the image tokenizer's decoder, the text table from ERNIE's unless
+        the whole model starts from another."""
         config, parameters = self.config, named_parameters(self.model)
         init_weights(parameters, config.train.seed, config.transformer.layers, self.context.mp_group)
         given = {}
@@ -163,8 +164,8 @@ class ViLGTask(Task):
             decoder = self.vqgan.state_dict()
             names = [name for name in decoder if name.startswith(("decoder.", "post_quant_conv."))]
             given |= {f"head.reconstructor.{name}": decoder[name].numpy() for name in names}
-        if config.text.embeddings:
-            given[_TEXT_TABLE] = text_table(ernie_embeddings(config.text.embeddings), config)
+        if config.text.embeddings and not config.train.init_from and _TEXT_TABLE in parameters:
+            given[_TEXT_TABLE] = text_table(ernie_embeddings(config.text.embeddings, self.text_tokenizer), config)
         set_weights(parameters, given, self.context.mp_group)
 
     def _generated(self, source: Source, chosen: list[int]) -> np.ndarray:
