@@ -121,6 +121,8 @@ class ViLGTrainConfig(PreviewTrainConfig):
     """Weight of the loss of text -> image; 0: images are not generated in training, which then takes half the time."""
     img2txt_weight: Weight = 1.0
     """Weight of the loss of image -> text; 0: texts are not."""
+    frozen: list[str] = field(default_factory=list)
+    """Parameters that stay as they are: those whose names begin like one of these, e.g. `[blocks., embedding.image.]`."""
     reconstruction_weight: PositiveFloat = 1.0
     """Weight of the reconstruction loss beside the generation losses (transformer.reconstructor)."""
 
@@ -247,6 +249,10 @@ class ViLGExperiment(ImageTokensExperiment):
                 0.0,
                 "expected more than 0 with train.txt2img_weight: 0, else there is nothing to train",
             )
+        whole = any("embedding.".startswith(start) for start in self.train.frozen)
+        if whole and (parallel.recompute == "full" or parallel.pp_degree > 1):
+            why = "what a layer is given needs a gradient with recompute: full and with pipeline stages"
+            yield "train.frozen", self.train.frozen, f"expected a part of the embedding to be trained: {why}"
         if model.reconstructor and not self.train.txt2img_weight:
             yield "transformer.reconstructor", True, "expected false with train.txt2img_weight: 0, which generates no images"
         yield from parallel.conflicts()
@@ -270,6 +276,8 @@ class ViLGExperiment(ImageTokensExperiment):
         model, parallel = self.transformer, self.parallel
         if self.train.init_from is None:
             yield "train.init_from", None, "expected the folder of the model that lora updates"
+        if self.train.frozen:
+            yield "train.frozen", self.train.frozen, "expected [] with lora, which leaves all weights as they are"
         if lora.rank > model.hidden:
             yield "lora.rank", lora.rank, f"expected at most transformer.hidden = {model.hidden}"
         if lora.layers is not None and max(lora.layers, default=0) >= model.layers:
