@@ -52,8 +52,8 @@ def convert_rudalle(checkpoint: Path, bpe_model: Path, vqgan: Path, out: Path) -
         raise ValueError(f"{checkpoint} does not hold the expected weights: it lacks {error.args[0]}") from None
     if state:
         raise ValueError(f"{checkpoint} does not hold the expected weights: it has the unknown {min(state)}")
-    described = PipelineConfig(config, IMAGE_TOKENIZER.image_size, "yttm", writes_texts=False)
-    write_transformer(out, described, arrays, checkpoint, text_tokenizer, image_tokenizer)
+    model = PipelineConfig(config, IMAGE_TOKENIZER.image_size, "yttm", writes_texts=False)
+    write_transformer(out, model, arrays, checkpoint, text_tokenizer, image_tokenizer)
     said = f"{out}: {config.layers} layers of width {config.hidden}, {config.rows}x{config.columns} image tokens"
     if has_masks:
         return said
