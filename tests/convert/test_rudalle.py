@@ -191,7 +191,7 @@ def test_every_logit_and_every_token(original_model, publish, sizes):
     *_, output = generate_images(pipe.model, texts, pipe.text_tokenizer, [0] * 3, Sampling(0))
     expected = drawn(original, padded)
     with torch.no_grad(), paddle.no_grad():
-        ids = expected.reshape(3, sizes.side, sizes.side)
+        ids = images.reshape(3, sizes.side, sizes.side)
         theirs["picture"] = published.image_tokenizer.decode(torch.tensor(ids)).numpy()
         ours["picture"] = pipe.vqgan.decode(paddle.to_tensor(ids)).numpy()
     kinds = pipe.config.transformer.kinds
