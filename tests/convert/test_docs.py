@@ -96,7 +96,7 @@ def test_commands_run(workspace, monkeypatch, capfd):
         assert ended.value.code == 0, (words, capfd.readouterr().err[-2000:])
     expected = ["artist", "inception.safetensors", "llamagen_f16", "lpips.safetensors", "rudalle", "vqgan_f16"]
     assert sorted(path.name for path in (workspace / "models").iterdir()) == expected
-    for run in ("artist", "rudalle_zh", "rudalle_zh_whole"):
+    for run in ("artist", "rudalle_zh", "rudalle_zh_all"):
         assert not read_config(f"runs/{run}", PipelineConfig).writes_texts
     assert "the next image" in capfd.readouterr().out
 
