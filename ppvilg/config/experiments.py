@@ -287,6 +287,8 @@ class ViLGExperiment(ImageTokensExperiment):
         if model.tie_embeddings and text.embedding_width not in (None, model.hidden):
             expected = "expected false where text.embedding_width differs from the width"
             yield "transformer.tie_embeddings", True, expected
+        if text.question_length > text.max_length:
+            yield "text.question_length", text.question_length, f"expected at most text.max_length = {text.max_length}"
         if model.attention.kernel % 2 == 0:
             yield "transformer.attention.kernel", model.attention.kernel, "expected an odd number"
         for name, templates in text.styles.items():

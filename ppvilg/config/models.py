@@ -101,6 +101,9 @@ class TextConfig(TextTokenizerConfig):
     """The transformer's text: tokenizer, embedding table, and the styles that prompts can ask for."""
 
     __pydantic_config__ = STRICT
+    question_length: Count = 0
+    """Tokens of a question that is read beside an image, begin and end tokens included; longer ones are cut in training. The
+    texts to write are then answers, and the data needs questions. 0: no questions."""
     embeddings: str | None = None
     """An ERNIE model (name or local folder) whose token embeddings the text table starts from."""
     embedding_width: Positive | None = None

@@ -4,7 +4,7 @@ A request joins the running batch before any step and leaves it when it is finis
 Its tokens do not depend on what else is in the batch. Offline generation is a batch that all requests join at once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -51,6 +51,8 @@ class GenerationRequest:
     """Int64 [k] or [C, k]: the first tokens, which are given."""
     return_states: bool = False
     """Whether to keep `states`; the last token is then read too."""
+    question: list[int] | None = None
+    """Tokens of a question about the image, begin and end tokens included, for models that have slots for it."""
     tokens: np.ndarray = field(init=False)
     """Int64 [C, target length]; 0 where nothing is generated yet."""
     length: int = field(init=False, default=0)
@@ -81,8 +83,7 @@ class GenerationEngine:
     def __init__(self, model: GenerativeModel, direction: Direction, tokenizer: TextTokenizer, max_text_length: int):
         self._model, self._direction, self._tokenizer = model, direction, tokenizer
         self._to_image = direction is Direction.TEXT_TO_IMAGE
-        lengths = (max_text_length, model.config.image_length)
-        self._prompt_length, self._target_length = lengths if self._to_image else lengths[::-1]
+        self._target_length = model.config.image_length if self._to_image else max_text_length
         self._max_text_length = max_text_length
         self._requests: list[GenerationRequest] = []  # in the order of their sequences
         self._noises: dict[GenerationRequest, Noise] = {}
@@ -117,15 +118,23 @@ class GenerationEngine:
 
     def _prefill(self, requests: list[GenerationRequest], candidates: int) -> tuple[DecodeState, paddle.Tensor]:
         """Requests of `candidates` seeds each; all sequences of a prompt share what is kept of it."""
-        prompts = []
-        for request in requests:
-            prompts += [request.prompt, self._tokenizer.encode("")] if request.is_guided else [request.prompt]
-        ids, mask = pad_batch(prompts, self._tokenizer.pad, self._prompt_length)
+        ids, mask = self._prompts(requests)
         states, prefixes = self._model.prefill(self._direction, paddle.to_tensor(ids), paddle.to_tensor(mask))
         last_tokens = np.stack([np.arange(len(mask)), mask.sum(1) - 1], axis=1)
         last_states = paddle.repeat_interleave(paddle.gather_nd(states, paddle.to_tensor(last_tokens)), candidates, axis=0)
         config, text_length = self._model.config, self._max_text_length
         return DecodeState.empty(config, self._direction, text_length, prefixes, mask, candidates), last_states
+
+    def _prompts(self, requests: list[GenerationRequest]) -> tuple[np.ndarray, np.ndarray]:
+        """What `prefill` reads of the requests' prompts; the empty text follows the text of one that is guided."""
+        pad = self._tokenizer.pad
+        if not self._to_image:
+            questions = [request.question for request in requests]
+            return image_prompts(np.stack([r.prompt for r in requests]), questions, self._model.config.question_length, pad)
+        prompts = []
+        for request in requests:
+            prompts += [request.prompt, self._tokenizer.encode("")] if request.is_guided else [request.prompt]
+        return pad_batch(prompts, pad, self._max_text_length)
 
     def leave(self, requests: list[GenerationRequest]) -> None:
         """Drop requests; their sequences are free at once."""
@@ -259,21 +268,39 @@ def generate_texts(
     max_length: int,
     seeds: list[int],
     sampling: Sampling,
+    questions: list[list[int]] | None = None,
 ) -> list[list[int]]:
     """Texts for P images int64 [P, n], C = len(seeds) / P of each one after another: token ids without begin and end tokens.
 
-    `max_length` counts the begin and end tokens. Raises `ValueError` for guidance, since there is no empty image.
+    They are captions, or answers where each image has a question (token ids). `max_length` counts the begin and end tokens.
+    Raises `ValueError` for guidance, since there is no empty image.
     """
     if sampling.guidance != 1:
         raise ValueError(f"guidance is {sampling.guidance}, but only images have guidance: give 1 for texts")
     engine = GenerationEngine(model, Direction.IMAGE_TO_TEXT, tokenizer, max_length)
     begin = np.array([tokenizer.begin])
-    requests = [GenerationRequest(image, seeds[own], sampling, begin) for image, own in _candidates(images, seeds)]
+    asked = [None] * len(images) if questions is None else questions
+    requests = [
+        GenerationRequest(image, seeds[own], sampling, begin, question=question)
+        for (image, own), question in zip(_candidates(images, seeds), asked, strict=True)
+    ]
     engine.join(requests)
     while engine.sequences:
         engine.step()
     rows = [row for request in requests for row in request.tokens[:, 1 : request.length].tolist()]
     return [row[: row.index(tokenizer.end)] if tokenizer.end in row else row for row in rows]
+
+
+def image_prompts(
+    images: np.ndarray, questions: Sequence[list[int] | None], slots: int, pad: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `prefill` reads to write texts for images int64 [P, n]: ids int64 [P, q+n] and mask bool [P, q+n], in the first q =
+    `slots` slots the tokens of each image's question, None for no question."""
+    ids, mask = np.full((len(images), slots), pad), np.zeros((len(images), slots), bool)
+    for i, question in enumerate(questions):
+        if question is not None:
+            ids[i, : len(question)], mask[i, : len(question)] = question, True
+    return np.concatenate([ids, images], axis=1), np.concatenate([mask, np.ones(images.shape, bool)], axis=1)
 
 
 def _candidates(prompts, seeds: list[int]) -> list[tuple]:

@@ -25,10 +25,14 @@ class ViLGConfig:
     text_embedding_width: int | None = None
     """Width of the text table where it differs from `hidden`; it is then projected."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    question_length: int = 0
+    """q, the slots for a question in the prefix of image -> text; 0: the model answers none."""
     reconstructor: VQGANConfig | None = None
     """The decoder that end-to-end training draws pixels with (paper 3.1.3); None: without."""
 
     def __post_init__(self):
+        if self.question_length > self.max_text_length:
+            raise ValueError(f"question_length is {self.question_length}: give at most max_text_length, {self.max_text_length}")
         if self.hidden % self.heads:
             raise ValueError(f"hidden is {self.hidden}: give a multiple of the number of heads, {self.heads}")
 
@@ -44,8 +48,17 @@ class ViLGConfig:
 
     def mask(self, kind: str, direction: Direction, text_length: int) -> AttentionMask:
         """The attention mask of a kind of layer for texts of a length."""
-        attention = self.attention
-        return AttentionMask(text_length, self.rows, self.columns, direction, kind, attention.kernel, attention.strict_row)
+        attention, grid = self.attention, (self.rows, self.columns)
+        question = self.question_slots(direction)
+        return AttentionMask(text_length, *grid, direction, kind, attention.kernel, attention.strict_row, question)
+
+    def question_slots(self, direction: Direction) -> int:
+        """How many slots the sequences of a direction have for a question."""
+        return 0 if direction is Direction.TEXT_TO_IMAGE else self.question_length
+
+    def text_length(self, direction: Direction, length: int) -> int:
+        """m, of a direction's sequences with `length` slots."""
+        return length - self.image_length - self.question_slots(direction)
 
 
 def vilg_config(experiment: ViLGExperiment) -> ViLGConfig:
@@ -66,5 +79,6 @@ def vilg_config(experiment: ViLGExperiment) -> ViLGConfig:
         tie_embeddings=transformer.tie_embeddings,
         text_embedding_width=text.embedding_width,
         attention=transformer.attention,
+        question_length=text.question_length,
         reconstructor=experiment.vqgan if transformer.reconstructor else None,
     )

@@ -55,9 +55,14 @@ class Scores(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _scores(mask: AttentionMask) -> Scores:
-    source, target = mask.blocks()
-    with_prefix = target.mask.size + target.queries.size * (mask.length - mask.target_length)
-    return Scores(source.mask.size + with_prefix, with_prefix, source.keys.size + target.keys.size)
+    pairs = with_prefix = keys = 0
+    for blocks in mask.blocks():
+        scores = blocks.mask.size
+        if blocks.prefix is not None:
+            scores += blocks.queries.size * (blocks.prefix.stop - blocks.prefix.start)
+            with_prefix += scores
+        pairs, keys = pairs + scores, keys + blocks.keys.size
+    return Scores(pairs, with_prefix, keys)
 
 
 def pair_scores(config: ViLGExperiment, kind: AttentionKind) -> Scores:
