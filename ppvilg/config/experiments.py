@@ -27,6 +27,7 @@ from ppvilg.config.models import (
 
 Conflicts = Iterator[tuple[str, Any, str]]
 Keep = dict[str, list[str]]
+SampleWeight = Annotated[float, Field(gt=0, le=1)]
 Precision = Literal["fp32", "bf16", "fp16"]
 Recompute = Literal["none", "full"]
 
@@ -48,6 +49,9 @@ class ImageDataConfig:
     """Share of the pairs kept for validation where the data has no splits of its own."""
     keep: Keep = field(default_factory=dict)
     """Keep only samples whose metadata has one of these values, e.g. `{style: [noto, twemoji]}`."""
+    sample_weights: dict[str, dict[str, SampleWeight]] = field(default_factory=dict)
+    """In which share of the epochs a training sample is seen, by its metadata, e.g. `{tone: {"1": 0.2}}`; all others are in
+    every epoch."""
     workers: Count = 0
     """Threads that decode images ahead; 0 decodes in the training thread."""
 
@@ -244,8 +248,10 @@ class ImageTokensExperiment(TrainingExperiment):
         vqgan, codebook = self.vqgan, self.vqgan.codebook
         if self.data.image_size % vqgan.downsampling:
             yield "data.image_size", self.data.image_size, f"expected a multiple of f = {vqgan.downsampling} (vqgan)"
-        if vqgan.loss.perceptual and not vqgan.loss.perceptual_weights:
-            yield "vqgan.loss.perceptual", vqgan.loss.perceptual, "expected 0 unless perceptual_weights names a file"
+        loss = vqgan.loss
+        if loss.perceptual and loss.perceptual_network == "vgg16" and not loss.perceptual_weights:
+            expected = "expected 0 unless perceptual_weights names a file or perceptual_network is efficientnet-lite0"
+            yield "vqgan.loss.perceptual", loss.perceptual, expected
         if codebook.learning == "gumbel" and codebook.normalize:
             yield "vqgan.codebook.normalize", True, "expected false with learning: gumbel, which compares no distances"
         if codebook.learning == "gumbel" and codebook.revive_after:
