@@ -72,6 +72,8 @@ class TrainConfig:
     __pydantic_config__ = STRICT
     output: str = "runs/unnamed"
     """The run's folder: resolved config, checkpoints, logs, preview images."""
+    init_from: str | None = None
+    """Folder of a run or a model whose weights a new run starts from; the optimizer and the learning rate start anew."""
     seed: Count = 0
     steps: Positive = 100_000
     batch_size: Positive = 32
@@ -112,7 +114,7 @@ class ViLGTrainConfig(PreviewTrainConfig):
 
     __pydantic_config__ = STRICT
     tokenizer: str | None = None
-    """Run folder of the trained image tokenizer."""
+    """Run folder of the trained image tokenizer; null: the image tokenizer of `init_from`."""
     token_noise: Probability = 0.0
     """Most that is replaced of an image's input tokens by random ones (the targets stay); each pair draws its own share
     below it. Small data needs it: else the transformer knows an image by its first tokens and does not learn to read."""

@@ -224,7 +224,8 @@ def drop_prompts(batch: Batch, share: float, empty: list[int], generators: list[
 def tokenizer_folder(config: ViLGExperiment) -> Path:
     """The folder of the frozen image tokenizer; raises `ValueError` if there is none or it is not the one that the config
     describes."""
-    folder = config.train.tokenizer
+    train = config.train
+    folder = train.tokenizer if train.tokenizer or not train.init_from else Path(train.init_from) / "tokenizer"
     if folder is None:
         raise ValueError("train.tokenizer is not set: give the run folder of a trained image tokenizer")
     own = read_config(folder, ImageTokenizerConfig)
