@@ -76,10 +76,8 @@ def _asked(sample: Sample) -> list[tuple[str, bytes, dict[str, Any]]]:
     draw = np.random.default_rng(int.from_bytes(sha256(sample.key.encode()).digest()[:8], "big"))
     image, metadata = decode_image(sample.image, _SIZE), sample.metadata
     kept = {name: metadata[name] for name in _METADATA}
-    groups = list(_WORDS["groups"])
-    if metadata["group"] in groups:
-        others = [group for group in groups if group != metadata["group"]]
-        asked = metadata["group"] if draw.random() < 0.5 else others[draw.integers(len(others))]
+    others = [group for group in _WORDS["groups"] if group != metadata["group"]]
+    asked = metadata["group"] if draw.random() < 0.5 else others[draw.integers(len(others))]
     copies = int(draw.integers(2, 5))
     answers: dict[str, dict[str, str] | None] = {
         "what": metadata["name"],
