@@ -22,6 +22,8 @@ from paddle import nn
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from ppvilg.files import whole_file
+
 if TYPE_CHECKING:
     from ppvilg.train.context import ParallelContext
 
@@ -29,10 +31,9 @@ Arrays = dict[str, np.ndarray]
 
 
 def save_arrays(arrays: Arrays, path: Path) -> None:
-    """Write one safetensors file under a temporary name and rename it."""
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
-    os.replace(temporary, path)
+    """Write one safetensors file, whole or not at all."""
+    with whole_file(path) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
 
 
 def load_arrays(path: Path) -> Arrays:
@@ -150,7 +151,8 @@ def save_shards(shards: dict[str, ShardedTensor], folder: Path, name: str, rank:
     path = folder / (f"{name}.safetensors" if count == 1 else f"{name}-{rank:05d}-of-{count:05d}.safetensors")
     split = {key: (shard.offset, shard.shape) for key, shard in shards.items() if shard.array.shape != shard.shape}
     arrays = {key: np.ascontiguousarray(shard.array) for key, shard in shards.items()}
-    save_file(arrays, path, {_SPLIT: json.dumps(split)} if split else None)
+    with whole_file(path) as temporary:
+        save_file(arrays, temporary, {_SPLIT: json.dumps(split)} if split else None)
 
 
 def save_checkpoint(
@@ -168,14 +170,19 @@ def save_checkpoint(
             shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir(parents=True)
     context.barrier()
-    for name, shards in files.items() if context.replica == 0 else ():  # the other replicas hold the same
-        save_shards(shards, temporary, name, context.rank % context.replica_size, context.replica_size)
-    context.barrier()
+    try:
+        for name, shards in files.items() if context.replica == 0 else ():  # the other replicas hold the same
+            save_shards(shards, temporary, name, context.rank % context.replica_size, context.replica_size)
+        context.barrier()
+        if context.is_main_process:
+            (temporary / "state.json").write_text(json.dumps(state))
+            if final.exists():  # a resumed run that comes past the same step
+                _remove(final)
+            os.replace(temporary, final)
+    except BaseException:  # Ctrl-C too; no process goes on without the others
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if context.is_main_process:
-        (temporary / "state.json").write_text(json.dumps(state))
-        if final.exists():  # a resumed run that comes past the same step
-            _remove(final)
-        os.replace(temporary, final)
         for old in checkpoints(run)[:-keep]:
             _remove(old)
     context.barrier()

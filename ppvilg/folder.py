@@ -199,7 +199,7 @@ def merge(run: str | Path, folder: str | Path) -> Path:
         checkpoint.save_arrays(arrays, temporary / WEIGHTS)
         for part in ("tokenizer", "text"):
             if (run / part).is_dir():
-                shutil.copytree(run / part, temporary / part)
+                shutil.copytree(run / part, temporary / part, ignore=shutil.ignore_patterns("tokens"))
         save_config(replace(experiment, parallel=type(experiment.parallel)()), temporary / "config.yml")
         write_config(_KINDS[experiment.task].of(experiment), temporary)
     return found[-1]

@@ -29,11 +29,14 @@ def train(config: TrainingExperiment, resume: bool = False) -> bool:
     from ppvilg.checkpoint import checkpoints
     from ppvilg.train.fleet import init_distributed
     from ppvilg.train.init_from import init_from
+    from ppvilg.train.run_folder import check_output, resumed_config
     from ppvilg.train.trainer import Trainer
 
+    check_output(config, resume)
     context = init_distributed(config.parallel, config.train.gradient_accumulation_steps)
-    task = build_task(config, context)
-    if config.train.init_from and not (resume and checkpoints(Path(config.train.output))):
+    goes_on = resume and checkpoints(Path(config.train.output))
+    task = build_task(resumed_config(config) if goes_on else config, context)
+    if config.train.init_from and not goes_on:
         taken = init_from(task, context)
         if context.is_main_process:
             tqdm.write(taken, file=sys.stderr)
