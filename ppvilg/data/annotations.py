@@ -1,6 +1,6 @@
 """Published data sets as their JSON files come: captions of COCO, COCO-CN and AIC-ICC, questions of FM-IQA and VQA v2.
 
-Each format is a function from the files of that format to rows as a captions file has them; `FORMATS` says which file is of which.
+Each format is a function from its files to rows as a captions file has them; `FORMATS` says what a file of it is known by.
 """
 
 import json
@@ -50,8 +50,8 @@ def fm_iqa(files: list[Annotations]) -> Iterator[Row]:
 
 
 def vqa_v2(files: list[Annotations]) -> Iterator[Row]:
-    """VQA v2's questions, {"data_subtype", "questions": [{"image_id", "question", "question_id"}]}, with the answers of ten people
-    where their file is there too, {"annotations": [{"question_id", "answer_type", "answers": [{"answer"}]}]}."""
+    """VQA v2's questions, {"data_subtype", "questions": [{"image_id", "question", "question_id"}]}, with the answers of ten
+    people where their file is there too, {"annotations": [{"question_id", "answer_type", "answers": [{"answer"}]}]}."""
     annotations = [annotation for file in files for annotation in file.tree.get("annotations", ())]
     answered = {annotation["question_id"]: annotation for annotation in annotations}
     for file in files:
@@ -67,7 +67,7 @@ FORMATS: dict[Callable[[list[Annotations]], Iterator[Row]], Callable[[Any], bool
     coco_captions: lambda tree: _has(tree, "images", "annotations"),
     vqa_v2: lambda tree: _has(tree, "questions") or _has(tree, "annotations", "data_subtype"),
     fm_iqa: lambda tree: _has(tree, "train") or _has(tree, "val"),
-    aic_icc: lambda tree: isinstance(tree, list) and tree and _has(tree[0], "image_id", "caption"),
+    aic_icc: lambda tree: isinstance(tree, list) and bool(tree) and _has(tree[0], "image_id", "caption"),
 }
 """For each format, what its files are known by; the first that fits."""
 
@@ -83,7 +83,9 @@ def read_annotations(root: Path, paths: list[Path]) -> Iterator[tuple[str, Row]]
         file = Annotations(path.name, _read(path))
         known = next((function for function, fits in FORMATS.items() if fits(file.tree)), None)
         if known is None:
-            raise ValueError(f"{path} is of no known format: expected captions of COCO or AIC-ICC, or questions of FM-IQA or VQA v2")
+            raise ValueError(
+                f"{path} is of no known format: expected captions of COCO or AIC-ICC, or questions of FM-IQA or VQA v2"
+            )
         by_format.setdefault(known, []).append(file)
     images = _images(root)
     for function, files in by_format.items():
@@ -112,7 +114,7 @@ def coco_name(subtype: str, image_id: int | str) -> str:
 
 
 def _has(tree: Any, *keys: str) -> bool:
-    return isinstance(tree, dict) and all(isinstance(tree.get(key), list | str) or key in tree for key in keys)
+    return isinstance(tree, dict) and all(key in tree for key in keys)
 
 
 def _read(path: Path) -> Any:

@@ -13,7 +13,7 @@ class Question:
     answers: tuple[str, ...]
     """Of one or more people, the same answer as often as it was given; empty where the data keep them secret."""
     id: str = ""
-    """By which a file of predictions names it."""
+    """By which a file of answers names it; empty where the data has none."""
     kind: str = ""
     """Its type, e.g. "yes/no" or "how many"."""
 
@@ -23,12 +23,11 @@ class Question:
         return "zh" if re.search("[\u3400-\u9fff]", self.text) else "en"
 
 
-def take_questions(metadata: dict[str, Any], key: str) -> list[Question]:
+def take_questions(metadata: dict[str, Any]) -> list[Question]:
     """Remove a sample's questions from its metadata and return them.
 
     They stand in `questions`, a list of {"question", "answer" or "answers", "id", "type"}, or, where a row of a table is one
-    question, in the columns `question`, `answer` or `answers`, `question_id` and `question_type`. What has no text is dropped;
-    a question without an id is called by the sample's key and its number.
+    question, in the columns `question`, `answer` or `answers`, `question_id` and `question_type`. What has no text is dropped.
     """
     rows = metadata.pop("questions", None)
     rows = list(rows) if isinstance(rows, list) else []
@@ -41,8 +40,7 @@ def take_questions(metadata: dict[str, Any], key: str) -> list[Question]:
         if isinstance(text, str) and text.strip():
             name = row.get("id")
             given = tuple(answer for column in ("answer", "answers") for answer in _texts(row.get(column)))
-            number = f"{key}:{len(found)}" if name is None else str(name)
-            found.append(Question(" ".join(text.split()), given, number, str(row.get("type") or "")))
+            found.append(Question(" ".join(text.split()), given, "" if name is None else str(name), str(row.get("type") or "")))
     return found
 
 
