@@ -176,18 +176,39 @@ class ViLGPipeline:
             seed=seed,
             generator=generator,
         )
-        tokens, tokenizer, longest = self.encode_images(images), self.text_tokenizer, self.config.transformer.max_text_length
-        seeds, sampling = options.seeds(num_captions), Sampling(temperature, top_k, top_p)
-        batch_size = max(1, _BATCH // max(num_captions, num_beams))
-        captions: list[str] = []
+        return self._write_texts(self.encode_images(images), None, options)
+
+    def answer(self, images: Images, questions: str | Sequence[str], num_answers: int = 1, **options: Any) -> list[list[str]]:
+        """For each image `num_answers` answers to its question, by a model that was trained on questions.
+
+        One image may have several questions, or several images one. `options`: as of `caption`.
+        """
+        self.check_answers()
+        tokens, texts = self.encode_images(images), _texts("questions", questions)
+        count = max(len(tokens), len(texts))
+        if {len(tokens), len(texts)} - {1, count}:
+            how = "give each image its question, one question for all, or one image"
+            raise ValueError(f"questions has {len(texts)} questions for {len(tokens)} images: {how}")
+        asked = self.encode_questions(texts)
+        tokens, asked = np.repeat(tokens, count // len(tokens), axis=0), asked * (count // len(asked))
+        return self._write_texts(tokens, asked, CaptionOptions(num_captions=num_answers, **options))
+
+    def _write_texts(self, tokens: np.ndarray, questions: list[list[int]] | None, options: CaptionOptions) -> list[list[str]]:
+        """Captions of images int64 [N, n], or answers to their questions."""
+        tokenizer, longest = self.text_tokenizer, self.config.transformer.max_text_length
+        count, beams = options.num_captions, options.num_beams
+        seeds, sampling = options.seeds(count), Sampling(options.temperature, options.top_k, options.top_p)
+        batch_size = max(1, _BATCH // max(count, beams))
+        written: list[str] = []
         for first in range(0, len(tokens), batch_size):
-            batch = tokens[first : first + batch_size]
-            if num_beams > 1:
-                texts = beam_search(self.model, batch, tokenizer, longest, num_beams, length_penalty)
+            some = slice(first, first + batch_size)
+            batch, asked = tokens[some], None if questions is None else questions[some]
+            if beams > 1:
+                texts = beam_search(self.model, batch, tokenizer, longest, beams, options.length_penalty, asked)
             else:
-                texts = generate_texts(self.model, batch, tokenizer, longest, seeds * len(batch), sampling)
-            captions += [tokenizer.decode(ids) for ids in texts]
-        return [captions[i : i + num_captions] for i in range(0, len(captions), num_captions)]
+                texts = generate_texts(self.model, batch, tokenizer, longest, seeds * len(batch), sampling, asked)
+            written += [tokenizer.decode(ids) for ids in texts]
+        return [written[i : i + count] for i in range(0, len(written), count)]
 
     def score(self, images: Images, texts: str | Sequence[str]) -> np.ndarray:
         """How well each image fits its text, or all the one text: float32 [N] in [0, 1]. Needs a dual encoder."""
@@ -201,6 +222,10 @@ class ViLGPipeline:
         """Token ids; raises `ValueError` for an empty or overlong prompt."""
         return [encode_prompt(self.text_tokenizer, text, self.config.transformer.max_text_length) for text in prompts]
 
+    def encode_questions(self, questions: Sequence[str]) -> list[list[int]]:
+        """Token ids; raises `ValueError` for an empty or overlong question."""
+        return [encode_prompt(self.text_tokenizer, text, self.config.transformer.question_length) for text in questions]
+
     def encode_images(self, images: Images) -> np.ndarray:
         """Image tokens int64 [N, n]."""
         arrays, tokens = self._load_images(images), []
@@ -208,6 +233,11 @@ class ViLGPipeline:
             pixels = paddle.to_tensor(to_model(np.stack(arrays[first : first + _BATCH])))
             tokens.append(self.vqgan.encode(pixels).flatten(1).numpy())
         return np.concatenate(tokens)
+
+    def check_answers(self) -> None:
+        """Raise `ValueError` for a model that was not trained on questions."""
+        if not self.config.transformer.question_length:
+            raise ValueError("this model answers no questions: fine-tune it on some, e.g. with configs/vqa_emoji.yml")
 
     def check_supported(self, guidance_scale: float, decoder: ImageDecoder) -> None:
         """Raise `ValueError` for a guidance or a decoder that the model was not trained for."""

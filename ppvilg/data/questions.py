@@ -18,6 +18,11 @@ class Question:
     """Its type, e.g. "yes/no" or "how many"."""
 
     @property
+    def canonical_answer(self) -> str:
+        """The most frequent one, of several the first."""
+        return max(self.answers, key=self.answers.count)
+
+    @property
     def language(self) -> str:
         """`zh` if it has a Chinese character, else `en`."""
         return "zh" if re.search("[\u3400-\u9fff]", self.text) else "en"

@@ -114,7 +114,7 @@ def open_source(
         val, valid or dev is "validation".
     keep: {field: values}: only samples whose metadata has one of the values (compared as text, null as "null").
     captions: the captions file or files of a folder of images, relative to it; None finds the only one.
-    questions: whether samples need a question instead of a caption; those without are left out.
+    questions: whether samples need a question with an answer instead of a caption; those without are left out.
 
     Raises `ValueError` if the path is no such folder or a shard is damaged, `EmptySplitError` if nothing is left.
     """
@@ -269,13 +269,13 @@ def _split_name(name: str) -> str:
 
 
 def _with_texts(records: list[Record], questions: bool, report: Report) -> list[Record]:
-    """Those with a question or, if those are not asked for, a caption."""
+    """Those with a question that has an answer or, if those are not asked for, a caption."""
     chosen = []
     for record in records:
-        if record.questions if questions else record.captions:
+        if any(question.answers for question in record.questions) if questions else record.captions:
             chosen.append(record)
         else:
-            report.skip("no question" if questions else "no caption", record.key)
+            report.skip("no question with an answer" if questions else "no caption", record.key)
     return chosen
 
 

@@ -24,6 +24,10 @@ class Batch:
     """Bool [B, m]."""
     image_input: Array
     """Int64 [B, n]: the image tokens that the model reads; `image`, or noisy ones."""
+    question: Array | None = None
+    """Int64 [B, q], begin and end tokens included, for a model with slots for a question; the text is then its answer."""
+    question_mask: Array | None = None
+    """Bool [B, q]."""
     pixel_values: Array | None = None
     """Float32 [B, 3, H, W] in [-1, 1], for a model with a reconstructor."""
 

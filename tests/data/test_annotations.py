@@ -95,8 +95,8 @@ def test_vqa_v2(tmp_path):
         assert (record.key, question.text, question.kind) == (file, "Is it raining?", "yes/no")
         assert question.answers == ("yes", *["no"] * 9)
         assert question.id in ("458752000", "262148000")
-    (record,) = open_source(tmp_path, "train", captions=next(iter(trees)), questions=True).records
-    assert record.questions[0].answers == ()
+    with pytest.raises(ValueError, match="no question with an answer"):
+        open_source(tmp_path, "train", captions=next(iter(trees)), questions=True)
 
 
 def test_questions_in_a_table_of_ones_own(tmp_path):
@@ -114,7 +114,7 @@ def test_questions_in_a_table_of_ones_own(tmp_path):
         ("这是什么？", ("猫", "小猫"), "what", ""),
         ("how many?", ("one",), "", "5"),
     ]
-    assert asked.report.skipped == {"no caption": 1, "no question": 1}
+    assert asked.report.skipped == {"no caption": 1, "no question with an answer": 1}
     (record,) = open_source(tmp_path, "all").records
     assert record.key == "b.jpg"
 
