@@ -121,8 +121,17 @@ class ViLGTrainConfig(PreviewTrainConfig):
     below it. Small data needs it: else the transformer knows an image by its first tokens and does not learn to read."""
     text_drop: Probability = 0.0
     """Share of pairs whose image is generated from an empty text, for classifier-free guidance."""
+    txt2img_weight: Weight = 1.0
+    """Weight of the loss of text -> image; 0: images are not generated in training, which then takes half the time."""
+    img2txt_weight: Weight = 1.0
+    """Weight of the loss of image -> text; 0: texts are not."""
     reconstruction_weight: PositiveFloat = 1.0
     """Weight of the reconstruction loss beside the generation losses (transformer.reconstructor)."""
+
+    @property
+    def sequences_per_pair(self) -> int:
+        """How many directions are trained."""
+        return (self.txt2img_weight > 0) + (self.img2txt_weight > 0)
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,7 @@ class ParallelConfig(DataParallelConfig):
     """Pipeline stages that share out the layers."""
     sequence_parallel: bool = False
     """Share out what lies between the matrices, too: each tensor parallel process has some of a micro-batch's sequences, of
-    which there are two for each pair (mp_degree > 1)."""
+    which there is one for each direction of a pair (mp_degree > 1)."""
     recompute: Recompute = "none"
     """Whether the backward pass computes each layer again instead of keeping its activations."""
     precision: Precision = "fp32"
@@ -306,6 +315,9 @@ class ViLGExperiment(ImageTokensExperiment):
         if model.tie_embeddings and text.embedding_width not in (None, model.hidden):
             expected = "expected false where text.embedding_width differs from the width"
             yield "transformer.tie_embeddings", True, expected
+        if text.question_length and self.train.txt2img_weight:
+            why = "expected 0 with text.question_length, since an answer is no text to generate an image from"
+            yield "train.txt2img_weight", self.train.txt2img_weight, why
         if text.question_length > text.max_length:
             yield "text.question_length", text.question_length, f"expected at most text.max_length = {text.max_length}"
         if model.attention.kernel % 2 == 0:
@@ -315,6 +327,14 @@ class ViLGExperiment(ImageTokensExperiment):
                 if template.count("{}") != 1:
                     expected = "expected a prompt with one {} for what is shown"
                     yield f"text.styles.{name}.{language}", template, expected
+        if not self.train.sequences_per_pair:
+            yield (
+                "train.img2txt_weight",
+                0.0,
+                "expected more than 0 with train.txt2img_weight: 0, else there is nothing to train",
+            )
+        if model.reconstructor and not self.train.txt2img_weight:
+            yield "transformer.reconstructor", True, "expected false with train.txt2img_weight: 0, which generates no images"
         yield from parallel.conflicts()
         for name, size in (
             ("transformer.heads", model.heads),
@@ -323,7 +343,7 @@ class ViLGExperiment(ImageTokensExperiment):
         ):
             if size % parallel.mp_degree:
                 yield "parallel.mp_degree", parallel.mp_degree, f"expected a divisor of {name} = {size}"
-        sequences = 2 * self.micro_batch
+        sequences = self.train.sequences_per_pair * self.micro_batch
         if parallel.sequence_parallel and sequences % parallel.mp_degree:
             expected = f"expected false, or a parallel.mp_degree that divides the {sequences} sequences of a micro-batch"
             yield "parallel.sequence_parallel", True, expected

@@ -5,10 +5,9 @@ rows of tokens are found by the tokens' names, positions in an image are interpo
 What the source lacks stays as it was drawn.
 """
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ import paddle
 from paddle import nn
 
 from ppvilg.checkpoint import CheckpointReader, ShardedTensor, weights_reader
+from ppvilg.config import TrainingExperiment, ViLGExperiment
 from ppvilg.folder import ImageTokenizerConfig, PipelineConfig, ScorerConfig, read_config
 from ppvilg.model.config import vilg_config
 from ppvilg.model.dual_encoder import dual_encoder_sizes
@@ -26,7 +26,7 @@ from ppvilg.model.vilg import ViLG
 from ppvilg.text import TextTokenizer, saved_text_tokenizer
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.pipe import ViLGPipe
-from ppvilg.train.shards import named_tensors
+from ppvilg.train.shards import is_distributed, named_tensors
 from ppvilg.train.task import Task
 from ppvilg.vqgan.model import VQGAN
 
@@ -45,6 +45,14 @@ class Fit:
 
 Fits = dict[str, Fit]
 """By the tensors' names; tensors that are not listed are taken as they are."""
+
+
+def with_image_tokenizer(config: TrainingExperiment) -> TrainingExperiment:
+    """The config, with the image tokenizer of `train.init_from` where a transformer's `train.tokenizer` is null."""
+    train = config.train
+    if not isinstance(config, ViLGExperiment) or train.init_from is None or train.tokenizer is not None:
+        return config
+    return replace(config, train=replace(train, tokenizer=str(Path(train.init_from) / "tokenizer")))
 
 
 def init_from(task: Task, context: ParallelContext) -> str:
@@ -69,7 +77,7 @@ def _set(name: str, tensor: paddle.Tensor, fit: Fit | None, reader: CheckpointRe
         return
     if fit is not None and fit.make is not None:
         value = own_part(tensor, fit.make(reader.read(name), _drawn(name, tensor, task, mp_group)), mp_group)
-    elif _is_distributed(tensor):
+    elif is_distributed(tensor):
         nothing = np.broadcast_to(np.float32(0), tensor.shape)
         value = reader.like(ShardedTensor.split(nothing, tensor.split_axis, mp_group.rank, mp_group.nranks), name)
     else:
@@ -77,13 +85,9 @@ def _set(name: str, tensor: paddle.Tensor, fit: Fit | None, reader: CheckpointRe
     tensor.set_value(value.astype(tensor.numpy().dtype))
 
 
-def _is_distributed(tensor: paddle.Tensor) -> bool:
-    return getattr(tensor, "is_distributed", False)  # buffers do not have it
-
-
 def _drawn(name: str, tensor: paddle.Tensor, task: Task, mp_group) -> np.ndarray:
     """The whole of what a tensor has been given before."""
-    if not _is_distributed(tensor):
+    if not is_distributed(tensor):
         return tensor.numpy()
     config, shape = task.config, whole_shape(tensor, mp_group)
     return (
@@ -173,7 +177,7 @@ _VQGAN_MAY_DIFFER = (
 
 def _check(folder: Path, section: str, old: Any, new: Any, may_differ: tuple[str, ...]) -> None:
     """Raise `ValueError` for what else two models' configs differ in."""
-    before, now = (dict(_keys(dataclasses.asdict(config))) for config in (old, new))
+    before, now = (dict(_keys(asdict(config))) for config in (old, new))
     for key, value in now.items():
         if before.get(key) != value and not any(f"{key}.".startswith(f"{name}.") for name in may_differ):
             raise ValueError(

@@ -16,10 +16,11 @@ from ppvilg.generate.engine import generate_images, generate_texts
 from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
 from ppvilg.model.batch import Batch
-from ppvilg.model.config import vilg_config
+from ppvilg.model.config import trained_directions, vilg_config
 from ppvilg.model.init import draw_weight, init_weights, set_weights
-from ppvilg.model.loss import ReconstructionWeights, vilg_accuracy, vilg_loss
-from ppvilg.model.vilg import Outputs, ViLG
+from ppvilg.model.loss import LossWeights, ReconstructionWeights, vilg_accuracy, vilg_loss
+from ppvilg.model.mask import Direction
+from ppvilg.model.vilg import Outputs, ViLG, unused_parameters
 from ppvilg.pictures import labelled_grid, to_model
 from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer, pad_batch
 from ppvilg.train.context import ParallelContext
@@ -42,7 +43,7 @@ Texts = tuple[str | None, str]
 
 
 class ViLGTask(Task):
-    """Pairs of text and image tokens; both directions of each pair in every step."""
+    """Pairs of text and image tokens; in every step both directions of each pair, or the one that has a weight."""
 
     unit = "tokens"
 
@@ -52,12 +53,17 @@ class ViLGTask(Task):
         self.vqgan = load_vqgan(self.image_tokenizer)
         self.text_tokenizer = load_text_tokenizer(config.text)
         super().__init__(config)
+        self.directions = trained_directions(config.train)
+        self.weights = LossWeights(config.train.txt2img_weight, config.train.img2txt_weight)
         if context.pp_group is None:
-            self.model = ViLG(vilg_config(config), context.mp_group)
+            self.model = ViLG(vilg_config(config), context.mp_group, self.directions)
         else:
-            self.model = ViLGPipe(vilg_config(config), context, config.parallel.recompute == "full")
+            self.model = ViLGPipe(vilg_config(config), context, config.parallel.recompute == "full", self.directions)
         self.modules = {"model": self.model}
         self._init_weights()
+        for name, parameter in named_parameters(self.model).items():
+            if name.startswith(unused_parameters(self.directions)):
+                parameter.stop_gradient = True
         self.reconstruction = None
         if config.transformer.reconstructor:
             weight, loss = config.train.reconstruction_weight, config.vqgan.loss
@@ -72,8 +78,8 @@ class ViLGTask(Task):
         )
 
     def batch(self, positions: range) -> Batch:
-        """Each image with one of its captions drawn, or one of its questions and an answer; noise and dropped texts as the config
-        asks for them."""
+        """Each image with one of its captions drawn, or one of its questions and an answer; noise and dropped texts as the
+        config asks for them."""
         settings = self.config.train
         chosen = self.stream.places(positions)
         texts = [self._draw(self.training.records[i], e, i) for e, i in chosen]
@@ -88,17 +94,17 @@ class ViLGTask(Task):
         return batch
 
     def units(self, batch: Batch) -> int:
-        """Tokens of both directions, padding left out."""
-        return 2 * int(batch.text_mask.sum() + batch.image.size)
+        """Tokens of all directions, padding left out."""
+        return len(self.directions) * int(batch.text_mask.sum() + batch.image.size)
 
     def loss(self, model: ViLG, batch: Batch, step: int) -> Losses:
-        """Both directions of each pair."""
+        """The directions of each pair."""
         batch = batch.to_tensors()
         return self.criterion(model(batch), batch)
 
     def criterion(self, outputs: Outputs, batch: Batch) -> Losses:
         """The losses of the model's outputs for a batch of tensors."""
-        return vilg_loss(outputs, batch, self.reconstruction, self.context.mp_group)
+        return vilg_loss(outputs, batch, self.reconstruction, self.context.mp_group, self.weights)
 
     def validate(self, model: DistributedModel, step: int) -> dict[str, float]:
         """Losses and accuracies over validation pairs, and those of a unigram model of the training split."""
@@ -117,7 +123,7 @@ class ViLGTask(Task):
 
     def preview(self) -> Preview:
         """Fixed prompts, each with its real image and generated ones (end to end: by the codebook, then the same by the
-        reconstructor), and fixed images with their captions."""
+        reconstructor), and fixed images with their captions, of the directions that are trained."""
         half = (self.config.train.preview_samples + 1) // 2
         images, texts = {}, {}
         for name, source, tokens in (
@@ -125,8 +131,10 @@ class ViLGTask(Task):
             ("validation", self.validation, self.validation_tokens),
         ):
             chosen = evenly_spaced(len(source), half)
-            images[f"{name}_images"] = self._generated(source, chosen)
-            texts[f"{name}_captions"] = self._captioned(source, chosen, tokens)
+            if Direction.TEXT_TO_IMAGE in self.directions:
+                images[f"{name}_images"] = self._generated(source, chosen)
+            if Direction.IMAGE_TO_TEXT in self.directions:
+                texts[f"{name}_captions"] = self._captioned(source, chosen, tokens)
         return Preview(images, texts)
 
     def _init_weights(self) -> None:
@@ -217,11 +225,14 @@ class ViLGTask(Task):
         seen_text = np.concatenate([ids[1:] for ids in texts])
         image = np.concatenate([batch.image.ravel() for batch in batches])
         text = np.concatenate([batch.text[:, 1:][batch.text_mask[:, 1:]] for batch in batches])
+        of_image, of_text = self.config.vqgan.codebook.size, self.config.text.vocabulary_size
         metrics = {}
-        for name, seen, targets, size in (
-            ("txt2img", self.tokens.ravel(), image, self.config.vqgan.codebook.size),
-            ("img2txt", seen_text, text, self.config.text.vocabulary_size),
+        for direction, name, seen, targets, size in (
+            (Direction.TEXT_TO_IMAGE, "txt2img", self.tokens.ravel(), image, of_image),
+            (Direction.IMAGE_TO_TEXT, "img2txt", seen_text, text, of_text),
         ):
+            if direction not in self.directions:
+                continue
             counts = np.bincount(seen, minlength=size) + 1.0  # add-one smoothing
             metrics[f"{name}_unigram"] = float(-np.log(counts / counts.sum())[targets].mean())
             metrics[f"{name}_unigram_accuracy"] = float((targets == counts.argmax()).mean())
@@ -249,8 +260,7 @@ def drop_prompts(batch: Batch, share: float, empty: list[int], generators: list[
 def tokenizer_folder(config: ViLGExperiment) -> Path:
     """The folder of the frozen image tokenizer; raises `ValueError` if there is none or it is not the one that the config
     describes."""
-    train = config.train
-    folder = train.tokenizer if train.tokenizer or not train.init_from else Path(train.init_from) / "tokenizer"
+    folder = config.train.tokenizer
     if folder is None:
         raise ValueError("train.tokenizer is not set: give the run folder of a trained image tokenizer")
     own = read_config(folder, ImageTokenizerConfig)

@@ -95,7 +95,7 @@ def test_one_ranks_part_of_the_10b_model_is_built_without_memory(degrees):
     kept_whole = 48 * (4 + 2) * 4096 + (64 + 32 + 32 + 4 + 2) * 4096  # norms and outer biases, positions, the last norm
     assert sum(stage.values for stage in planned) == kept_whole + (everything - kept_whole) // mp
     if of.parallel.sharding_stage == 3:
-        large, small = sliced_values(planned[0])
+        large, small = sliced_values(planned[0].sizes)
         assert small == kept_whole + 48 * 5 * 4096, "small parameters are not sliced"
         assert owned_values(of, planned[0]) == [large // 8 + small] * 8
 
@@ -132,6 +132,8 @@ def test_mp_shares_out_matrices_and_tables_and_nothing_else():
     [
         ("emoji", ["train.batch_size=8"]),
         ("emoji", ["train.batch_size=8", "transformer.dropout=0.1", "text.embedding_width=100"]),
+        ("emoji", ["train.batch_size=8", "text.embedding_width=100", "train.txt2img_weight=0.0"]),
+        ("emoji", ["train.batch_size=8", "text.embedding_width=100", "train.img2txt_weight=0.0"]),
         ("emoji", ["transformer.heads=16", "data.image_size=128", "train.batch_size=2"]),
         pytest.param("small", [*ONE, *NO_VOCABULARY, *DENSE], marks=pytest.mark.slow),
         pytest.param("small", [*ONE, *NO_VOCABULARY, *COLUMN], marks=pytest.mark.slow),
@@ -162,6 +164,19 @@ def test_flops_of_sparse_layers_are_those_of_their_blocks():
     assert pair_scores(of, "column").pairs == 2 * (both + 32 * 32 * 32)
 
 
+def test_one_direction_takes_its_part():
+    both, to_image, to_text = (
+        config("small", f"train.txt2img_weight={a}", f"train.img2txt_weight={b}") for a, b in ((1, 1), (1, 0), (0, 1))
+    )
+    for name in ("layers", "head"):
+        assert step_flops(to_image)[name] + step_flops(to_text)[name] == step_flops(both)[name]
+    assert step_flops(to_image)["head"] / step_flops(to_text)["head"] == (1024 * 8192) / (63 * 40000)
+    (whole,), (part,) = stages(both), stages(to_image)
+    assert part.values == whole.values
+    assert sum(owned_values(both, whole)) - sum(owned_values(to_image, part)) == 40000 * 512, "the text head is not trained"
+    assert pair_flops(to_image, part)["layers"] / pair_flops(both, whole)["layers"] == pytest.approx(0.5, abs=0.02)
+
+
 def held(of: ViLGExperiment) -> dict[str, float]:
     return memory(of, stages(of)[0])
 
@@ -179,7 +194,7 @@ def test_memory_stage_by_stage(monkeypatch):
             assert found[stage]["gradients"] == 4 * (own + 16 * 64)
     assert found[1]["weights"] == found[2]["weights"] == 2 * TOTAL
     assert found[1]["gradients"] == 4 * TOTAL, "main gradients"
-    large, small = sliced_values(stages(layout())[0])
+    large, small = sliced_values(stages(layout())[0].sizes)
     assert large + small == TOTAL
     assert found[3]["weights"] == 2 * (large / 4 + small)
     assert found[3]["fetched"] == 2 * 16 * 64
@@ -231,7 +246,7 @@ def test_messages_of_data_parallel_processes(monkeypatch):
     own = max(owned_values(second, stages(second)[0]))
     after_each = {"sharding reduce": 4 * 4 * TOTAL, "sharding broadcast": 4 * TOTAL}
     assert sent(second) == after_each | {"dp all_reduce": 4 * own}
-    large, small = sliced_values(stages(layout())[0])
+    large, small = sliced_values(stages(layout())[0].sizes)
     third = sent(layout(sharding=4, sharding_stage=3, recompute="full", steps=4))
     assert third == {"sharding all_reduce": 4 * (4 * large + small), "sharding all_gather": 4 * 4 * 3 * large}
     assert sent(layout(sharding=4, sharding_stage=3, steps=4))["sharding all_gather"] == 4 * 4 * 2 * large

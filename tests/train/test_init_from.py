@@ -12,7 +12,7 @@ from ppvilg.config import load_config
 from ppvilg.folder import merge
 from ppvilg.train import build_task
 from ppvilg.train.context import ParallelContext
-from ppvilg.train.init_from import init_from
+from ppvilg.train.init_from import init_from, with_image_tokenizer
 from ppvilg.train.shards import named_tensors
 from ppvilg.train.task import Task
 from ppvilg.train.trainer import Trainer
@@ -21,7 +21,7 @@ from tests.helpers import losses, run_tool
 
 def started(path: Path, folder: Path, *overrides: str) -> tuple[Task, str]:
     """A task that starts from a folder, and the report."""
-    config = load_config(path, [f"train.init_from={folder}", *overrides])
+    config = with_image_tokenizer(load_config(path, [f"train.init_from={folder}", *overrides]))
     task = build_task(config, ParallelContext())
     return task, init_from(task, ParallelContext())
 
