@@ -306,6 +306,11 @@ class ViLGExperiment(ImageTokensExperiment):
         """Whether the texts to write are answers to questions."""
         return self.text.question_length > 0
 
+    @property
+    def text_tokens(self) -> int:
+        """Most text tokens of a sequence, those of a question included."""
+        return self.text.max_length + self.text.question_length
+
     def conflicts(self) -> Conflicts:
         """Of all sections."""
         yield from super().conflicts()

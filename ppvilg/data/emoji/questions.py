@@ -1,7 +1,7 @@
 """Questions about the emoji, with answers from their metadata and pixels: a small data set for visual question answering.
 
 Every picture is asked what it is, in which style, of which colour, of which kind and whether it is of a certain kind. To be
-counted, there is a second picture of each, with two to four small copies.
+counted, there is a second picture of every other one, with two to four small copies.
 """
 
 from collections import Counter
@@ -72,7 +72,7 @@ def tiled(image: np.ndarray, cells: list[int]) -> np.ndarray:
 
 
 def _asked(sample: Sample) -> list[tuple[str, bytes, dict[str, Any]]]:
-    """(key, WebP image, metadata) of a picture and of the one with several copies of it, with their questions."""
+    """(key, WebP image, metadata) of a picture, and of one with several copies of it if there is one, with their questions."""
     draw = np.random.default_rng(int.from_bytes(sha256(sample.key.encode()).digest()[:8], "big"))
     image, metadata = decode_image(sample.image, _SIZE), sample.metadata
     kept = {name: metadata[name] for name in _METADATA}
@@ -85,17 +85,16 @@ def _asked(sample: Sample) -> list[tuple[str, bytes, dict[str, Any]]]:
         "colour": _WORDS["colours"].get(dominant_colour(image)),
         "group": _WORDS["groups"][metadata["group"]],
         "is it": _WORDS["yes" if asked == metadata["group"] else "no"],
-        # So that one is about as frequent as two, three or four.
-        "how many": _number(1) if draw.random() < 1 / 3 else None,
+        "how many": _number(1) if draw.random() < 1 / 6 else None,  # about as often as two, three or four
     }
     questions = _questions(sample.key, answers, _WORDS["groups"][asked], draw)
+    found = [(sample.key, sample.image, {**kept, "captions": sample.captions, "questions": questions})]
+    if draw.random() < 0.5:
+        return found
     cells = np.sort(draw.choice(4, copies, replace=False)).tolist()
     counted = _questions(f"{sample.key}_x{copies}", {"how many": _number(copies)}, {}, draw)
     encoded = cv2.imencode(".webp", cv2.cvtColor(tiled(image, cells), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, 101])[1]
-    return [
-        (sample.key, sample.image, {**kept, "captions": sample.captions, "questions": questions}),
-        (f"{sample.key}_x{copies}", encoded.tobytes(), {**kept, "questions": counted}),
-    ]
+    return [*found, (f"{sample.key}_x{copies}", encoded.tobytes(), {**kept, "questions": counted})]
 
 
 def _number(count: int) -> dict[str, str]:
