@@ -157,6 +157,8 @@ def test_data_of_an_evaluation_is_that_of_the_training_unless_it_is_given(tmp_pa
         ("transformer.attention.plan=[row,diagonal]", ["transformer.attention.plan.1", "'diagonal'", "'convolution'"]),
         ("transformer.attention.plan=[]", ["transformer.attention.plan", "at least 1 item"]),
         ("transformer.attention.kernel=4", ["transformer.attention.kernel", "4", "odd"]),
+        ("transformer={tie_embeddings: true, head_bias: true}", ["transformer.head_bias", "True", "tie_embeddings"]),
+        ("text={padding: positional, vocabulary_size: 64}", ["text.vocabulary_size", "64", "more than the 64 padding tokens"]),
         ("transformer.attention.kernle=3", ["transformer.attention.kernle", "did you mean `kernel`"]),
         ("train.steps", ["section.key=value"]),
         ("train.steps=[", ["not valid YAML"]),

@@ -1,6 +1,7 @@
 """Configs: a dataclass for each kind of experiment with every key it can have and its default, and the loader."""
 
 from ppvilg.config.experiments import (
+    DTYPES,
     DataConfig,
     DataParallelConfig,
     DualEncoderExperiment,
@@ -10,6 +11,7 @@ from ppvilg.config.experiments import (
     ImageDataConfig,
     ImageTokensExperiment,
     ParallelConfig,
+    Precision,
     PreviewTrainConfig,
     TrainConfig,
     TrainingExperiment,
@@ -23,7 +25,9 @@ from ppvilg.config.models import (
     AttentionKind,
     CodebookConfig,
     DualEncoderConfig,
+    ImagePositions,
     TextConfig,
+    TextPadding,
     TextTokenizerConfig,
     TransformerConfig,
     VQGANConfig,
@@ -31,6 +35,7 @@ from ppvilg.config.models import (
 )
 
 __all__ = [
+    "DTYPES",
     "AttentionConfig",
     "AttentionKind",
     "CodebookConfig",
@@ -42,10 +47,13 @@ __all__ = [
     "EvalExperiment",
     "Experiment",
     "ImageDataConfig",
+    "ImagePositions",
     "ImageTokensExperiment",
     "ParallelConfig",
+    "Precision",
     "PreviewTrainConfig",
     "TextConfig",
+    "TextPadding",
     "TextTokenizerConfig",
     "TrainConfig",
     "TrainingExperiment",

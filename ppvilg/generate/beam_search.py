@@ -4,7 +4,8 @@ import numpy as np
 import paddle
 from paddle.nn import functional as F
 
-from ppvilg.generate.engine import GenerativeModel, image_prompts
+from ppvilg.generate.engine import GenerativeModel
+from ppvilg.model.batch import image_prompts
 from ppvilg.model.kv_cache import DecodeState
 from ppvilg.model.mask import Direction
 from ppvilg.text import TextTokenizer

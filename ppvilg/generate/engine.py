@@ -4,7 +4,7 @@ A request joins the running batch before any step and leaves it when it is finis
 Its tokens do not depend on what else is in the batch. Offline generation is a batch that all requests join at once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -12,10 +12,11 @@ import numpy as np
 import paddle
 
 from ppvilg.generate.sampling import Noise, Sampling, guided, sample
+from ppvilg.model.batch import image_prompts, pad_prompts
 from ppvilg.model.config import ViLGConfig
 from ppvilg.model.kv_cache import DecodeInputs, DecodeState, Prefix
 from ppvilg.model.mask import Direction
-from ppvilg.text import TextTokenizer, pad_batch
+from ppvilg.text import TextTokenizer
 
 
 class GenerativeModel(Protocol):
@@ -118,12 +119,13 @@ class GenerationEngine:
 
     def _prefill(self, requests: list[GenerationRequest], candidates: int) -> tuple[DecodeState, paddle.Tensor]:
         """Requests of `candidates` seeds each; all sequences of a prompt share what is kept of it."""
+        config = self._model.config
         ids, mask = self._prompts(requests)
         states, prefixes = self._model.prefill(self._direction, paddle.to_tensor(ids), paddle.to_tensor(mask))
         last_tokens = np.stack([np.arange(len(mask)), mask.sum(1) - 1], axis=1)
         last_states = paddle.repeat_interleave(paddle.gather_nd(states, paddle.to_tensor(last_tokens)), candidates, axis=0)
-        config, text_length = self._model.config, self._max_text_length
-        return DecodeState.empty(config, self._direction, text_length, prefixes, mask, candidates), last_states
+        state = DecodeState.empty(config, self._direction, self._max_text_length, prefixes, mask, candidates)
+        return state, last_states
 
     def _prompts(self, requests: list[GenerationRequest]) -> tuple[np.ndarray, np.ndarray]:
         """What `prefill` reads of the requests' prompts; the empty text follows the text of one that is guided."""
@@ -134,7 +136,7 @@ class GenerationEngine:
         prompts = []
         for request in requests:
             prompts += [request.prompt, self._tokenizer.encode("")] if request.is_guided else [request.prompt]
-        return pad_batch(prompts, pad, self._max_text_length)
+        return pad_prompts(prompts, pad, self._model.config, self._max_text_length)
 
     def leave(self, requests: list[GenerationRequest]) -> None:
         """Drop requests; their sequences are free at once."""
@@ -289,18 +291,6 @@ def generate_texts(
         engine.step()
     rows = [row for request in requests for row in request.tokens[:, 1 : request.length].tolist()]
     return [row[: row.index(tokenizer.end)] if tokenizer.end in row else row for row in rows]
-
-
-def image_prompts(
-    images: np.ndarray, questions: Sequence[list[int] | None], slots: int, pad: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """What `prefill` reads to write texts for images int64 [P, n]: ids int64 [P, q+n] and mask bool [P, q+n], in the first q =
-    `slots` slots the tokens of each image's question, None for no question."""
-    ids, mask = np.full((len(images), slots), pad), np.zeros((len(images), slots), bool)
-    for i, question in enumerate(questions):
-        if question is not None:
-            ids[i, : len(question)], mask[i, : len(question)] = question, True
-    return np.concatenate([ids, images], axis=1), np.concatenate([mask, np.ones(images.shape, bool)], axis=1)
 
 
 def _candidates(prompts, seeds: list[int]) -> list[tuple]:

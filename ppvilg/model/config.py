@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ppvilg.config import AttentionConfig, ViLGExperiment, ViLGTrainConfig, VQGANConfig
+from ppvilg.config import AttentionConfig, ImagePositions, TextPadding, ViLGExperiment, ViLGTrainConfig, VQGANConfig
 from ppvilg.model.mask import AttentionMask, Direction
 
 
@@ -25,6 +25,13 @@ class ViLGConfig:
     text_embedding_width: int | None = None
     """Width of the text table where it differs from `hidden`; it is then projected."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    causal_text: bool = False
+    sandwich_norm: bool = False
+    head_norm: bool = False
+    head_bias: bool = False
+    image_positions: ImagePositions = "grid"
+    text_padding: TextPadding = "hidden"
+    """These six as in `TransformerConfig` and `TextConfig`."""
     question_length: int = 0
     """q, the slots for a question in the prefix of image -> text; 0: the model answers none."""
     reconstructor: VQGANConfig | None = None
@@ -35,6 +42,8 @@ class ViLGConfig:
             raise ValueError(f"question_length is {self.question_length}: give at most max_text_length, {self.max_text_length}")
         if self.hidden % self.heads:
             raise ValueError(f"hidden is {self.hidden}: give a multiple of the number of heads, {self.heads}")
+        if self.tie_embeddings and self.head_bias:
+            raise ValueError("head_bias is true: give false with tie_embeddings, whose head is the tables alone")
 
     @property
     def image_length(self) -> int:
@@ -48,9 +57,17 @@ class ViLGConfig:
 
     def mask(self, kind: str, direction: Direction, text_length: int) -> AttentionMask:
         """The attention mask of a kind of layer for texts of a length."""
-        attention, grid = self.attention, (self.rows, self.columns)
-        question = self.question_slots(direction)
-        return AttentionMask(text_length, *grid, direction, kind, attention.kernel, attention.strict_row, question)
+        return AttentionMask(
+            text_length,
+            self.rows,
+            self.columns,
+            direction,
+            kind,
+            self.attention.kernel,
+            self.attention.strict_row,
+            self.causal_text,
+            self.question_slots(direction),
+        )
 
     def question_slots(self, direction: Direction) -> int:
         """How many slots the sequences of a direction have for a question."""
@@ -79,6 +96,12 @@ def vilg_config(experiment: ViLGExperiment) -> ViLGConfig:
         tie_embeddings=transformer.tie_embeddings,
         text_embedding_width=text.embedding_width,
         attention=transformer.attention,
+        causal_text=transformer.causal_text,
+        sandwich_norm=transformer.sandwich_norm,
+        head_norm=transformer.head_norm,
+        head_bias=transformer.head_bias,
+        image_positions=transformer.image_positions,
+        text_padding=text.padding,
         question_length=text.question_length,
         reconstructor=experiment.vqgan if transformer.reconstructor else None,
     )

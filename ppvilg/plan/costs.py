@@ -184,7 +184,8 @@ def _layer_bytes(config: ViLGExperiment, kind: AttentionKind) -> float:
     shared += 2 * rows * model.ffn_multiplier  # GELU's input and output
     dropped = 2 * rows // _width(config) if model.dropout else 0  # which values, a byte for each
     # What norms read, and what they give; tensor parallel queries, keys and values have each a copy of that.
-    between = 2 * _between_bytes(config) + (4 if config.parallel.mp_degree > 1 else 2) * rows
+    norms = 4 if model.sandwich_norm else 2
+    between = norms * _between_bytes(config) + (4 if config.parallel.mp_degree > 1 else 2) * rows
     return between + shared / config.parallel.mp_degree + dropped
 
 
@@ -196,8 +197,9 @@ def _kept_bytes(config: ViLGExperiment, stage: Stage) -> float:
     kept = sum(count * (between if full else _layer_bytes(config, kind)) for kind, count in stage.kinds.items())
     texts = config.train.sequences_per_pair * row * config.text_tokens
     kept += texts * width * (stage.is_first and width != model.hidden)
-    # What the last norm and the head read, or what went down the pipeline.
-    return kept + (rows + row * sum(_decided(config)) * model.hidden if stage.is_last else between)
+    # What the last norm and the head read (its own norm once more), or what went down the pipeline.
+    head = (1 + model.head_norm) * row * sum(_decided(config)) * model.hidden
+    return kept + (rows + head if stage.is_last else between)
 
 
 def _target_slots(config: ViLGExperiment) -> tuple[int, int]:

@@ -35,7 +35,7 @@ class PipeEmbedding(Embedding):
         super().__init__(config, mp_group)
         self.directions = directions
         if tables_only:
-            for name in ("text_position", "row_position", "column_position", "segment"):
+            for name in ("text_position", "image_position", "row_position", "column_position", "segment"):
                 delattr(self, name)
 
     @property

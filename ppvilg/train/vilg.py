@@ -15,7 +15,7 @@ from ppvilg.folder import ImageTokenizerConfig, read_config
 from ppvilg.generate.engine import generate_images, generate_texts
 from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
-from ppvilg.model.batch import Batch
+from ppvilg.model.batch import Batch, pad_prompts
 from ppvilg.model.config import trained_directions, vilg_config
 from ppvilg.model.init import draw_weight, init_weights, set_weights
 from ppvilg.model.loss import LossWeights, ReconstructionWeights, vilg_accuracy, vilg_loss
@@ -90,7 +90,9 @@ class ViLGTask(Task):
             noisy = with_noise(batch.image, settings.token_noise, self.config.vqgan.codebook.size, generators)
             batch = replace(batch, image_input=noisy)
         if settings.text_drop:
-            batch = drop_prompts(batch, settings.text_drop, self.text_tokenizer.encode(""), generators)
+            pad, length = self.text_tokenizer.pad, batch.prompt.shape[1]
+            empty = pad_prompts([self.text_tokenizer.encode("")], pad, self.model.config, length)
+            batch = drop_prompts(batch, settings.text_drop, empty, generators)
         return batch
 
     def units(self, batch: Batch) -> int:
@@ -191,11 +193,11 @@ class ViLGTask(Task):
         ]
 
     def _batch(self, texts: list[Texts], source: Source, tokens: np.ndarray, chosen: list[int]) -> Batch:
-        text, text_mask = pad_batch([self._encode(text) for _, text in texts], self.text_tokenizer.pad, _PAD_TO)
-        batch = Batch.plain(text, text_mask, tokens[chosen].astype(np.int64))
+        image, pad = tokens[chosen].astype(np.int64), self.text_tokenizer.pad
+        batch = Batch.of([self._encode(text) for _, text in texts], image, pad, self.model.config, _PAD_TO)
         if self.config.reads_questions:
-            slots = self.config.text.question_length
-            question, mask = pad_batch([self._encode_question(text) for text, _ in texts], self.text_tokenizer.pad, slots)
+            asked = [self._encode_question(question) for question, _ in texts]
+            question, mask = pad_batch(asked, pad, self.config.text.question_length)
             batch = replace(batch, question=question, question_mask=mask)
         if self.reconstruction is None:
             return batch
@@ -248,12 +250,13 @@ def with_noise(tokens: np.ndarray, most: float, codes: int, generators: list[np.
     return noisy
 
 
-def drop_prompts(batch: Batch, share: float, empty: list[int], generators: list[np.random.Generator]) -> Batch:
-    """The batch with a share of its prompts replaced by the empty text; one generator for each pair."""
+def drop_prompts(
+    batch: Batch, share: float, empty: tuple[np.ndarray, np.ndarray], generators: list[np.random.Generator]
+) -> Batch:
+    """The batch with a share of its prompts replaced by the empty text, ids and mask [1, m]; one generator for each pair."""
     dropped = np.array([generator.random() < share for generator in generators])
     prompt, prompt_mask = batch.prompt.copy(), batch.prompt_mask.copy()
-    prompt[dropped, : len(empty)] = empty
-    prompt_mask[dropped] = np.arange(prompt.shape[1]) < len(empty)
+    prompt[dropped], prompt_mask[dropped] = empty
     return replace(batch, prompt=prompt, prompt_mask=prompt_mask)
 
 

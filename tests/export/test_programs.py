@@ -13,19 +13,22 @@ from ppvilg.export.structure import arrays, with_arrays
 from ppvilg.export.tracing import weights_of
 from ppvilg.export.write import save_transformer
 from ppvilg.generate.beam_search import beam_search
-from ppvilg.generate.engine import GenerationRequest, generate_images, generate_texts, image_prompts
+from ppvilg.generate.engine import GenerationRequest, generate_images, generate_texts
 from ppvilg.generate.sampling import Sampling
+from ppvilg.model.batch import image_prompts
 from ppvilg.model.kv_cache import AbsorbedCache, DecodeState, StepInputs
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import ViLG
 from tests.generate.test_engine import PROMPTS, QUESTIONS, SAMPLINGS, TEXT, build, finish, image_engine, images
 from tests.model.test_vilg import CONFIG, PLANS, VQGAN, M, N, with_plan
+from tests.model.test_vilg import OPTIONS as MODELS
 
 OPTIONS = {
     "tied": replace(CONFIG, tie_embeddings=True),
     "reconstructor": replace(CONFIG, reconstructor=VQGAN),
     "projected": replace(CONFIG, text_embedding_width=6),
     "questions": replace(CONFIG, question_length=5),
+    "elsewhere": replace(MODELS["all of them"], text_padding="positional"),
 }
 
 
