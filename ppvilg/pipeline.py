@@ -6,6 +6,7 @@ images = pipe("Noto风格的红苹果", num_images_per_prompt=4, guidance_scale=
 captions = pipe.caption(images)                                                         # for each image a list of strings
 """
 
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,9 @@ from ppvilg.generate.engine import GenerativeModel, generate_images, generate_te
 from ppvilg.generate.images import ImageDecoder, decode_images
 from ppvilg.generate.sampling import Sampling
 from ppvilg.model.vilg import ViLG
-from ppvilg.options import CaptionOptions, ImageOptions, check_count
+from ppvilg.options import CaptionOptions, ImageOptions, check_count, check_texts
 from ppvilg.pictures import to_model
-from ppvilg.text import TextTokenizer, encode_prompt, saved_text_tokenizer
+from ppvilg.text import TextTokenizer, check_known, encode_prompt, saved_text_tokenizer
 from ppvilg.vqgan.folder import load_vqgan, save_vqgan
 from ppvilg.vqgan.model import VQGAN
 
@@ -193,47 +194,56 @@ class ViLGPipeline:
         One image may have several questions, or several images one. `options`: as of `caption`.
         """
         self.check_answers()
-        tokens, texts = self.encode_images(images), _texts("questions", questions)
-        count = max(len(tokens), len(texts))
-        if {len(tokens), len(texts)} - {1, count}:
+        checked = CaptionOptions(num_captions=num_answers, **options)
+        tokens, asked = self.encode_images(images), self.encode_questions(questions)
+        count = max(len(tokens), len(asked))
+        if {len(tokens), len(asked)} - {1, count}:
             how = "give each image its question, one question for all, or one image"
-            raise ValueError(f"questions has {len(texts)} questions for {len(tokens)} images: {how}")
-        asked = self.encode_questions(texts)
+            raise ValueError(f"questions has {len(asked)} questions for {len(tokens)} images: {how}")
         tokens, asked = np.repeat(tokens, count // len(tokens), axis=0), asked * (count // len(asked))
-        return self._write_texts(tokens, asked, CaptionOptions(num_captions=num_answers, **options))
+        return self._write_texts(tokens, asked, checked)
 
     def _write_texts(self, tokens: np.ndarray, questions: list[list[int]] | None, options: CaptionOptions) -> list[list[str]]:
         """Captions of images int64 [N, n], or answers to their questions."""
         tokenizer, longest = self.text_tokenizer, self.config.transformer.max_text_length
         count, beams = options.num_captions, options.num_beams
-        seeds, sampling = options.seeds(count), Sampling(options.temperature, options.top_k, options.top_p)
-        batch_size = max(1, _BATCH // max(count, beams))
-        written: list[str] = []
-        for first in range(0, len(tokens), batch_size):
-            some = slice(first, first + batch_size)
-            batch, asked = tokens[some], None if questions is None else questions[some]
-            if beams > 1:
-                texts = beam_search(self.model, batch, tokenizer, longest, beams, options.length_penalty, asked)
-            else:
-                texts = generate_texts(self.model, batch, tokenizer, longest, seeds * len(batch), sampling, asked)
-            written += [tokenizer.decode(ids) for ids in texts]
+        prompts = list(zip(tokens, [None] * len(tokens) if questions is None else questions, strict=True))
+        texts: list[list[int]] = []
+        if beams > 1:
+            size = max(1, _BATCH // beams)
+            for some in (prompts[first : first + size] for first in range(0, len(prompts), size)):
+                images, asked = zip(*some, strict=True)
+                texts += beam_search(self.model, np.stack(images), tokenizer, longest, beams, options.length_penalty, asked)
+        else:
+            sampling = Sampling(options.temperature, options.top_k, options.top_p)
+            for some, seeds in _batches(prompts, options.seeds(count)):
+                images, asked = zip(*some, strict=True)
+                texts += generate_texts(self.model, np.stack(images), tokenizer, longest, seeds, sampling, asked)
+        written = [tokenizer.decode(ids) for ids in texts]
         return [written[i : i + count] for i in range(0, len(written), count)]
 
     def score(self, images: Images, texts: str | Sequence[str]) -> np.ndarray:
         """How well each image fits its text, or all the one text: float32 [N] in [0, 1]. Needs a dual encoder."""
-        arrays, texts = self._load_images(images), _texts("texts", texts)
+        arrays, texts = self._load_images(images), check_texts("texts", texts)
         texts = texts * len(arrays) if len(texts) == 1 else texts
         if len(texts) != len(arrays):
             raise ValueError(f"texts has {len(texts)} texts for {len(arrays)} images: give each image its text")
         return scores(self._scorer(), np.stack(arrays), texts)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+    def encode_prompts(self, prompts: str | Sequence[str]) -> list[list[int]]:
         """Token ids; raises `ValueError` for an empty or overlong prompt."""
-        return [encode_prompt(self.text_tokenizer, text, self.config.transformer.max_text_length) for text in prompts]
+        longest = self.config.transformer.max_text_length
+        return [encode_prompt(self.text_tokenizer, text, longest) for text in check_texts("prompt", prompts)]
 
-    def encode_questions(self, questions: Sequence[str]) -> list[list[int]]:
+    def check_known(self, prompts: str | Sequence[str]) -> list[str]:
+        """Raise `ValueError` for a prompt of which nothing is in the vocabulary; returns warnings of those that are in part."""
+        checked = [check_known(self.text_tokenizer, text) for text in check_texts("prompt", prompts)]
+        return [warning for warning in checked if warning]
+
+    def encode_questions(self, questions: str | Sequence[str]) -> list[list[int]]:
         """Token ids; raises `ValueError` for an empty or overlong question."""
-        return [encode_prompt(self.text_tokenizer, text, self.config.transformer.question_length) for text in questions]
+        longest = self.config.transformer.question_length
+        return [encode_prompt(self.text_tokenizer, text, longest) for text in check_texts("questions", questions)]
 
     def encode_images(self, images: Images) -> np.ndarray:
         """Image tokens int64 [N, n]."""
@@ -262,7 +272,8 @@ class ViLGPipeline:
         """The number of tokens and the images so far, after each `every` tokens (0: never) and at the end."""
         self.check_supported(options.guidance_scale, options.decoder)
         scorer = None if options.num_candidates is None else self._scorer()
-        prompts = _texts("prompt", prompt)
+        prompts = check_texts("prompt", prompt)
+        self.check_known(prompts)
         texts, n = self.encode_prompts(prompts), self.config.transformer.image_length
         count = options.num_candidates or options.num_images_per_prompt
         seeds = options.seeds(count)
@@ -300,31 +311,23 @@ class ViLGPipeline:
         if isinstance(images, ImageInput) and not (isinstance(images, np.ndarray) and images.ndim == 4):
             images = [images]
         if not isinstance(images, Sequence | np.ndarray) or not len(images):
-            raise ValueError(f"images is {images!r}: give an image, or a list of at least one")
+            raise ValueError(f"images is {reprlib.repr(images)}: give an image, or a list of at least one")
         return [load_image(image, self.config.image_size) for image in images]
 
 
-def _batches(texts: list[list[int]], seeds: list[int]) -> Iterator[tuple[list[list[int]], list[int]]]:
-    """The texts and seeds that are generated together, at most `_BATCH` sequences, in the order of the texts; every text has
-    all the seeds."""
+def _batches(prompts: list, seeds: list[int]) -> Iterator[tuple[list, list[int]]]:
+    """The prompts and seeds that are generated together, at most `_BATCH` sequences, in the order of the prompts; every prompt
+    has all the seeds."""
     if len(seeds) >= _BATCH:
-        for text in texts:
+        for prompt in prompts:
             for first in range(0, len(seeds), _BATCH):
-                yield [text], seeds[first : first + _BATCH]
+                yield [prompt], seeds[first : first + _BATCH]
     else:
         size = _BATCH // len(seeds)
-        for first in range(0, len(texts), size):
-            some = texts[first : first + size]
+        for first in range(0, len(prompts), size):
+            some = prompts[first : first + size]
             yield some, seeds * len(some)
 
 
 def _converted(images: list[np.ndarray], output_type: str) -> list:
     return [Image.fromarray(image) for image in images] if output_type == "pil" else list(images)
-
-
-def _texts(name: str, texts: str | Sequence[str]) -> list[str]:
-    """A list of at least one text."""
-    found = [texts] if isinstance(texts, str) else texts
-    if not isinstance(found, Sequence) or not found or not all(isinstance(text, str) for text in found):
-        raise ValueError(f"{name} is {texts!r}: expected a text, or a list of at least one")
-    return list(found)

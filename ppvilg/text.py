@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from ppvilg.config import TextTokenizerConfig
+from ppvilg.options import check_texts
 
 
 class TextTokenizer(Protocol):
@@ -21,6 +22,8 @@ class TextTokenizer(Protocol):
     pad: int
     begin: int
     end: int
+    unknown: int
+    """Stands for what is not in the vocabulary."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids, begin and end tokens included."""
@@ -52,7 +55,7 @@ class ErnieText:
         if missing := [token for token in _SPECIAL if token not in ids]:
             raise ValueError(f"text.vocabulary: {vocabulary} has no {missing[0]}: give an ERNIE vocabulary")
         self.size = len(self.tokens)
-        self.pad, self.begin, self.end = ids["[PAD]"], ids["[CLS]"], ids["[SEP]"]
+        self.pad, self.begin, self.end, self.unknown = (ids[token] for token in _SPECIAL)
         self._word_piece = _word_piece(ids)
 
     def encode(self, text: str) -> list[int]:
@@ -127,6 +130,7 @@ class SentencePieceText:
             raise ValueError(f"text.vocabulary: {vocabulary} has no begin or end token; train it with bos_id and eos_id")
         # A model may have no pad piece; padding is masked everywhere, so any id serves.
         self.pad = max(self._model.pad_id(), 0)
+        self.unknown = self._model.unk_id()
         self.size = self._model.get_piece_size()
         self.tokens = [self._model.id_to_piece(i) for i in range(self.size)]
 
@@ -169,15 +173,26 @@ def saved_text_tokenizer(folder: Path, kind: Literal["ernie", "sentencepiece"], 
 
 def encode_prompt(tokenizer: TextTokenizer, text: str, max_length: int) -> list[int]:
     """Token ids of a prompt; an empty or overlong one is a `ValueError`."""
-    if not text.strip():
-        raise ValueError("the text is empty: give a few words, e.g. 一个红苹果")
+    check_texts("prompt", text)
     ids = tokenizer.encode(text)
     if len(ids) > max_length:
         raise ValueError(
-            f"the text {text[:30] + '…' if len(text) > 30 else text!r} has {len(ids) - 2} tokens, but the model reads at "
-            f"most {max_length - 2}: shorten it"
+            f"the text {_shown(text)} has {len(ids) - 2} tokens, but the model reads at most {max_length - 2}: shorten it"
         )
     return ids
+
+
+def check_known(tokenizer: TextTokenizer, text: str) -> str | None:
+    """Raise `ValueError` for a text of which nothing is in the vocabulary; returns a warning if only some of it is."""
+    tokens = tokenizer.encode(text)[1:-1]
+    known = sum(token != tokenizer.unknown for token in tokens)
+    if not known:
+        raise ValueError(f"the text {_shown(text)} has no word that the model knows: use words of what it was trained on")
+    return None if known == len(tokens) else f"the model knows {known} of the {len(tokens)} tokens of {_shown(text)}"
+
+
+def _shown(text: str) -> str:
+    return text[:30] + "…" if len(text) > 30 else repr(text)
 
 
 def styled(prompt: str, style: str, styles: dict[str, dict[str, str]]) -> str:
@@ -185,7 +200,7 @@ def styled(prompt: str, style: str, styles: dict[str, dict[str, str]]) -> str:
     else English, else whatever the style has. Raises `ValueError` for an unknown style."""
     if style not in styles:
         known = f"this model knows {', '.join(styles)}" if styles else "this model knows none"
-        raise ValueError(f"there is no style {style[:40]!r}: {known}")
+        raise ValueError(f"there is no style {str(style)[:40]!r}: {known}")
     templates = styles[style]
     language = "zh" if re.search("[\u3400-\u9fff]", prompt) else "en"
     return templates.get(language, next(iter(templates.values()), "{}")).replace("{}", prompt)

@@ -1,5 +1,7 @@
 """Beam search for the likeliest text of an image."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import paddle
 from paddle.nn import functional as F
@@ -66,7 +68,7 @@ def beam_search(
     max_length: int,
     num_beams: int,
     length_penalty: float,
-    questions: list[list[int]] | None = None,
+    questions: Sequence[list[int] | None] | None = None,
 ) -> list[list[int]]:
     """The best text found for each image int64 [P, n], or the best answer to each image's question (token ids): token ids
     without begin and end tokens.

@@ -4,7 +4,7 @@ A request joins the running batch before any step and leaves it when it is finis
 Its tokens do not depend on what else is in the batch. Offline generation is a batch that all requests join at once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -270,7 +270,7 @@ def generate_texts(
     max_length: int,
     seeds: list[int],
     sampling: Sampling,
-    questions: list[list[int]] | None = None,
+    questions: Sequence[list[int] | None] | None = None,
 ) -> list[list[int]]:
     """Texts for P images int64 [P, n], C = len(seeds) / P of each one after another: token ids without begin and end tokens.
 

@@ -33,8 +33,9 @@ def train(config: TrainingExperiment, resume: bool = False) -> bool:
     from ppvilg.train.trainer import Trainer
 
     check_output(config, resume)
+    config = with_image_tokenizer(config)
     context = init_distributed(config.parallel, config.train.gradient_accumulation_steps)
-    config, goes_on = with_image_tokenizer(config), resume and checkpoints(Path(config.train.output))
+    goes_on = resume and checkpoints(Path(config.train.output))
     task = build_task(resumed_config(config) if goes_on else config, context)
     if config.train.init_from and not goes_on:
         taken = init_from(task, context)

@@ -267,9 +267,11 @@ def tokenizer_folder(config: ViLGExperiment) -> Path:
     if folder is None:
         raise ValueError("train.tokenizer is not set: give the run folder of a trained image tokenizer")
     own = read_config(folder, ImageTokenizerConfig)
-    if own.vqgan.codebook.size != config.vqgan.codebook.size or own.grid != config.grid:
+    # It may have been trained on pictures of another size. A reconstructor starts as its decoder, so it needs the same.
+    side = own.grid[0] if config.transformer.reconstructor else config.data.image_size // own.vqgan.downsampling
+    if own.vqgan.codebook.size != config.vqgan.codebook.size or (side, side) != config.grid:
         raise ValueError(
-            f"the tokenizer in {folder} has {own.vqgan.codebook.size} codes on a grid of {own.grid[0]}x{own.grid[1]}, but the "
+            f"the tokenizer in {folder} has {own.vqgan.codebook.size} codes on a grid of {side}x{side}, but the "
             f"config asks for {config.vqgan.codebook.size} on {config.grid[0]}x{config.grid[1]}: use the same vqgan section"
         )
     return Path(folder)
