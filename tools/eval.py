@@ -4,6 +4,7 @@ python tools/eval.py -c configs/eval_emoji.yml --split unseen_style
 python tools/eval.py compare runs/a/eval/unseen_style runs/b/eval/unseen_style --output comparison.html
 python tools/eval.py captions predictions.jsonl references.jsonl
 python tools/eval.py answers predictions.jsonl references.jsonl
+python tools/eval.py i2t -c configs/caption_emoji.yml --split validation runs/vilg_emoji runs/caption_emoji
 python tools/eval.py vqa --model runs/vqa_emoji --split unseen_style
 python tools/eval.py distance real_pictures/ my_pictures/
 
@@ -22,7 +23,8 @@ from ppvilg.config import EvalExperiment, ViLGExperiment, load_config
 
 def main() -> None:
     """Parse the arguments and call the command."""
-    commands = {"compare": compare, "captions": score_captions, "answers": score_answers, "vqa": ask, "distance": distance}
+    commands = {"compare": compare, "captions": score_captions, "answers": score_answers, "distance": distance}
+    commands |= {"i2t": describe, "vqa": ask}
     if sys.argv[1:2] and sys.argv[1] in commands:
         commands[sys.argv[1]](sys.argv[2:])
     else:
@@ -95,6 +97,33 @@ def score_answers(words: list[str]) -> None:
 
     _, predictions, references = read_predictions(arguments.predictions, arguments.references)
     print_measures(answer_accuracy(predictions, references))
+
+
+def describe(words: list[str]) -> None:
+    """What one model or several, e.g. one before and after fine-tuning, write about the images of a split, against the images'
+    own captions."""
+    parser = argparse.ArgumentParser(prog="eval.py i2t", description=describe.__doc__)
+    parser.add_argument("models", nargs="+", type=Path, help="folders of models or training runs")
+    parser.add_argument("-c", "--config", required=True, help="whose data is described, e.g. configs/caption_emoji.yml")
+    parser.add_argument("--split", required=True, help="of the data, e.g. validation")
+    parser.add_argument("--output", type=Path, help="folder for the captions (default: i2t/SPLIT in the last model's)")
+    parser.add_argument("--images", type=int, metavar="N", help="only N of the images, drawn at random")
+    parser.add_argument("--beams", type=int, default=1, help="search with so many beams; 1: the likeliest token each time")
+    parser.add_argument("--unit", choices=["characters", "words"], default="characters")
+    parser.add_argument("-o", "--override", action="append", default=[], metavar="key=value", help="of the config")
+    arguments = parser.parse_args(words)
+    config = load_config(arguments.config, arguments.override, ViLGExperiment)
+
+    from ppvilg.evaluation.describe import describe_split
+
+    output = arguments.output or arguments.models[-1] / "i2t" / arguments.split
+    how = arguments.images, arguments.beams, arguments.unit
+    scores = describe_split(arguments.models, config, arguments.split, output, *how)
+    names = list(next(iter(scores.values())))
+    print(" " * 12, *(f"{name:>16}" for name in names))
+    for measure, values in scores.items():
+        print(f"{measure:12}", *(f"{values[name]:16.4f}" for name in names))
+    print(output)
 
 
 def ask(words: list[str]) -> None:
