@@ -252,6 +252,7 @@ class JobFactory:
                 f"beams is {form.beams}, but a beam search finds one text and draws nothing: leave n and temperature out"
             )
         with request_errors():
+            self._pipeline.check_captions()
             sampling = Sampling(form.temperature, form.top_k, form.top_p)
             if question is not None:
                 self._pipeline.check_answers()
@@ -262,6 +263,7 @@ class JobFactory:
     def model(self) -> ModelAnswer:
         """What the model is and what may be asked of it."""
         config, settings = self._config, self._settings
+        empty = len(self._pipeline.text_tokenizer.encode(""))
         return ModelAnswer(
             version=__version__,
             styles=config.styles,
@@ -269,8 +271,8 @@ class JobFactory:
             rows=config.transformer.rows,
             columns=config.transformer.columns,
             image_tokens=config.transformer.image_length,
-            max_text=config.transformer.max_text_length - 2,
-            max_question=max(0, config.transformer.question_length - 2),
+            max_text=config.transformer.max_text_length - empty,
+            max_question=max(0, config.transformer.question_length - empty),
             dual_encoder=self._pipeline.dual_encoder is not None,
             guidance=config.classifier_free_guidance,
             limits=Limits(
