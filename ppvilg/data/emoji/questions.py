@@ -27,14 +27,14 @@ _CLEAR = 0.5  # part of the picture that a colour has to fill to be its colour
 _METADATA = ("style", "concept", "group", "source", "licence")
 
 
-def build_questions(emoji: Path, output: Path, keep: dict[str, list[str]]) -> dict[str, Counter]:
-    """Write a folder of tar shards with the pictures of `emoji` that `keep` chooses, their questions and answers, in the same
-    splits; returns {split: questions by type}. The same emoji give the same bytes."""
+def build_questions(emoji: Path, output: Path, keep: dict[str, list[str]], limit: int | None = None) -> dict[str, Counter]:
+    """Write a folder of tar shards with the pictures of `emoji` that `keep` chooses, at most `limit` of a split, with their
+    questions and answers, in the same splits; returns {split: questions by type}. The same emoji give the same bytes."""
     samples, counts = [], {}
     for split in sorted({entry["split"] for entry in read_manifest(emoji)["shards"]}):
         source = open_source(emoji, split, keep=keep)
         counts[split] = Counter()
-        for i in range(len(source)):
+        for i in range(min(len(source), limit or len(source))):
             for key, image, metadata in _asked(source[i]):
                 samples.append((split, key, image, metadata))
                 counts[split].update(question["type"] for question in metadata["questions"])
