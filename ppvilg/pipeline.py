@@ -20,13 +20,14 @@ from ppvilg.config import Precision
 from ppvilg.data.images import load_image
 from ppvilg.dual_encoder import DualEncoderScorer, Scorer, load_scorer, rerank, scores
 from ppvilg.export.folder import is_export, load_export
-from ppvilg.folder import PipelineConfig, new_folder, read_config, read_model, write_model
+from ppvilg.folder import PipelineConfig, base_file, new_folder, read_config, read_model, write_model
 from ppvilg.generate.beam_search import beam_search
 from ppvilg.generate.engine import GenerativeModel, generate_images, generate_texts
 from ppvilg.generate.images import ImageDecoder, decode_images
 from ppvilg.generate.sampling import Sampling
+from ppvilg.lora import apply_adapter
 from ppvilg.model.vilg import ViLG
-from ppvilg.options import CaptionOptions, ImageOptions, check_count, check_texts
+from ppvilg.options import CaptionOptions, ImageOptions, check_count, check_number, check_texts
 from ppvilg.pictures import to_model
 from ppvilg.text import TextTokenizer, check_known, encode_prompt, saved_text_tokenizer
 from ppvilg.vqgan.folder import load_vqgan, save_vqgan
@@ -75,15 +76,22 @@ class ViLGPipeline:
         folder: str | Path,
         dual_encoder: str | Path | Scorer | None = None,
         precision: Precision | Literal["auto"] = "auto",
+        lora: str | Path | None = None,
+        lora_scale: float = 1.0,
     ) -> "ViLGPipeline":
         """Read a model folder, a training run (the averaged weights of its newest checkpoint) or an export.
 
         `dual_encoder` is a folder too, the name of an ErnieViL, or a scorer. `precision` is the transformer's: auto is what its
-        file has, on a CPU fp32, since Paddle computes with nothing else there; the image tokenizer always has fp32. Raises
-        `ValueError` for a folder that is missing, incomplete, damaged, or of another kind of model, and for a precision that
-        the device does not compute with.
+        file has, on a CPU fp32, since Paddle computes with nothing else there; the image tokenizer always has fp32. `lora` is
+        an adapter's folder, whose updates are added to the weights with the strength `lora_scale`: 0 leaves the model as it is,
+        1 is what was trained. A run that has trained an adapter is read with it.
+
+        Raises `ValueError` for a folder that is missing, incomplete, damaged, or of another kind of model, for a precision that
+        the device does not compute with, and for an adapter that belongs to another model.
         """
         folder = Path(folder)
+        check_number("lora_scale", lora_scale)
+        _check_lora(folder, lora, lora_scale)
         if isinstance(dual_encoder, str | Path):
             dual_encoder = load_scorer(dual_encoder)
         if is_export(folder):
@@ -93,7 +101,9 @@ class ViLGPipeline:
         config = read_config(folder, PipelineConfig)
         vqgan = load_vqgan(folder / "tokenizer")
         text_tokenizer = saved_text_tokenizer(folder, config.text_tokenizer, config.transformer.text_vocab_size)
-        model = read_model(lambda: ViLG(config.transformer), folder, precision)
+        model = read_model(lambda: ViLG(config.transformer), folder, precision, lora_scale)
+        if lora is not None:
+            apply_adapter(model, lora, lora_scale)
         return cls(model, vqgan, text_tokenizer, config, dual_encoder)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -186,18 +196,42 @@ class ViLGPipeline:
             seed=seed,
             generator=generator,
         )
-        tokens, tokenizer, longest = self.encode_images(images), self.text_tokenizer, self.config.transformer.max_text_length
-        seeds, sampling = options.seeds(num_captions), Sampling(temperature, top_k, top_p)
+        return self._write_texts(self.encode_images(images), None, options)
+
+    def answer(self, images: Images, questions: str | Sequence[str], num_answers: int = 1, **options: Any) -> list[list[str]]:
+        """For each image `num_answers` answers to its question, by a model that was trained on questions.
+
+        One image may have several questions, or several images one. `options`: as of `caption`.
+        """
+        self.check_answers()
+        checked = CaptionOptions(num_captions=num_answers, **options)
+        tokens, asked = self.encode_images(images), self.encode_questions(questions)
+        count = max(len(tokens), len(asked))
+        if {len(tokens), len(asked)} - {1, count}:
+            how = "give each image its question, one question for all, or one image"
+            raise ValueError(f"questions has {len(asked)} questions for {len(tokens)} images: {how}")
+        tokens, asked = np.repeat(tokens, count // len(tokens), axis=0), asked * (count // len(asked))
+        return self._write_texts(tokens, asked, checked)
+
+    def _write_texts(self, tokens: np.ndarray, questions: list[list[int]] | None, options: CaptionOptions) -> list[list[str]]:
+        """Captions of images int64 [N, n], or answers to their questions."""
+        self.check_captions()
+        tokenizer, longest = self.text_tokenizer, self.config.transformer.max_text_length
+        count, beams = options.num_captions, options.num_beams
+        prompts = list(zip(tokens, [None] * len(tokens) if questions is None else questions, strict=True))
         texts: list[list[int]] = []
-        if num_beams > 1:
-            size = max(1, _BATCH // num_beams)
-            for batch in (tokens[first : first + size] for first in range(0, len(tokens), size)):
-                texts += beam_search(self.model, batch, tokenizer, longest, num_beams, length_penalty)
+        if beams > 1:
+            size = max(1, _BATCH // beams)
+            for some in (prompts[first : first + size] for first in range(0, len(prompts), size)):
+                images, asked = zip(*some, strict=True)
+                texts += beam_search(self.model, np.stack(images), tokenizer, longest, beams, options.length_penalty, asked)
         else:
-            for some, own_seeds in _batches(list(tokens), seeds):
-                texts += generate_texts(self.model, np.stack(some), tokenizer, longest, own_seeds, sampling)
-        captions = [tokenizer.decode(ids) for ids in texts]
-        return [captions[i : i + num_captions] for i in range(0, len(captions), num_captions)]
+            sampling = Sampling(options.temperature, options.top_k, options.top_p)
+            for some, seeds in _batches(prompts, options.seeds(count)):
+                images, asked = zip(*some, strict=True)
+                texts += generate_texts(self.model, np.stack(images), tokenizer, longest, seeds, sampling, asked)
+        written = [tokenizer.decode(ids) for ids in texts]
+        return [written[i : i + count] for i in range(0, len(written), count)]
 
     def score(self, images: Images, texts: str | Sequence[str]) -> np.ndarray:
         """How well each image fits its text, or all the one text: float32 [N] in [0, 1]. Needs a dual encoder."""
@@ -217,6 +251,11 @@ class ViLGPipeline:
         checked = [check_known(self.text_tokenizer, text) for text in check_texts("prompt", prompts)]
         return [warning for warning in checked if warning]
 
+    def encode_questions(self, questions: str | Sequence[str]) -> list[list[int]]:
+        """Token ids; raises `ValueError` for an empty or overlong question."""
+        longest = self.config.transformer.question_length
+        return [encode_prompt(self.text_tokenizer, text, longest) for text in check_texts("questions", questions)]
+
     def encode_images(self, images: Images) -> np.ndarray:
         """Image tokens int64 [N, n]."""
         arrays, tokens = self._load_images(images), []
@@ -225,13 +264,25 @@ class ViLGPipeline:
             tokens.append(self.vqgan.encode(pixels).flatten(1).numpy())
         return np.concatenate(tokens)
 
+    def check_answers(self) -> None:
+        """Raise `ValueError` for a model that was not trained on questions."""
+        if not self.config.transformer.question_length:
+            raise ValueError("this model answers no questions: fine-tune it on some, e.g. with configs/vqa_emoji.yml")
+
     def check_supported(self, guidance_scale: float, decoder: ImageDecoder) -> None:
-        """Raise `ValueError` for a guidance or a decoder that the model was not trained for."""
+        """Raise `ValueError` for images, a guidance or a decoder that the model was not trained for."""
+        if not self.config.draws_images:
+            raise ValueError("this model was trained to write texts of images only: it draws none")
         if decoder == "hidden" and self.model.reconstructor is None:
             raise ValueError("decoder is 'hidden', but this model has no reconstructor: use 'codebook'")
         if guidance_scale != 1 and not self.config.classifier_free_guidance:
             why = "this model was trained without text_drop and knows no empty text"
             raise ValueError(f"guidance_scale is {guidance_scale}, but {why}: use 1")
+
+    def check_captions(self) -> None:
+        """Raise `ValueError` for a model that was not trained to write texts."""
+        if not self.config.writes_texts:
+            raise ValueError("this model was trained to draw images of texts only: it writes no captions")
 
     def _generate(
         self, prompt: str | Sequence[str], options: ImageOptions, every: int, prefix_tokens: np.ndarray | None = None
@@ -280,6 +331,17 @@ class ViLGPipeline:
         if not isinstance(images, Sequence | np.ndarray) or not len(images):
             raise ValueError(f"images is {reprlib.repr(images)}: give an image, or a list of at least one")
         return [load_image(image, self.config.image_size) for image in images]
+
+
+def _check_lora(folder: Path, lora: str | Path | None, scale: float) -> None:
+    """Raise `ValueError` for a model that takes no adapter, and for the strength of none."""
+    if lora is not None and is_export(folder):
+        raise ValueError(f"{folder} is an export, whose weights are final: export the model with --lora")
+    if lora is not None and base_file(folder) is not None:
+        how = "give the model that it started from, or merge the run with tools/merge_checkpoint.py"
+        raise ValueError(f"{folder} is a run that has trained an adapter of its own: {how}")
+    if scale != 1 and lora is None and base_file(folder) is None:
+        raise ValueError(f"lora_scale is {scale}, but {folder} has no adapter: give one, lora")
 
 
 def _batches(prompts: list, seeds: list[int]) -> Iterator[tuple[list, list[int]]]:

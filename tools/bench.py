@@ -5,6 +5,7 @@ python tools/bench.py train -c configs/vilg_emoji.yml --vs torch
 python tools/bench.py generate -c configs/vilg_small.yml --batch 16 --vs dense
 python tools/bench.py export -c configs/vilg_emoji.yml --start runs/vilg_emoji export/vilg_emoji
 python tools/bench.py profile -c configs/vilg_emoji.yml
+python tools/bench.py draw -c configs/finetune_artist.yml
 python tools/bench.py serve --model runs/vilg_emoji
 """
 
@@ -44,7 +45,8 @@ def main() -> None:
     export.add_argument("--start", nargs="+", default=[], metavar="FOLDER", help="runs and exports to start anew, too")
     export.add_argument("--prompt", default="红苹果", help="what --start draws (default: %(default)s)")
     profile = commands.add_parser("profile", help="operators of a transformer's training step, by time")
-    for command in (train, generate, export, profile):
+    draw = commands.add_parser("draw", help="a process's start, its first images and its memory, by the config's sizes")
+    for command in (train, generate, export, profile, draw):
         command.add_argument("-c", "--config", required=True)
         command.add_argument("-o", "--override", action="append", default=[], metavar="section.key=value")
     serve = commands.add_parser("serve", help="load on a server over loopback")
@@ -61,6 +63,7 @@ def main() -> None:
             check_count(f"--{name.replace('_', '-')}", count, 1)
     tables = {
         "serve": serve_table,
+        "draw": draw_table,
         "attention": attention_table,
         "train": train_table,
         "generate": generate_table,
@@ -127,6 +130,14 @@ def export_table(arguments: argparse.Namespace) -> None:
         print(f"batch {batch}, {config.image_tokens} tokens each", table(timings), *lines, sep="\n", flush=True)
     for folder in arguments.start:
         print(start_line(folder, arguments.prompt))
+
+
+def draw_table(arguments: argparse.Namespace) -> None:
+    """A process that loads a model with random weights from its folder and draws."""
+    config = load_config(arguments.config, arguments.override, ViLGExperiment)
+    from ppvilg.benchmark.random_model import drawing_line
+
+    print(drawing_line(config))
 
 
 def profile_table(arguments: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
-"""Draw images from texts, write captions of images, or draw the lower part of an image.
+"""Draw images from texts, write captions of images, answer questions about them, or draw the lower part of an image.
 
 python tools/infer.py --mode t2i --text "Noto风格的红苹果" --samples 4
 python tools/infer.py --mode i2t --image apple.png
+python tools/infer.py --mode vqa --model runs/vqa_emoji --image apple.png --question "这是什么？"
 python tools/infer.py --mode complete --image apple.png --keep-rows 4 --text "Noto风格的红苹果"
 """
 
@@ -10,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from ppvilg.cli import run
+from ppvilg.cli import add_lora_arguments, run
 from ppvilg.files import check_file, check_folder, write_whole
 from ppvilg.options import check_texts
 
@@ -18,18 +19,20 @@ from ppvilg.options import check_texts
 def main() -> None:
     """Parse the arguments and call the pipeline."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    modes = "text to image, image to text, or completion of an image's upper rows"
+    modes = "text to image, image to text, questions about images, or completion of an image's upper rows"
     parser.add_argument("--mode", required=True, choices=list(MODES), help=modes)
     parser.add_argument(
         "--model", default="runs/vilg_emoji", help="folder of a model, a training run or an export (default: %(default)s)"
     )
     parser.add_argument("--text", action="append", default=[], help="a prompt (t2i, complete); repeatable")
     parser.add_argument("--text-file", help="a file with a prompt on each line, or - for standard input (t2i)")
-    parser.add_argument("--image", action="append", default=[], help="an image file (i2t, complete); repeatable")
+    parser.add_argument("--image", action="append", default=[], help="an image file (i2t, vqa, complete); repeatable")
+    questions = "a question: one for each image, or several for one, or one for all (vqa); repeatable"
+    parser.add_argument("--question", action="append", default=[], help=questions)
     parser.add_argument("--keep-rows", type=int, help="rows of tokens of the image that stay (complete)")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder for images and grid (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write prompts or captions to this JSON file")
-    parser.add_argument("--samples", type=int, default=1, help="images or captions for each input")
+    parser.add_argument("--json", type=Path, help="also write prompts, captions or answers to this JSON file")
+    parser.add_argument("--samples", type=int, default=1, help="images, captions or answers for each input")
     parser.add_argument("--best-of", type=int, metavar="N", help="draw N images for each text and keep the best (t2i)")
     parser.add_argument(
         "--dual-encoder",
@@ -37,7 +40,7 @@ def main() -> None:
         help="what says which are best: folder of a dual encoder, or ernie_vil-2.0-base-zh (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--temperature", type=float, help="default: 1 for images, 0 (greedy) for captions")
+    parser.add_argument("--temperature", type=float, help="default: 1 for images, 0 (greedy) for texts")
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest tokens; 0: from all")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest tokens that add up to p")
     parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance scale; 1: none")
@@ -47,10 +50,11 @@ def main() -> None:
         default="codebook",
         help="what decodes the tokens: the image tokenizer, or an end-to-end model's reconstructor (default: %(default)s)",
     )
-    parser.add_argument("--beams", type=int, default=1, help="captions by beam search with so many beams (i2t)")
+    parser.add_argument("--beams", type=int, default=1, help="texts by beam search with so many beams (i2t, vqa)")
     parser.add_argument(
         "--length-penalty", type=float, default=1.0, help="beam search divides log p by length to this power (default: 1)"
     )
+    add_lora_arguments(parser)
     arguments = parser.parse_args()
     check_fit(arguments, parser)
     if arguments.samples < 1:
@@ -64,15 +68,16 @@ def main() -> None:
 ONLY = {
     "text": ("t2i", "complete"),
     "text_file": ("t2i",),
-    "image": ("i2t", "complete"),
+    "image": ("i2t", "vqa", "complete"),
+    "question": ("vqa",),
     "keep_rows": ("complete",),
     "output": ("t2i", "complete"),
     "best_of": ("t2i",),
     "dual_encoder": ("t2i",),
     "guidance": ("t2i", "complete"),
     "decoder": ("t2i", "complete"),
-    "beams": ("i2t",),
-    "length_penalty": ("i2t",),
+    "beams": ("i2t", "vqa"),
+    "length_penalty": ("i2t", "vqa"),
 }
 """What is not for every mode."""
 
@@ -84,9 +89,10 @@ def check_fit(arguments: argparse.Namespace, parser: argparse.ArgumentParser) ->
         if arguments.mode not in ONLY.get(name, MODES):
             modes = " and ".join(f"--mode {mode}" for mode in ONLY[name])
             raise ValueError(f"{option(name)} is for {modes}: leave it out with --mode {arguments.mode}")
-    greedy = arguments.temperature == 0 or (arguments.temperature is None and arguments.mode == "i2t")
+    greedy = arguments.temperature == 0 or (arguments.temperature is None and arguments.mode in ("i2t", "vqa"))
     for name, without, needs in (
         ("dual_encoder", arguments.best_of is None, "--best-of"),
+        ("lora_scale", arguments.lora is None, "--lora"),
         ("length_penalty", arguments.beams == 1, "--beams"),
         ("top_k", greedy, "a --temperature above 0"),
         ("top_p", greedy, "a --temperature above 0"),
@@ -114,7 +120,7 @@ def text_to_image(arguments: argparse.Namespace) -> None:
 
     from ppvilg import ViLGPipeline
 
-    pipe = ViLGPipeline.from_pretrained(arguments.model, dual_encoder)
+    pipe = ViLGPipeline.from_pretrained(arguments.model, dual_encoder, lora=arguments.lora, lora_scale=arguments.lora_scale)
     warn(pipe.check_known(prompts))
     save_images(arguments, prompts, pipe(prompts, **options).images)
 
@@ -132,8 +138,9 @@ def complete(arguments: argparse.Namespace) -> None:
 
     from ppvilg import ViLGPipeline
 
-    pipe, images = ViLGPipeline.from_pretrained(arguments.model), []
+    pipe = ViLGPipeline.from_pretrained(arguments.model, lora=arguments.lora, lora_scale=arguments.lora_scale)
     warn(pipe.check_known(arguments.text))
+    images = []
     for image, prompt in zip(arguments.image, arguments.text, strict=True):
         images += pipe.complete(image, arguments.keep_rows, prompt, **options).images
     save_images(arguments, arguments.text, images)
@@ -141,24 +148,50 @@ def complete(arguments: argparse.Namespace) -> None:
 
 def image_to_text(arguments: argparse.Namespace) -> None:
     """Captions, a line each."""
+    options = text_options(arguments)
+
+    from ppvilg import ViLGPipeline
+
+    pipe = ViLGPipeline.from_pretrained(arguments.model, lora=arguments.lora, lora_scale=arguments.lora_scale)
+    captions = pipe.caption(arguments.image, arguments.samples, **options)
+    entries = [{"image": image, "captions": texts} for image, texts in zip(arguments.image, captions, strict=True)]
+    write_json(arguments.json, entries)
+    for entry in entries:
+        for text in entry["captions"]:
+            print(f"{entry['image']}  {text}")
+
+
+def answer_questions(arguments: argparse.Namespace) -> None:
+    """Answers, a line each."""
+    images, questions, options = arguments.image, arguments.question, text_options(arguments)
+    if not questions:
+        raise ValueError("there is no question: give --question")
+    check_texts("question", questions)
+
+    from ppvilg import ViLGPipeline
+
+    pipe = ViLGPipeline.from_pretrained(arguments.model, lora=arguments.lora, lora_scale=arguments.lora_scale)
+    answers = pipe.answer(images, questions, arguments.samples, **options)
+    count, entries = len(answers), []
+    for i, (texts, image) in enumerate(zip(answers, images * (count // len(images)), strict=True)):
+        entries.append({"image": image, "question": questions[i % len(questions)], "answers": texts})
+    write_json(arguments.json, entries)
+    for entry in entries:
+        for text in entry["answers"]:
+            print(f"{entry['image']}  {entry['question']}  {text}")
+
+
+def text_options(arguments: argparse.Namespace) -> dict:
+    """The options of captions and answers, checked, and the images too."""
     from ppvilg.options import CaptionOptions
 
     if not arguments.image:
         raise ValueError("there is no image: give --image")
-    options = {"num_captions": arguments.samples, "num_beams": arguments.beams, "length_penalty": arguments.length_penalty}
-    options |= sampling_options(arguments, 0.0)
-    CaptionOptions(**options)
+    options = {"num_beams": arguments.beams, "length_penalty": arguments.length_penalty, **sampling_options(arguments, 0.0)}
+    CaptionOptions(num_captions=arguments.samples, **options)
     for image in arguments.image:
         check_image(image)
-
-    from ppvilg import ViLGPipeline
-
-    captions = ViLGPipeline.from_pretrained(arguments.model).caption(arguments.image, **options)
-    entries = [{"image": image, "captions": texts} for image, texts in zip(arguments.image, captions, strict=True)]
-    write_json(arguments.json, entries)
-    for image, texts in zip(arguments.image, captions, strict=True):
-        for text in texts:
-            print(f"{image}  {text}")
+    return options
 
 
 def image_options(arguments: argparse.Namespace) -> dict:
@@ -234,7 +267,7 @@ def write_json(path: Path | None, entries: list[dict]) -> None:
         write_whole(path, json.dumps(entries, ensure_ascii=False, indent=2) + "\n")
 
 
-MODES = {"t2i": text_to_image, "i2t": image_to_text, "complete": complete}
+MODES = {"t2i": text_to_image, "i2t": image_to_text, "vqa": answer_questions, "complete": complete}
 
 if __name__ == "__main__":
     run(main)

@@ -1,17 +1,13 @@
 """Configs: a dataclass for each kind of experiment with every key it can have and its default, and the loader."""
 
 from ppvilg.config.experiments import (
-    DTYPES,
     DataConfig,
-    DataParallelConfig,
     DualEncoderExperiment,
     EvalDataConfig,
     EvalExperiment,
     Experiment,
     ImageDataConfig,
     ImageTokensExperiment,
-    ParallelConfig,
-    Precision,
     PreviewTrainConfig,
     TrainConfig,
     TrainingExperiment,
@@ -26,13 +22,16 @@ from ppvilg.config.models import (
     CodebookConfig,
     DualEncoderConfig,
     ImagePositions,
+    LoRAConfig,
     TextConfig,
     TextPadding,
     TextTokenizerConfig,
+    TokenizerKind,
     TransformerConfig,
     VQGANConfig,
     VQGANLossConfig,
 )
+from ppvilg.config.parallel import DTYPES, DataParallelConfig, ParallelConfig, Precision
 
 __all__ = [
     "DTYPES",
@@ -49,12 +48,14 @@ __all__ = [
     "ImageDataConfig",
     "ImagePositions",
     "ImageTokensExperiment",
+    "LoRAConfig",
     "ParallelConfig",
     "Precision",
     "PreviewTrainConfig",
     "TextConfig",
     "TextPadding",
     "TextTokenizerConfig",
+    "TokenizerKind",
     "TrainConfig",
     "TrainingExperiment",
     "TransformerConfig",

@@ -4,7 +4,8 @@
 
 Both directions of a pair are two sequences of one batch: the first half of x writes images, the second half texts. A slot holds
 its own token, and its last hidden state decides the next one: the last real text token decides the first image token, the
-first text token is the begin token and given.
+first text token is the begin token and given. For visual question answering (paper 4.4) a model has slots for a question
+between text and image, and the text is the answer.
 """
 
 from dataclasses import dataclass
@@ -39,10 +40,10 @@ _TEXT_PREFIX, _TEXT_TARGET, _IMAGE_PREFIX, _IMAGE_TARGET = range(4)  # segments
 class Outputs:
     """What the head makes of B pairs; tensor parallel processes have their share of the vocabularies."""
 
-    image_logits: paddle.Tensor
-    """Float [B, n, image vocabulary]."""
-    text_logits: paddle.Tensor
-    """Float [B, m-1, text vocabulary], for text tokens 1 .. m-1."""
+    image_logits: paddle.Tensor | None
+    """Float [B, n, image vocabulary]; None where no images are generated."""
+    text_logits: paddle.Tensor | None
+    """Float [B, m-1, text vocabulary], for text tokens 1 .. m-1; None where no texts are generated."""
     pixels: paddle.Tensor | None = None
     """Float [B, 3, H, W], drawn from the hidden states by a model with a reconstructor."""
 
@@ -53,7 +54,7 @@ class Embedding(nn.Layer):
     def __init__(self, config: ViLGConfig, mp_group=None):
         super().__init__()
         hidden, text_width = config.hidden, config.text_embedding_width or config.hidden
-        self.columns, self.mp_group = config.columns, mp_group
+        self.columns, self.question_length, self.mp_group = config.columns, config.question_length, mp_group
         self.text = embedding(config.text_vocab_size, text_width, mp_group)
         self.text_projection = nn.Linear(text_width, hidden, bias_attr=False) if text_width != hidden else None
         self.image = embedding(config.image_vocab_size, hidden, mp_group)
@@ -66,21 +67,29 @@ class Embedding(nn.Layer):
             self.column_position = nn.Embedding(config.columns, hidden)
         self.segment = nn.Embedding(4, hidden)
 
-    def forward(self, batch: Batch) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Both directions of B pairs -> x [2B, m+n, hidden] and the key mask bool [2B, m+n], False for padding."""
-        to_image = self.sequence(batch.prompt, batch.image_input, Direction.TEXT_TO_IMAGE)
-        to_text = self.sequence(batch.text, batch.image_input, Direction.IMAGE_TO_TEXT)
-        text_mask = paddle.concat([batch.prompt_mask, batch.text_mask])
-        x = scatter_sequences(paddle.concat([to_image, to_text]), self.mp_group)
-        return x, key_mask(text_mask, batch.image.shape[1])
+    def forward(self, batch: Batch, directions: tuple[Direction, ...] = BOTH) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """D directions of B pairs, one after another -> x [DB, m+n, hidden] and the key mask bool [DB, m+n], False for
+        padding; [B, m+q+n, hidden] of answers to questions, which come without the other direction."""
+        texts = {Direction.TEXT_TO_IMAGE: batch.prompt, Direction.IMAGE_TO_TEXT: batch.text}
+        masks = {Direction.TEXT_TO_IMAGE: batch.prompt_mask, Direction.IMAGE_TO_TEXT: batch.text_mask}
+        image = batch.image_input
+        if batch.question is not None:
+            image = paddle.concat([batch.question, image], axis=1)
+            masks[Direction.IMAGE_TO_TEXT] = paddle.concat([batch.text_mask, batch.question_mask], axis=1)
+        sequences = [self.sequence(texts[direction], image, direction) for direction in directions]
+        x = scatter_sequences(paddle.concat(sequences), self.mp_group)
+        return x, key_mask(paddle.concat([masks[direction] for direction in directions]), batch.image.shape[1])
 
     def sequence(self, text: paddle.Tensor, image: paddle.Tensor, direction: Direction) -> paddle.Tensor:
-        """One direction of texts int64 [B, m] with images int64 [B, n] -> [B, m+n, hidden]."""
-        return paddle.concat([self.embed_text(text, direction), self.embed_image(image, direction)], axis=1)
+        """One direction of texts int64 [B, m] with images int64 [B, n] -> [B, m+n, hidden]; before an image that is the prefix
+        stands its question, [B, q+n]."""
+        if direction is Direction.TEXT_TO_IMAGE:
+            return paddle.concat([self.embed_prefix(text, direction), self.embed_target(image, direction)], axis=1)
+        return paddle.concat([self.embed_target(text, direction), self.embed_prefix(image, direction)], axis=1)
 
     def embed_text(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
         """Ids int64 [B, L] in slots int64 [L] or [B, L] of the text (None: 0 .. L-1) -> [B, L, hidden]."""
-        slots = paddle.arange(ids.shape[1]) if slots is None else slots
+        slots = paddle.arange(sizes(ids)[1]) if slots is None else slots
         vectors = self.text(ids)
         if self.text_projection is not None:
             vectors = self.text_projection(vectors)
@@ -89,7 +98,7 @@ class Embedding(nn.Layer):
 
     def embed_image(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
         """Ids int64 [B, L] in slots int64 [L] or [B, L] of the image (None: 0 .. L-1) -> [B, L, hidden]."""
-        slots = paddle.arange(ids.shape[1]) if slots is None else slots
+        slots = paddle.arange(sizes(ids)[1]) if slots is None else slots
         if self.image_position is not None:
             position = self.image_position(slots)
         else:
@@ -97,10 +106,20 @@ class Embedding(nn.Layer):
         segment = _IMAGE_TARGET if direction is Direction.TEXT_TO_IMAGE else _IMAGE_PREFIX
         return self.image(ids) + (position + self.segment.weight[segment])
 
-    def embed(self, ids: paddle.Tensor, direction: Direction, target: bool, slots: paddle.Tensor) -> paddle.Tensor:
-        """The target's or the prefix's tokens of a direction, as `embed_text` and `embed_image`."""
-        is_image = (direction is Direction.TEXT_TO_IMAGE) == target
-        return (self.embed_image if is_image else self.embed_text)(ids, direction, slots)
+    def embed_prefix(self, ids: paddle.Tensor, direction: Direction) -> paddle.Tensor:
+        """A text int64 [B, m], or an image [B, q+n] with its question before it -> the same shape with [..., hidden]."""
+        if direction is Direction.TEXT_TO_IMAGE:
+            return self.embed_text(ids, direction)
+        image = self.embed_image(ids[:, self.question_length :], direction)
+        if not self.question_length:
+            return image
+        # A question is embedded like the other kind of text that is a prefix, the one that images are generated from.
+        question = self.embed_text(ids[:, : self.question_length], Direction.TEXT_TO_IMAGE)
+        return paddle.concat([question, image], axis=1)
+
+    def embed_target(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
+        """The target's tokens, as `embed_text` and `embed_image`."""
+        return (self.embed_image if direction is Direction.TEXT_TO_IMAGE else self.embed_text)(ids, direction, slots)
 
 
 def key_mask(text_mask: paddle.Tensor, image_length: int) -> paddle.Tensor:
@@ -123,12 +142,12 @@ class Block(nn.Layer):
 
     def forward(self, x: paddle.Tensor, key_mask: paddle.Tensor, directions: tuple[Direction, ...] = BOTH) -> paddle.Tensor:
         """Sequences [S, m+n, hidden], shared evenly among the directions, key_mask bool [S, m+n] -> [S, m+n, hidden]."""
-        masks = [self.mask(direction, x.shape[1] - self.config.image_length) for direction in directions]
+        masks = [self.mask(direction, self.config.text_length(direction, x.shape[1])) for direction in directions]
         return self._feed_forward(self._add(x, self.attention(self.norm1(x), masks, key_mask), self.attention_norm))
 
     def prefill(self, x: paddle.Tensor, key_mask: paddle.Tensor, direction: Direction) -> tuple[paddle.Tensor, Prefix]:
         """Prefixes alone [P, s, hidden], key_mask bool [P, s] -> [P, s, hidden] and what their targets read of them."""
-        # A text is of any length; an image is a sequence without text slots.
+        # A text is of any length; an image, with its question, is a sequence without text slots.
         masks = None if direction is Direction.TEXT_TO_IMAGE else [self.mask(direction, 0)]
         attention, prefix = self.attention.prefill(self.norm1(x), masks, key_mask, self.config.causal_text)
         return self._feed_forward(self._add(x, attention, self.attention_norm)), prefix
@@ -158,7 +177,7 @@ class Head(nn.Layer):
 
     def __init__(self, config: ViLGConfig, mp_group=None):
         super().__init__()
-        self.image_length, self.mp_group = config.image_length, mp_group
+        self.config, self.mp_group = config, mp_group
         self.norm = LayerNorm(config.hidden)
         self.logits_norm = LayerNorm(config.hidden) if config.head_norm else None
         self.text = self.image = None
@@ -171,16 +190,26 @@ class Head(nn.Layer):
         if config.reconstructor is not None:
             self.reconstructor = Reconstructor(config.hidden, (config.rows, config.columns), config.reconstructor)
 
-    def forward(self, x: paddle.Tensor, key_mask: paddle.Tensor, tables: Embedding | None = None) -> Outputs:
-        """Last block's x [2B, m+n, hidden] of both directions, key_mask bool [2B, m+n]; `tables`: the embedding of a model that
+    def forward(
+        self,
+        x: paddle.Tensor,
+        key_mask: paddle.Tensor,
+        tables: Embedding | None = None,
+        directions: tuple[Direction, ...] = BOTH,
+    ) -> Outputs:
+        """Last block's x [DB, m+n, hidden] of D directions, key_mask bool [DB, m+n]; `tables`: the embedding of a model that
         ties its head to it."""
-        to_image, to_text = self.norm(gather_sequences(x, self.mp_group)).split(2)
-        m = x.shape[1] - self.image_length
-        last = last_real_token(to_image[:, :m], key_mask[: len(to_image), :m]).unsqueeze(1)
-        image_states = to_image[:, m:]
-        image_logits = self.image_logits(paddle.concat([last, image_states[:, :-1]], axis=1), tables)
-        pixels = None if self.reconstructor is None else self.reconstructor(image_states)
-        return Outputs(image_logits, self.text_logits(to_text[:, : m - 1], tables), pixels)
+        states = dict(zip(directions, self.norm(gather_sequences(x, self.mp_group)).split(len(directions)), strict=True))
+        m = self.config.text_length(directions[-1], x.shape[1])
+        image_logits = text_logits = pixels = None
+        if (to_image := states.get(Direction.TEXT_TO_IMAGE)) is not None:
+            last = last_real_token(to_image[:, :m], key_mask[: len(to_image), :m]).unsqueeze(1)
+            image_states = to_image[:, m:]
+            image_logits = self.image_logits(paddle.concat([last, image_states[:, :-1]], axis=1), tables)
+            pixels = None if self.reconstructor is None else self.reconstructor(image_states)
+        if (to_text := states.get(Direction.IMAGE_TO_TEXT)) is not None:
+            text_logits = self.text_logits(to_text[:, : m - 1], tables)
+        return Outputs(image_logits, text_logits, pixels)
 
     def image_logits(self, states: paddle.Tensor, tables: Embedding | None = None) -> paddle.Tensor:
         """[..., hidden] -> [..., image vocabulary], or the tensor parallel process's share."""
@@ -197,11 +226,11 @@ class Head(nn.Layer):
 
 
 class ViLG(nn.Layer):
-    """The whole model; tensor parallel processes hold their share of it."""
+    """The whole model; tensor parallel processes hold their share of it. `directions`: those that `forward` computes."""
 
-    def __init__(self, config: ViLGConfig, mp_group=None):
+    def __init__(self, config: ViLGConfig, mp_group=None, directions: tuple[Direction, ...] = BOTH):
         super().__init__()
-        self.config = config
+        self.config, self.directions = config, directions
         self.embedding = Embedding(config, mp_group)
         self.blocks = nn.LayerList([Block(config, kind, mp_group) for kind in config.kinds])
         self.head = Head(config, mp_group)
@@ -212,21 +241,34 @@ class ViLG(nn.Layer):
         return self.head.reconstructor
 
     def forward(self, batch: Batch) -> Outputs:
-        """Logits of both directions of each pair."""
-        x, mask = self.embedding(batch)
+        """Logits of the directions of each pair."""
+        x, mask = self.embedding(batch, self.directions)
         for block in self.blocks:
-            x = block(x, mask)
-        return self.head(x, mask, self.embedding)
+            x = block(x, mask, self.directions)
+        return self.head(x, mask, self.embedding, self.directions)
 
     def hidden_states(
-        self, text: paddle.Tensor, text_mask: paddle.Tensor, image: paddle.Tensor, direction: Direction
+        self,
+        text: paddle.Tensor,
+        text_mask: paddle.Tensor,
+        image: paddle.Tensor,
+        direction: Direction,
+        question: paddle.Tensor | None = None,
+        question_mask: paddle.Tensor | None = None,
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Last hidden states of one direction of texts int64 [B, m], text_mask bool [B, m], with images int64 [B, n]:
-        of the text slots [B, m, hidden] and of the image slots [B, n, hidden]."""
-        x, mask = self.embedding.sequence(text, image, direction), key_mask(text_mask, image.shape[1])
+        of the text slots [B, m, hidden] and of the image slots [B, n, hidden].
+
+        A model with slots for a question needs one for image -> text: int64 [B, q], with its mask bool [B, q].
+        """
+        n, mask = image.shape[1], text_mask
+        if question is not None:
+            image, mask = paddle.concat([question, image], axis=1), paddle.concat([text_mask, question_mask], axis=1)
+        x, mask = self.embedding.sequence(text, image, direction), key_mask(mask, n)
         for block in self.blocks:
             x = block(x, mask, (direction,))
-        return tuple(self.head.norm(x).split([text.shape[1], image.shape[1]], axis=1))
+        x = self.head.norm(x)
+        return x[:, : text.shape[1]], x[:, -n:]
 
     def image_logits(self, states: paddle.Tensor) -> paddle.Tensor:
         """[..., hidden] -> [..., image vocabulary]."""
@@ -238,13 +280,14 @@ class ViLG(nn.Layer):
 
     @paddle.no_grad()
     def prefill(self, direction: Direction, ids: paddle.Tensor, mask: paddle.Tensor) -> tuple[paddle.Tensor, list[Prefix]]:
-        """Read P prefixes int64 [P, s], mask bool [P, s] True for real tokens.
+        """Read P prefixes int64 [P, s], mask bool [P, s] True for real tokens: texts, or images, each after the q slots for its
+        question if the model has such.
 
         Returns the last hidden states [P, s, hidden] and for each layer what its targets read.
         """
         if paddle.in_dynamic_mode():  # the weights may have changed
             self.absorb_projections(direction)
-        x = self.embedding.embed(ids, direction, target=False, slots=paddle.arange(sizes(ids)[1]))
+        x = self.embedding.embed_prefix(ids, direction)
         prefixes = []
         for block in self.blocks:
             x, prefix = block.prefill(x, mask, direction)
@@ -256,7 +299,7 @@ class ViLG(nn.Layer):
         """Read one target token of each of B sequences -> its last hidden state [B, hidden], which decides the token after it.
         What later steps need of it is written into the caches."""
         ids, slots = (paddle.to_tensor(x) if isinstance(x, np.ndarray) else x for x in (inputs.ids, inputs.slots))
-        x = self.embedding.embed(ids.unsqueeze(1), direction, target=True, slots=slots.unsqueeze(1)).squeeze(1)
+        x = self.embedding.embed_target(ids.unsqueeze(1), direction, slots.unsqueeze(1)).squeeze(1)
         steps = {kind: step.to_tensors(x.dtype) for kind, step in inputs.steps.items()}
         for block, prefix, cache in zip(self.blocks, inputs.prefixes, inputs.caches, strict=True):
             x = block.decode_step(x, prefix, cache, steps[block.kind])

@@ -103,7 +103,8 @@ def report(config: ViLGExperiment, cluster: Cluster, pairs: float, top: int) -> 
     """Everything about a config on a cluster: the model, the config's own layout if it is for so many GPUs, the `top` fastest
     layouts, and why others do not fit; times are also given for training on so many pairs."""
     counts = parameter_counts(config)
-    title = f"FLOPs of a step: {config.train.batch_size} pairs, both directions, forward and backward"
+    directions = "both directions" if config.train.sequences_per_pair == 2 else "one direction"
+    title = f"FLOPs of a step: {config.train.batch_size} pairs, {directions}, forward and backward"
     parts = [
         _section("Parameters", [*counts.items(), ("total", sum(counts.values()))], "{:,}"),
         _section(title, _with_total(step_flops(config)), "{:.3e}"),
@@ -201,5 +202,7 @@ def _with_total(found: Amounts) -> list[tuple[str, float]]:
 def _section(title: str, rows: list[tuple[str, float]], form: str = "{:.3g}") -> str:
     """Names at the left, values at the right; what is nothing is left out."""
     shown = {name: form.format(value) for name, value in rows if value}
+    if not shown:
+        return f"{title}: none"
     width, end = max(map(len, shown)), max(map(len, shown.values()))
     return "\n".join([title, *(f"  {name:{width}}  {value:>{end}}" for name, value in shown.items())])

@@ -16,6 +16,7 @@ from ppvilg.config import AttentionKind, ViLGExperiment
 from ppvilg.model.config import ViLGConfig, vilg_config
 from ppvilg.model.vilg import ViLG
 from ppvilg.train.fleet import SEGMENT_SIZE
+from ppvilg.train.frozen import untrained_parameters
 from ppvilg.train.pipe import stage_starts
 
 
@@ -31,6 +32,8 @@ class Stage:
     """How many values of each parameter, by its name in `ViLG`."""
     tied: int
     """Values of the tables that the first and the last stage both hold."""
+    untrained: tuple[str, ...] = ()
+    """What the names of parameters begin with that are not trained."""
 
     @property
     def is_first(self) -> bool:
@@ -46,6 +49,16 @@ class Stage:
     def values(self) -> int:
         """All of them."""
         return sum(self.sizes.values())
+
+    @property
+    def trained(self) -> dict[str, int]:
+        """The sizes of the parameters that are trained."""
+        return {name: size for name, size in self.sizes.items() if not name.startswith(self.untrained)}
+
+    @property
+    def trained_values(self) -> int:
+        """All of them."""
+        return sum(self.trained.values())
 
 
 def parameter_sizes(config: ViLGConfig, mp: int = 1) -> dict[str, int]:
@@ -79,6 +92,7 @@ def stages(config: ViLGExperiment) -> list[Stage]:
     everything, count = parameter_sizes(model, parallel.mp_degree), parallel.pp_degree
     # Layer 0 is the embedding, layer i block i - 1.
     ends = [*stage_starts(model, count)[1:-1], model.layers + 1]
+    untrained = untrained_parameters(config.train)
     found, tables = [], ("embedding.text.weight", "embedding.image.weight")
     tied = tables if model.tie_embeddings and count > 1 else ()
     for number, (start, end) in enumerate(pairwise([1, *ends])):
@@ -89,15 +103,15 @@ def stages(config: ViLGExperiment) -> list[Stage]:
         sizes = {name: size for name, size in everything.items() if name.startswith(tuple(parts))}
         kinds = Counter(model.kinds[i] for i in blocks)
         shared = sum(everything[name] for name in tied) if number in (0, count - 1) else 0
-        found.append(Stage(number, count, kinds, sizes, shared))
+        found.append(Stage(number, count, kinds, sizes, shared, untrained))
     return found
 
 
 def owned_values(config: ViLGExperiment, stage: Stage) -> list[int]:
     """How many values each process of the sharding group updates, as Fleet shares them out."""
-    parallel, sizes = config.parallel, list(stage.sizes.values())
+    parallel, sizes = config.parallel, list(stage.trained.values())
     if parallel.sharding_stage == 3:
-        large, small = sliced_values(stage)
+        large, small = sliced_values(stage.trained)
         return [large // parallel.sharding_degree + small] * parallel.sharding_degree
     owned = [0] * parallel.sharding_degree
     for size in sorted(sizes, reverse=True) if parallel.sharding_stage == 1 else sizes:
@@ -105,10 +119,10 @@ def owned_values(config: ViLGExperiment, stage: Stage) -> list[int]:
     return owned
 
 
-def sliced_values(stage: Stage) -> tuple[int, int]:
+def sliced_values(sizes: dict[str, int]) -> tuple[int, int]:
     """Values of the parameters that stage 3 slices, and of those that every process keeps whole."""
-    large = sum(size for size in stage.sizes.values() if size > SEGMENT_SIZE)
-    return large, stage.values - large
+    large = sum(size for size in sizes.values() if size > SEGMENT_SIZE)
+    return large, sum(sizes.values()) - large
 
 
 def parameter_counts(config: ViLGExperiment) -> dict[str, int]:

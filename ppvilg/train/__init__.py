@@ -28,11 +28,12 @@ def train(config: TrainingExperiment, resume: bool = False) -> bool:
     """Train what a config describes; False if it was interrupted (and saved) before the last step."""
     from ppvilg.checkpoint import checkpoints
     from ppvilg.train.fleet import init_distributed
-    from ppvilg.train.init_from import init_from
+    from ppvilg.train.init_from import init_from, with_image_tokenizer
     from ppvilg.train.run_folder import check_output, resumed_config
     from ppvilg.train.trainer import Trainer
 
     check_output(config, resume)
+    config = with_image_tokenizer(config)
     context = init_distributed(config.parallel, config.train.gradient_accumulation_steps)
     goes_on = resume and checkpoints(Path(config.train.output))
     task = build_task(resumed_config(config) if goes_on else config, context)

@@ -1,28 +1,34 @@
 """Training the transformer over a frozen image tokenizer."""
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ppvilg.checkpoint import checksum, weights_file
+from ppvilg.checkpoint import checksum, load_arrays, weights_file
 from ppvilg.config import ViLGExperiment
-from ppvilg.data.loader import canonical_caption, draw_caption
+from ppvilg.data.loader import canonical_caption, canonical_question, draw_caption, draw_question
+from ppvilg.data.records import Record
 from ppvilg.data.sources import Source
 from ppvilg.data.splits import evenly_spaced, load_images
-from ppvilg.folder import ImageTokenizerConfig, read_config
+from ppvilg.folder import AdapterConfig, ImageTokenizerConfig, read_config
 from ppvilg.generate.engine import generate_images, generate_texts
 from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
+from ppvilg.lora import ADAPTER, adapter_config, save_adapter
 from ppvilg.model.batch import Batch, pad_prompts
-from ppvilg.model.config import vilg_config
+from ppvilg.model.config import trained_directions, vilg_config
 from ppvilg.model.init import draw_weight, init_weights, set_weights
-from ppvilg.model.loss import ReconstructionWeights, vilg_accuracy, vilg_loss
+from ppvilg.model.lora import add_lora
+from ppvilg.model.loss import LossWeights, ReconstructionWeights, vilg_accuracy, vilg_loss
+from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import Outputs, ViLG
 from ppvilg.pictures import labelled_grid, to_model
-from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer
+from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer, pad_batch
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.fleet import DistributedModel
+from ppvilg.train.frozen import check_frozen, untrained_parameters
 from ppvilg.train.image_tokens import image_tokens
 from ppvilg.train.logs import Preview
 from ppvilg.train.pipe import ViLGPipe
@@ -36,8 +42,12 @@ _TEXT_TABLE = "embedding.text.weight"
 _PAD_TO = 4  # text lengths are rounded up to this, so that few shapes occur
 
 
+Texts = tuple[str | None, str]
+"""A caption (and None), or a question and its answer."""
+
+
 class ViLGTask(Task):
-    """Pairs of text and image tokens; both directions of each pair in every step."""
+    """Pairs of text and image tokens; in every step both directions of each pair, or the one that has a weight."""
 
     unit = "tokens"
 
@@ -47,16 +57,40 @@ class ViLGTask(Task):
         self.vqgan = load_vqgan(self.image_tokenizer)
         self.text_tokenizer = load_text_tokenizer(config.text)
         super().__init__(config)
+        self.directions = trained_directions(config.train)
+        self.weights = LossWeights(config.train.txt2img_weight, config.train.img2txt_weight)
         if context.pp_group is None:
-            self.model = ViLG(vilg_config(config), context.mp_group)
+            self.model = ViLG(vilg_config(config), context.mp_group, self.directions)
         else:
-            self.model = ViLGPipe(vilg_config(config), context, config.parallel.recompute == "full")
+            self.model = ViLGPipe(vilg_config(config), context, config.parallel.recompute == "full", self.directions)
         self.modules = {"model": self.model}
         self._init_weights()
+        check_frozen(config)
+        self._freeze()
         self.reconstruction = None
         if config.transformer.reconstructor:
             weight, loss = config.train.reconstruction_weight, config.vqgan.loss
             self.reconstruction = ReconstructionWeights(weight * loss.l1, weight * loss.l2)
+
+    def begin(self) -> None:
+        """Freeze the model and give it updates to train, if the config says so."""
+        if self.config.lora is not None:
+            self.base = add_lora(self.model, self.config.lora, self.config.train.seed)
+            self._freeze()
+
+    def _freeze(self) -> None:
+        for name, parameter in named_parameters(self.model).items():
+            if name.startswith(untrained_parameters(self.config.train)):
+                parameter.stop_gradient = True
+
+    def saved(self, run: Path) -> None:
+        """The adapter as a folder of its own."""
+        if self.base is not None:
+            save_adapter(self._adapter_config, load_arrays(weights_file(run)), run / ADAPTER)
+
+    @cached_property
+    def _adapter_config(self) -> AdapterConfig:
+        return adapter_config(self.config.lora, self.base)
 
     def prepare(self) -> None:
         """The image tokens of both splits."""
@@ -67,11 +101,12 @@ class ViLGTask(Task):
         )
 
     def batch(self, positions: range) -> Batch:
-        """Each image with one of its captions drawn, noise and dropped texts as the config asks for them."""
-        settings, languages = self.config.train, self.config.data.languages
+        """Each image with one of its captions drawn, or one of its questions and an answer; noise and dropped texts as the
+        config asks for them."""
+        settings = self.config.train
         chosen = self.stream.places(positions)
-        captions = [draw_caption(self.training.records[i].captions, languages, settings.seed, e, i) for e, i in chosen]
-        batch = self._batch(captions, self.training, self.tokens, [i for _, i in chosen])
+        texts = [self._draw(self.training.records[i], e, i) for e, i in chosen]
+        batch = self._batch(texts, self.training, self.tokens, [i for _, i in chosen])
         # Each pair's own, so that the noise does not depend on the pairs around it.
         generators = [np.random.default_rng([settings.seed, e, i, _NOISE]) for e, i in chosen]
         if settings.token_noise:
@@ -84,17 +119,17 @@ class ViLGTask(Task):
         return batch
 
     def units(self, batch: Batch) -> int:
-        """Tokens of both directions, padding left out."""
-        return 2 * int(batch.text_mask.sum() + batch.image.size)
+        """Tokens of all directions, padding left out."""
+        return len(self.directions) * int(batch.text_mask.sum() + batch.image.size)
 
     def loss(self, model: ViLG, batch: Batch, step: int) -> Losses:
-        """Both directions of each pair."""
+        """The directions of each pair."""
         batch = batch.to_tensors()
         return self.criterion(model(batch), batch)
 
     def criterion(self, outputs: Outputs, batch: Batch) -> Losses:
         """The losses of the model's outputs for a batch of tensors."""
-        return vilg_loss(outputs, batch, self.reconstruction, self.context.mp_group)
+        return vilg_loss(outputs, batch, self.reconstruction, self.context.mp_group, self.weights)
 
     def validate(self, model: DistributedModel, step: int) -> dict[str, float]:
         """Losses and accuracies over validation pairs, and those of a unigram model of the training split."""
@@ -113,7 +148,7 @@ class ViLGTask(Task):
 
     def preview(self) -> Preview:
         """Fixed prompts, each with its real image and generated ones (end to end: by the codebook, then the same by the
-        reconstructor), and fixed images with their captions."""
+        reconstructor), and fixed images with their captions, of the directions that are trained."""
         half = (self.config.train.preview_samples + 1) // 2
         images, texts = {}, {}
         for name, source, tokens in (
@@ -121,12 +156,15 @@ class ViLGTask(Task):
             ("validation", self.validation, self.validation_tokens),
         ):
             chosen = evenly_spaced(len(source), half)
-            images[f"{name}_images"] = self._generated(source, chosen)
-            texts[f"{name}_captions"] = self._captioned(source, chosen, tokens)
+            if Direction.TEXT_TO_IMAGE in self.directions:
+                images[f"{name}_images"] = self._generated(source, chosen)
+            if Direction.IMAGE_TO_TEXT in self.directions:
+                texts[f"{name}_captions"] = self._captioned(source, chosen, tokens)
         return Preview(images, texts)
 
     def _init_weights(self) -> None:
-        """Drawn from the seed; the reconstructor starts from the image tokenizer's decoder, the text table from ERNIE's."""
+        """Drawn from the seed; the reconstructor starts from the image tokenizer's decoder, the text table from ERNIE's unless
+        the whole model starts from another."""
         config, parameters = self.config, named_parameters(self.model)
         init_weights(parameters, config.train.seed, config.transformer.layers, self.context.mp_group)
         given = {}
@@ -134,12 +172,12 @@ class ViLGTask(Task):
             decoder = self.vqgan.state_dict()
             names = [name for name in decoder if name.startswith(("decoder.", "post_quant_conv."))]
             given |= {f"head.reconstructor.{name}": decoder[name].numpy() for name in names}
-        if config.text.embeddings:
-            given[_TEXT_TABLE] = text_table(ernie_embeddings(config.text.embeddings), config)
+        if config.text.embeddings and not config.train.init_from and _TEXT_TABLE in parameters:
+            given[_TEXT_TABLE] = text_table(ernie_embeddings(config.text.embeddings, self.text_tokenizer), config)
         set_weights(parameters, given, self.context.mp_group)
 
     def _generated(self, source: Source, chosen: list[int]) -> np.ndarray:
-        prompts = [self._canonical(source, i) for i in chosen]
+        prompts = [self._canonical(source, i)[1] for i in chosen]
         each = _PREVIEW_SAMPLES_PER_PROMPT
         texts = [self._encode(prompt) for prompt in prompts]
         decoders = ["codebook"] if self.reconstruction is None else ["codebook", "hidden"]
@@ -160,9 +198,12 @@ class ViLGTask(Task):
 
     def _captioned(self, source: Source, chosen: list[int], tokens: np.ndarray) -> str:
         images, length = tokens[chosen].astype(np.int64), self.config.text.max_length
-        texts = generate_texts(self.model, images, self.text_tokenizer, length, [0] * len(chosen), Sampling(0))
+        own = [self._canonical(source, i) for i in chosen]
+        asked = [self._encode_question(question) for question, _ in own] if self.config.reads_questions else None
+        texts = generate_texts(self.model, images, self.text_tokenizer, length, [0] * len(chosen), Sampling(0), asked)
         decoded = [self.text_tokenizer.decode(ids) for ids in texts]
-        return "\n".join(f"{self._canonical(source, i)} → {text}" for i, text in zip(chosen, decoded, strict=True))
+        expected = [text if question is None else f"{question} {text}" for question, text in own]
+        return "\n".join(f"{one} → {text}" for one, text in zip(expected, decoded, strict=True))
 
     def _validation_batches(self) -> list[Batch]:
         count = min(self.config.train.validation_samples, len(self.validation))
@@ -175,9 +216,13 @@ class ViLGTask(Task):
             for part in (chosen[first : first + size] for first in range(0, count, size))
         ]
 
-    def _batch(self, captions: list[str], source: Source, tokens: np.ndarray, chosen: list[int]) -> Batch:
-        texts = [self._encode(caption) for caption in captions]
-        batch = Batch.of(texts, tokens[chosen].astype(np.int64), self.text_tokenizer.pad, self.model.config, _PAD_TO)
+    def _batch(self, texts: list[Texts], source: Source, tokens: np.ndarray, chosen: list[int]) -> Batch:
+        image, pad = tokens[chosen].astype(np.int64), self.text_tokenizer.pad
+        batch = Batch.of([self._encode(text) for _, text in texts], image, pad, self.model.config, _PAD_TO)
+        if self.config.reads_questions:
+            asked = [self._encode_question(question) for question, _ in texts]
+            question, mask = pad_batch(asked, pad, self.config.text.question_length)
+            batch = replace(batch, question=question, question_mask=mask)
         if self.reconstruction is None:
             return batch
         return replace(batch, pixel_values=to_model(load_images(source, chosen, self.config.data.image_size)))
@@ -185,20 +230,35 @@ class ViLGTask(Task):
     def _encode(self, caption: str) -> list[int]:
         return cut(self.text_tokenizer.encode(caption), self.config.text.max_length)
 
-    def _canonical(self, source: Source, index: int) -> str:
-        return canonical_caption(source.records[index].captions, self.config.data.languages, index)
+    def _encode_question(self, question: str) -> list[int]:
+        return cut(self.text_tokenizer.encode(question), self.config.text.question_length)
+
+    def _draw(self, record: Record, epoch: int, index: int) -> Texts:
+        languages, seed = self.config.data.languages, self.config.train.seed
+        if self.config.reads_questions:
+            return draw_question(record.questions, languages, seed, epoch, index)
+        return None, draw_caption(record.captions, languages, seed, epoch, index)
+
+    def _canonical(self, source: Source, index: int) -> Texts:
+        record = source.records[index]
+        if self.config.reads_questions:
+            return canonical_question(record.questions, index)
+        return None, canonical_caption(record.captions, self.config.data.languages, index)
 
     def _unigram(self, batches: list[Batch]) -> dict[str, float]:
         """What a model scores that knows only how often each token occurs in the training split."""
-        texts = [self._encode(self._canonical(self.training, i)) for i in evenly_spaced(len(self.training), 2000)]
+        texts = [self._encode(self._canonical(self.training, i)[1]) for i in evenly_spaced(len(self.training), 2000)]
         seen_text = np.concatenate([ids[1:] for ids in texts])
         image = np.concatenate([batch.image.ravel() for batch in batches])
         text = np.concatenate([batch.text[:, 1:][batch.text_mask[:, 1:]] for batch in batches])
+        of_image, of_text = self.config.vqgan.codebook.size, self.config.text.vocabulary_size
         metrics = {}
-        for name, seen, targets, size in (
-            ("txt2img", self.tokens.ravel(), image, self.config.vqgan.codebook.size),
-            ("img2txt", seen_text, text, self.config.text.vocabulary_size),
+        for direction, name, seen, targets, size in (
+            (Direction.TEXT_TO_IMAGE, "txt2img", self.tokens.ravel(), image, of_image),
+            (Direction.IMAGE_TO_TEXT, "img2txt", seen_text, text, of_text),
         ):
+            if direction not in self.directions:
+                continue
             counts = np.bincount(seen, minlength=size) + 1.0  # add-one smoothing
             metrics[f"{name}_unigram"] = float(-np.log(counts / counts.sum())[targets].mean())
             metrics[f"{name}_unigram_accuracy"] = float((targets == counts.argmax()).mean())
@@ -227,14 +287,15 @@ def drop_prompts(
 def tokenizer_folder(config: ViLGExperiment) -> Path:
     """The folder of the frozen image tokenizer; raises `ValueError` if there is none or it is not the one that the config
     describes."""
-    train = config.train
-    folder = train.tokenizer if train.tokenizer or not train.init_from else Path(train.init_from) / "tokenizer"
+    folder = config.train.tokenizer
     if folder is None:
         raise ValueError("train.tokenizer is not set: give the run folder of a trained image tokenizer")
     own = read_config(folder, ImageTokenizerConfig)
-    if own.vqgan.codebook.size != config.vqgan.codebook.size or own.grid != config.grid:
+    # It may have been trained on pictures of another size. A reconstructor starts as its decoder, so it needs the same.
+    side = own.grid[0] if config.transformer.reconstructor else config.data.image_size // own.vqgan.downsampling
+    if own.vqgan.codebook.size != config.vqgan.codebook.size or (side, side) != config.grid:
         raise ValueError(
-            f"the tokenizer in {folder} has {own.vqgan.codebook.size} codes on a grid of {own.grid[0]}x{own.grid[1]}, but the "
+            f"the tokenizer in {folder} has {own.vqgan.codebook.size} codes on a grid of {side}x{side}, but the "
             f"config asks for {config.vqgan.codebook.size} on {config.grid[0]}x{config.grid[1]}: use the same vqgan section"
         )
     return Path(folder)
