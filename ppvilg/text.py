@@ -41,15 +41,15 @@ class ErnieText:
         path = Path(vocabulary)
         file = path / "vocab.txt" if path.is_dir() else path
         if file.is_file():
-            self._tokens = file.read_text("utf-8").removesuffix("\n").split("\n")
+            self.tokens: list[str] = file.read_text("utf-8").removesuffix("\n").split("\n")
         elif path.is_dir() or path.suffix:
             raise ValueError(f"text.vocabulary: no vocab.txt at {path}; give the file, its folder or an ERNIE model's name")
         else:
-            self._tokens = _download(vocabulary)
-        ids = {token: i for i, token in enumerate(self._tokens)}
+            self.tokens = _download(vocabulary)
+        ids = {token: i for i, token in enumerate(self.tokens)}
         if missing := [token for token in _SPECIAL if token not in ids]:
             raise ValueError(f"text.vocabulary: {vocabulary} has no {missing[0]}: give an ERNIE vocabulary")
-        self.size = len(self._tokens)
+        self.size = len(self.tokens)
         self.pad, self.begin, self.end = ids["[PAD]"], ids["[CLS]"], ids["[SEP]"]
         self._word_piece = _word_piece(ids)
 
@@ -61,13 +61,13 @@ class ErnieText:
 
     def decode(self, ids: list[int]) -> str:
         """Pieces joined to words; a space between two Latin words or numbers only."""
-        pieces = [self._tokens[i] for i in ids if i not in (self.pad, self.begin, self.end)]
+        pieces = [self.tokens[i] for i in ids if i not in (self.pad, self.begin, self.end)]
         text = " ".join(pieces).replace(" ##", "")
         return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", text)
 
     def save(self, folder: Path) -> str:
         """Writes vocab.txt."""
-        (folder / "vocab.txt").write_text("\n".join(self._tokens) + "\n", "utf-8")
+        (folder / "vocab.txt").write_text("\n".join(self.tokens) + "\n", "utf-8")
         return "vocab.txt"
 
 

@@ -4,14 +4,14 @@ Each has a dataclass with the keys that do something for it, and `conflicts`: th
 together, as (key, value, what to write instead).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from ppvilg.config.models import (
     STRICT,
+    Conflicts,
     Count,
     Decay,
     DualEncoderConfig,
@@ -25,7 +25,6 @@ from ppvilg.config.models import (
     Weight,
 )
 
-Conflicts = Iterator[tuple[str, Any, str]]
 Keep = dict[str, list[str]]
 Precision = Literal["fp32", "bf16", "fp16"]
 Recompute = Literal["none", "full"]
@@ -289,11 +288,7 @@ class ViLGExperiment(ImageTokensExperiment):
             yield "transformer.tie_embeddings", True, expected
         if model.attention.kernel % 2 == 0:
             yield "transformer.attention.kernel", model.attention.kernel, "expected an odd number"
-        for name, templates in text.styles.items():
-            for language, template in templates.items():
-                if template.count("{}") != 1:
-                    expected = "expected a prompt with one {} for what is shown"
-                    yield f"text.styles.{name}.{language}", template, expected
+        yield from text.conflicts()
         yield from parallel.conflicts()
         for name, size in (
             ("transformer.heads", model.heads),

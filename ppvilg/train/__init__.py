@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ppvilg.config import TrainingExperiment
+from ppvilg.config import TrainingExperiment, ViLGExperiment
 
 
 def build_task(config: TrainingExperiment, context):
@@ -23,9 +23,12 @@ def build_task(config: TrainingExperiment, context):
 
 def train(config: TrainingExperiment, resume: bool = False) -> bool:
     """Train what a config describes; False if it was interrupted (and saved) before the last step."""
+    from ppvilg.ernie import with_encoder_sizes
     from ppvilg.train.fleet import init_distributed
     from ppvilg.train.trainer import Trainer
 
+    if isinstance(config, ViLGExperiment):
+        config = with_encoder_sizes(config)
     context = init_distributed(config.parallel, config.train.gradient_accumulation_steps)
     trainer = Trainer(config, build_task(config, context), context)
     if resume:

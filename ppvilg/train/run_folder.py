@@ -19,6 +19,9 @@ _MODEL_SECTIONS = ("task", "data.image_size", "text", "vqgan", "transformer", "d
 _FREE = (  # of those sections, what may change from one part of a run to the next
     "text.vocabulary",  # the file itself is compared
     "text.embeddings",
+    "text.encoder.model",
+    "text.encoder.train",
+    "text.encoder.learning_rate_scale",
     "text.styles",
     "vqgan.loss",
     "vqgan.dropout",

@@ -10,6 +10,7 @@ from ppvilg.config import ViLGExperiment
 from ppvilg.data.loader import canonical_caption, draw_caption, sample_indices
 from ppvilg.data.sources import Source
 from ppvilg.data.splits import evenly_spaced, load_images
+from ppvilg.ernie import check_vocabulary, ernie_weights
 from ppvilg.folder import ImageTokenizerConfig, read_config
 from ppvilg.generate.engine import generate_images, generate_texts
 from ppvilg.generate.images import decode_images
@@ -46,6 +47,8 @@ class ViLGTask(Task):
         self.image_tokenizer = tokenizer_folder(config)
         self.vqgan = load_vqgan(self.image_tokenizer)
         self.text_tokenizer = load_text_tokenizer(config.text)
+        if config.text.encoder is not None:
+            check_vocabulary(config.text.encoder, self.text_tokenizer)
         super().__init__(config)
         if context.pp_group is None:
             self.model = ViLG(vilg_config(config), context.mp_group)
@@ -124,7 +127,7 @@ class ViLGTask(Task):
         return Preview(images, texts)
 
     def _init_weights(self) -> None:
-        """Drawn from the seed; the reconstructor starts from the image tokenizer's decoder, the text table from ERNIE's."""
+        """Drawn from the seed; the reconstructor starts as the image tokenizer's decoder, text table and encoder as ERNIE's."""
         config, parameters = self.config, named_parameters(self.model)
         init_weights(parameters, config.train.seed, config.transformer.layers, self.context.mp_group)
         given = {}
@@ -134,6 +137,9 @@ class ViLGTask(Task):
             given |= {f"head.reconstructor.{name}": decoder[name].numpy() for name in names}
         if config.text.embeddings:
             given[_TEXT_TABLE] = text_table(ernie_embeddings(config.text.embeddings), config)
+        if config.text.encoder is not None and config.text.encoder.model is not None:
+            weights = ernie_weights(config.text.encoder.model)
+            given |= {f"embedding.text_encoder.{name}": array for name, array in weights.items()}
         set_weights(parameters, given, self.context.mp_group)
 
     def _generated(self, source: Source, chosen: list[int]) -> np.ndarray:
