@@ -215,6 +215,18 @@ def weights_file(folder: str | Path) -> Path:
     raise ValueError(f"{newest[-1]} was written by several processes: merge it first, tools/merge_checkpoint.py {folder}")
 
 
+def weights_reader(folder: Path) -> CheckpointReader:
+    """The weights of a model folder, of a run its newest checkpoint's averaged ones, whatever number of processes wrote them.
+
+    Raises `ValueError` for a folder that has none.
+    """
+    found = checkpoints(folder)
+    if (folder / "model.safetensors").is_file() or not found:
+        return CheckpointReader(weights_file(folder).parent, "model")
+    averaged = any(found[-1].glob("average*.safetensors"))
+    return CheckpointReader(found[-1], "average" if averaged else "model")
+
+
 def load_weights(model: nn.Layer, path: Path) -> None:
     """Fill a model with a file's weights; names or shapes that differ are a `ValueError`."""
     fill(model, load_arrays(path), str(path))

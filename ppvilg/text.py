@@ -14,6 +14,8 @@ from ppvilg.config import TextTokenizerConfig
 class TextTokenizer(Protocol):
     """What the rest of the project knows of a tokenizer."""
 
+    tokens: list[str]
+    """By their ids."""
     size: int
     """Number of tokens."""
     pad: int
@@ -41,7 +43,7 @@ class ErnieText:
         path = Path(vocabulary)
         file = path / "vocab.txt" if path.is_dir() else path
         if file.is_file():
-            self.tokens: list[str] = file.read_text("utf-8").removesuffix("\n").split("\n")
+            self.tokens = file.read_text("utf-8").removesuffix("\n").split("\n")
         elif path.is_dir() or path.suffix:
             raise ValueError(f"text.vocabulary: no vocab.txt at {path}; give the file, its folder or an ERNIE model's name")
         else:
@@ -126,6 +128,7 @@ class SentencePieceText:
         # A model may have no pad piece; padding is masked everywhere, so any id serves.
         self.pad = max(self._model.pad_id(), 0)
         self.size = self._model.get_piece_size()
+        self.tokens = [self._model.id_to_piece(i) for i in range(self.size)]
 
     def encode(self, text: str) -> list[int]:
         """<s> pieces </s>."""

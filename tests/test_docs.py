@@ -84,7 +84,7 @@ def test_commands_of_the_readme_leave_what_it_says(workspace):
     assert (ROOT / "README_zh.md").read_text("utf-8").count("\n.venv/bin/python") == len(commands("README.md"))
 
 
-@pytest.mark.parametrize("document", ["docs/your-own-data.md", "docs/evaluation.md", "docs/deploy.md"])
+@pytest.mark.parametrize("document", ["docs/your-own-data.md", "docs/fine-tuning.md", "docs/evaluation.md", "docs/deploy.md"])
 def test_commands_of_documents_run(document, workspace):
     found = commands(document)
     assert found

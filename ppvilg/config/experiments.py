@@ -26,6 +26,7 @@ from ppvilg.config.models import (
 )
 
 Keep = dict[str, list[str]]
+SampleWeight = Annotated[float, Field(gt=0, le=1)]
 Precision = Literal["fp32", "bf16", "fp16"]
 Recompute = Literal["none", "full"]
 
@@ -47,6 +48,9 @@ class ImageDataConfig:
     """Share of the pairs kept for validation where the data has no splits of its own."""
     keep: Keep = field(default_factory=dict)
     """Keep only samples whose metadata has one of these values, e.g. `{style: [noto, twemoji]}`."""
+    sample_weights: dict[str, dict[str, SampleWeight]] = field(default_factory=dict)
+    """In which share of the epochs a training sample is seen, by its metadata, e.g. `{tone: {"1": 0.2}}`; all others are in
+    every epoch."""
     workers: Count = 0
     """Threads that decode images ahead; 0 decodes in the training thread."""
 
@@ -67,6 +71,8 @@ class TrainConfig:
     __pydantic_config__ = STRICT
     output: str = "runs/unnamed"
     """The run's folder: resolved config, checkpoints, logs, preview images."""
+    init_from: str | None = None
+    """Folder of a run or a model whose weights a new run starts from; the optimizer and the learning rate start anew."""
     seed: Count = 0
     steps: Positive = 100_000
     batch_size: Positive = 32
@@ -107,7 +113,7 @@ class ViLGTrainConfig(PreviewTrainConfig):
 
     __pydantic_config__ = STRICT
     tokenizer: str | None = None
-    """Run folder of the trained image tokenizer."""
+    """Run folder of the trained image tokenizer; null: the image tokenizer of `init_from`."""
     token_noise: Probability = 0.0
     """Most that is replaced of an image's input tokens by random ones (the targets stay); each pair draws its own share
     below it. Small data needs it: else the transformer knows an image by its first tokens and does not learn to read."""
@@ -243,8 +249,10 @@ class ImageTokensExperiment(TrainingExperiment):
         vqgan, codebook = self.vqgan, self.vqgan.codebook
         if self.data.image_size % vqgan.downsampling:
             yield "data.image_size", self.data.image_size, f"expected a multiple of f = {vqgan.downsampling} (vqgan)"
-        if vqgan.loss.perceptual and not vqgan.loss.perceptual_weights:
-            yield "vqgan.loss.perceptual", vqgan.loss.perceptual, "expected 0 unless perceptual_weights names a file"
+        loss = vqgan.loss
+        if loss.perceptual and loss.perceptual_network == "vgg16" and not loss.perceptual_weights:
+            expected = "expected 0 unless perceptual_weights names a file or perceptual_network is efficientnet-lite0"
+            yield "vqgan.loss.perceptual", loss.perceptual, expected
         if codebook.learning == "gumbel" and codebook.normalize:
             yield "vqgan.codebook.normalize", True, "expected false with learning: gumbel, which compares no distances"
         if codebook.learning == "gumbel" and codebook.revive_after:

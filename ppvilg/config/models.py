@@ -48,7 +48,10 @@ class VQGANLossConfig:
     l1: Weight = 1.0
     l2: Weight = 0.0
     perceptual: Weight = 0.0
-    """Weight of LPIPS over VGG16; needs `perceptual_weights`."""
+    """Weight of the distance between the features of a picture and of its reconstruction."""
+    perceptual_network: Literal["vgg16", "efficientnet-lite0"] = "vgg16"
+    """Whose features: LPIPS's VGG16, whose weights are in `perceptual_weights`, or the EfficientNet-Lite0 of a package
+    (requirements-eval.txt)."""
     perceptual_weights: str | None = None
     """A safetensors file with VGG16's and LPIPS's weights, made by tools/convert_vqgan.py lpips."""
     adversarial: Weight = 0.0

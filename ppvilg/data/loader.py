@@ -3,27 +3,60 @@
 Nothing is carried from step to step, so a resumed run sees exactly what it would have seen, with any number of processes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 
+from ppvilg.data.records import Record, metadata_text
+
 T = TypeVar("T")
 
 
-def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation int64 [samples] in which an epoch visits the samples."""
-    return np.random.default_rng([seed, epoch]).permutation(samples)
+class SampleStream:
+    """The endless stream of a source's samples, epoch after epoch without a gap.
 
-
-def sample_indices(samples: int, seed: int, positions: range) -> list[tuple[int, int]]:
-    """(epoch, sample index) for each of some positions in the endless stream of samples.
-
-    Epochs follow one another without a gap, and no sample of one is left out or seen twice.
+    `sample_weights` are those of `data.sample_weights`. A sample of weight 1 is in every epoch once; of the samples of weight w
+    an epoch has a share w, and before one of them comes again, all others have come. Raises `ValueError` for weights of what no
+    sample has.
     """
-    orders = {epoch: epoch_order(samples, seed, epoch) for epoch in {position // samples for position in positions}}
-    return [(position // samples, int(orders[position // samples][position % samples])) for position in positions]
+
+    def __init__(self, records: Sequence[Record], sample_weights: dict[str, dict[str, float]], seed: int):
+        self.seed = seed
+        weights = np.ones(len(records))
+        for name, shares in sample_weights.items():
+            _check_occurs(records, name, set(shares))
+            weights *= [shares.get(metadata_text(record.metadata.get(name)), 1.0) for record in records]
+        groups = {weight: np.flatnonzero(weights == weight) for weight in np.unique(weights).tolist()}
+        self._counts = [max(1, round(len(group) * weight)) for weight, group in groups.items()]
+        shuffle = np.random.default_rng(seed).permutation
+        self._groups = [group if weight == 1 else shuffle(group) for weight, group in groups.items()]
+
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+        return sum(self._counts)
+
+    def places(self, positions: range) -> list[tuple[int, int]]:
+        """(epoch, sample index) for each of some positions in the stream."""
+        length = len(self)
+        orders = {epoch: self._epoch(epoch) for epoch in {position // length for position in positions}}
+        return [(position // length, int(orders[position // length][position % length])) for position in positions]
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        # Each epoch takes the part of a group, shuffled once, that follows the part of the epoch before.
+        parts = [np.roll(group, -epoch * count)[:count] for group, count in zip(self._groups, self._counts, strict=True)]
+        return np.random.default_rng([self.seed, epoch]).permutation(np.concatenate(parts))
+
+
+def _check_occurs(records: Sequence[Record], name: str, values: set[str]) -> None:
+    present = {metadata_text(record.metadata[name]) for record in records if name in record.metadata}
+    if not present:
+        known = ", ".join(sorted({field for record in records for field in record.metadata}))
+        raise ValueError(f"data.sample_weights: no training sample has {name!r}; there is {known or 'nothing'}")
+    if unknown := values - present:
+        some = ", ".join(sorted(present)[:20])
+        raise ValueError(f"data.sample_weights.{name}: {', '.join(sorted(unknown))} never occurs; values are {some}")
 
 
 def own_positions(first: int, size: int, data_rank: int, data_world_size: int) -> range:

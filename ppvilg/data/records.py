@@ -21,6 +21,11 @@ class Record:
     """Changes when the image's file does (folders only)."""
 
 
+def metadata_text(value: Any) -> str:
+    """A metadata value as configs write it."""
+    return "null" if value is None else str(value)
+
+
 def take_captions(metadata: dict[str, Any]) -> dict[str, list[str]]:
     """Remove `captions`, `caption`, `text` and `language` from a sample's metadata and return {language: captions}.
 

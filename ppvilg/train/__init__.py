@@ -1,6 +1,9 @@
 """Training: one loop, and a short file for each thing that is trained."""
 
+import sys
 from pathlib import Path
+
+from tqdm import tqdm
 
 from ppvilg.config import TrainingExperiment, ViLGExperiment
 
@@ -23,14 +26,21 @@ def build_task(config: TrainingExperiment, context):
 
 def train(config: TrainingExperiment, resume: bool = False) -> bool:
     """Train what a config describes; False if it was interrupted (and saved) before the last step."""
+    from ppvilg.checkpoint import checkpoints
     from ppvilg.ernie import with_encoder_sizes
     from ppvilg.train.fleet import init_distributed
+    from ppvilg.train.init_from import init_from
     from ppvilg.train.trainer import Trainer
 
     if isinstance(config, ViLGExperiment):
         config = with_encoder_sizes(config)
     context = init_distributed(config.parallel, config.train.gradient_accumulation_steps)
-    trainer = Trainer(config, build_task(config, context), context)
+    task = build_task(config, context)
+    if config.train.init_from and not (resume and checkpoints(Path(config.train.output))):
+        taken = init_from(task, context)
+        if context.is_main_process:
+            tqdm.write(taken, file=sys.stderr)
+    trainer = Trainer(config, task, context)
     if resume:
         trainer.resume()
     return trainer.fit()

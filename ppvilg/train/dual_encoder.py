@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 
 from ppvilg.config import DualEncoderExperiment
-from ppvilg.data.loader import canonical_caption, draw_caption, sample_indices
+from ppvilg.data.loader import canonical_caption, draw_caption
 from ppvilg.data.sources import Source
 from ppvilg.data.splits import evenly_spaced, load_images
 from ppvilg.model.dual_encoder import DualEncoder, contrastive_loss, dual_encoder_sizes
@@ -39,7 +39,7 @@ class DualEncoderTask(Task):
     def batch(self, positions: range) -> Batch:
         """Each image with one of its captions drawn."""
         seed, languages = self.config.train.seed, self.config.data.languages
-        chosen = sample_indices(len(self.training), seed, positions)
+        chosen = self.stream.places(positions)
         captions = [draw_caption(self.training.records[i].captions, languages, seed, epoch, i) for epoch, i in chosen]
         return self._batch(self.training, [i for _, i in chosen], captions)
 

@@ -28,10 +28,15 @@ def named_parameters(model: nn.Layer) -> Tensors:
     return {rename(name): parameter for name, parameter in model.named_parameters()}
 
 
+def named_tensors(model: nn.Layer) -> Tensors:
+    """The parameters and buffers that this process has."""
+    rename = model.single_process_name if isinstance(model, ViLGPipe) else str
+    return {rename(name): tensor for name, tensor in model.state_dict().items()}
+
+
 def _untrained(model: nn.Layer) -> Tensors:
     """What else is part of the model: buffers, and parameters that are not trained."""
-    rename = model.single_process_name if isinstance(model, ViLGPipe) else str
-    return {rename(name): tensor for name, tensor in model.state_dict().items() if tensor.stop_gradient}
+    return {name: tensor for name, tensor in named_tensors(model).items() if tensor.stop_gradient}
 
 
 class OptimizerState:

@@ -8,6 +8,7 @@ import paddle
 from paddle import nn
 
 from ppvilg.config import TrainingExperiment
+from ppvilg.data.loader import SampleStream
 from ppvilg.data.splits import open_splits
 from ppvilg.text import TextTokenizer
 from ppvilg.train.logs import Preview
@@ -29,6 +30,7 @@ class Task(ABC):
     def __init__(self, config: TrainingExperiment):
         self.config = config
         self.training, self.validation = open_splits(config.data, config.train.seed)
+        self.stream = SampleStream(self.training.records, config.data.sample_weights, config.train.seed)
 
     @abstractmethod
     def batch(self, positions: range) -> Any:

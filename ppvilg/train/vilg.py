@@ -7,7 +7,7 @@ import numpy as np
 
 from ppvilg.checkpoint import checksum, weights_file
 from ppvilg.config import ViLGExperiment
-from ppvilg.data.loader import canonical_caption, draw_caption, sample_indices
+from ppvilg.data.loader import canonical_caption, draw_caption
 from ppvilg.data.sources import Source
 from ppvilg.data.splits import evenly_spaced, load_images
 from ppvilg.ernie import check_vocabulary, ernie_weights
@@ -72,7 +72,7 @@ class ViLGTask(Task):
     def batch(self, positions: range) -> Batch:
         """Each image with one of its captions drawn, noise and dropped texts as the config asks for them."""
         settings, languages = self.config.train, self.config.data.languages
-        chosen = sample_indices(len(self.training), settings.seed, positions)
+        chosen = self.stream.places(positions)
         captions = [draw_caption(self.training.records[i].captions, languages, settings.seed, e, i) for e, i in chosen]
         batch = self._batch(captions, self.training, self.tokens, [i for _, i in chosen])
         # Each pair's own, so that the noise does not depend on the pairs around it.
@@ -230,7 +230,8 @@ def drop_prompts(batch: Batch, share: float, empty: list[int], generators: list[
 def tokenizer_folder(config: ViLGExperiment) -> Path:
     """The folder of the frozen image tokenizer; raises `ValueError` if there is none or it is not the one that the config
     describes."""
-    folder = config.train.tokenizer
+    train = config.train
+    folder = train.tokenizer if train.tokenizer or not train.init_from else Path(train.init_from) / "tokenizer"
     if folder is None:
         raise ValueError("train.tokenizer is not set: give the run folder of a trained image tokenizer")
     own = read_config(folder, ImageTokenizerConfig)

@@ -6,7 +6,6 @@ import numpy as np
 import paddle
 
 from ppvilg.config import VQGANExperiment
-from ppvilg.data.loader import sample_indices
 from ppvilg.data.sources import Source
 from ppvilg.data.splits import evenly_spaced, load_images
 from ppvilg.pictures import from_model, plain_grid, to_model
@@ -32,7 +31,7 @@ class VQGANTask(Task):
 
     def batch(self, positions: range) -> np.ndarray:
         """Images uint8 [B, H, W, 3]."""
-        chosen = [i for _, i in sample_indices(len(self.training), self.config.train.seed, positions)]
+        chosen = [i for _, i in self.stream.places(positions)]
         return load_images(self.training, chosen, self.config.data.image_size)
 
     def units(self, batch: np.ndarray) -> int:

@@ -26,11 +26,7 @@ class VQGANLoss(nn.Layer):
     def __init__(self, config: VQGANLossConfig):
         super().__init__()
         self.config = config
-        self.lpips = None
-        if config.perceptual:
-            from ppvilg.vqgan.lpips import LPIPS
-
-            self.lpips = LPIPS(config.perceptual_weights)
+        self.perceptual = perceptual_distance(config) if config.perceptual else None
         self.patch_gan = None
         if config.adversarial:
             self.patch_gan = PatchDiscriminator(config.discriminator_channels, config.discriminator_layers)
@@ -50,7 +46,7 @@ class VQGANLoss(nn.Layer):
         """The tokenizer's loss, float32 [], and what to log, float32 [] each.
 
         L = L_rec + quantized.loss + λ · adversarial · L_GAN, with L_rec = l1 · mean|x - x̂| + l2 · mean(x - x̂)² +
-        perceptual · LPIPS(x, x̂), L_GAN = -mean D(x̂) and λ = `adaptive_weight` at `last_layer`. Images and
+        perceptual · d(x, x̂), L_GAN = -mean D(x̂) and λ = `adaptive_weight` at `last_layer`. Images and
         reconstruction are float32 [B, 3, H, W] in [-1, 1]. Its backward leaves no gradient in the discriminator.
         The logs also hold PSNR and, in eval mode only because it takes time, SSIM.
         """
@@ -62,8 +58,8 @@ class VQGANLoss(nn.Layer):
         if config.l2:
             logs["l2"] = F.mse_loss(reconstruction, images)
             loss = loss + config.l2 * logs["l2"]
-        if self.lpips is not None:
-            logs["perceptual"] = self.lpips(reconstruction, images).mean()
+        if self.perceptual is not None:
+            logs["perceptual"] = self.perceptual(reconstruction, images).mean()
             loss = loss + config.perceptual * logs["perceptual"]
         if self.discriminates(step):
             with _frozen(self.patch_gan):
@@ -89,6 +85,17 @@ class VQGANLoss(nn.Layer):
         loss = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
         logs = {"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
         return loss, {name: value.detach() for name, value in logs.items()}
+
+
+def perceptual_distance(config: VQGANLossConfig) -> nn.Layer:
+    """d: two batches of images float32 [B, 3, H, W] in [-1, 1] -> distances float32 [B]; its weights are constants."""
+    if config.perceptual_network == "vgg16":
+        from ppvilg.vqgan.lpips import LPIPS
+
+        return LPIPS(config.perceptual_weights)
+    from ppvilg.vqgan.efficientnet_distance import EfficientNetDistance
+
+    return EfficientNetDistance()
 
 
 def adaptive_weight(

@@ -53,7 +53,7 @@ class LPIPS(nn.Layer):
         total = 0.0
         for i, (a, b) in enumerate(zip(self._features(x), self._features(y), strict=True)):
             weight = getattr(self, f"lin{i}_weight")
-            total = total + F.conv2d((_unit(a) - _unit(b)) ** 2, weight).mean([1, 2, 3])
+            total = total + F.conv2d((unit(a) - unit(b)) ** 2, weight).mean([1, 2, 3])
         return total
 
     def _features(self, images: paddle.Tensor) -> list[paddle.Tensor]:
@@ -70,7 +70,7 @@ class LPIPS(nn.Layer):
         return features
 
 
-def _unit(features: paddle.Tensor) -> paddle.Tensor:
-    """Features divided by their length over the channels."""
+def unit(features: paddle.Tensor) -> paddle.Tensor:
+    """Features float32 [B, C, H, W] divided by their length over the channels."""
     # The smallest addend keeps the gradient of the root finite where all channels are 0.
     return features / (paddle.sqrt((features**2).sum(1, keepdim=True) + 1e-20) + 1e-10)

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppvilg.data.loader import canonical_caption, draw_caption, own_positions, prefetch, sample_indices
+from ppvilg.data.loader import SampleStream, canonical_caption, draw_caption, own_positions, prefetch
+from ppvilg.data.records import Record
+
+
+def records(metadata):
+    return [Record(str(i), {}, found, b"") for i, found in enumerate(metadata)]
+
 
 CAPTIONS = {"zh": ["红苹果", "苹果"], "en": ["red apple"], "fr": []}
 
@@ -14,18 +20,53 @@ CAPTIONS = {"zh": ["红苹果", "苹果"], "en": ["red apple"], "fr": []}
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 5))
 def test_every_epoch_visits_every_sample_once(samples, batch, seed):
     steps = -(-3 * samples // batch)
-    places = [p for step in range(steps) for p in sample_indices(samples, seed, range(step * batch, (step + 1) * batch))]
+    stream = SampleStream(records([{}] * samples), {}, seed)
+    places = [p for step in range(steps) for p in stream.places(range(step * batch, (step + 1) * batch))]
     for epoch in range(3):
         assert sorted(index for e, index in places[: 3 * samples] if e == epoch) == list(range(samples))
 
 
 def test_order_depends_on_seed_and_epoch():
     def order(seed, epoch):
-        return [index for _, index in sample_indices(50, seed, range(epoch * 50, epoch * 50 + 50))]
+        return [index for _, index in SampleStream(records([{}] * 50), {}, seed).places(range(epoch * 50, epoch * 50 + 50))]
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(1, 0)
     assert order(0, 0) != order(0, 1)
+
+
+@given(st.integers(0, 9), st.integers(1, 30), st.floats(0.05, 0.95), st.integers(0, 5))
+def test_samples_of_a_smaller_weight_take_turns(plain, rare, weight, seed):
+    stream = SampleStream(records([{"tone": None}] * plain + [{"tone": 3}] * rare), {"tone": {"3": weight}}, seed)
+    seen = []
+    for epoch in range(2 * rare):
+        places = stream.places(range(epoch * len(stream), (epoch + 1) * len(stream)))
+        indices = [index for e, index in places]
+        assert {e for e, _ in places} == {epoch}
+        assert len(set(indices)) == len(indices)
+        assert set(range(plain)) <= set(indices)
+        seen += [index for index in indices if index >= plain]
+    assert len(seen) == 2 * rare * max(1, round(weight * rare))
+    assert max(Counter(seen).values()) - min(Counter(seen).values()) <= 1
+    assert len(set(seen)) == rare
+
+
+def test_weights_of_several_fields_multiply():
+    stream = SampleStream(records([{"a": 1, "b": 1}] * 100), {"a": {"1": 0.5}, "b": {"1": 0.5}}, 0)
+    assert len(stream) == 25
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({"tonne": {"3": 0.2}}, ["data.sample_weights", "tonne", "tone"]),
+        ({"tone": {"9": 0.2}}, ["sample_weights.tone", "9", "3"]),
+    ],
+)
+def test_weights_of_what_no_sample_has_are_refused(weights, words):
+    with pytest.raises(ValueError, match=r"data\.sample_weights") as error:
+        SampleStream(records([{"tone": 3}]), weights, 0)
+    assert all(word in str(error.value) for word in words)
 
 
 @given(st.integers(1, 8), st.integers(1, 3), st.integers(1, 3), st.integers(0, 100))

@@ -9,13 +9,14 @@ import pytest
 import yaml
 
 from ppvilg import ViLGPipeline
-from ppvilg.checkpoint import CheckpointReader, checkpoints
+from ppvilg.checkpoint import CheckpointReader, checkpoints, weights_reader
 from ppvilg.config import load_config
 from ppvilg.ernie import ernie_weights
 from ppvilg.export.write import write_export
 from ppvilg.train import train
 from tests.model.test_text_encoder import SIZES, ernie_folder
 from tests.server.conftest import serving
+from tests.train.test_init_from import counts, started, weights
 
 PREFIX = "embedding.text_encoder."
 PROMPTS = ["红色方块", "蓝色方块一", "绿"]
@@ -98,3 +99,19 @@ def test_a_run_a_saved_model_an_export_and_a_server_draw_the_same(frozen, tmp_pa
             answers.append([running.client.post("/v1/images", json=request).json()["data"] for request in requests])
     assert answers[0] == answers[1]
     assert pipe.caption(images[0]) == exported.caption(images[0])
+
+
+def test_it_is_taken_from_a_run_that_has_one_else_new(frozen, config_file, tiny_data, tiny_runs, tmp_path):
+    known = (tiny_data / "vocab.txt").read_text("utf-8").split()
+    tokens = [*known[:5], "新", *reversed(known[5:])]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", "utf-8")
+    sizes = replace(SIZES, vocab_size=len(tokens))
+    overrides = [f"text.encoder={{model: null, sizes: {vars(sizes)}}}", f"text.vocabulary={tmp_path / 'vocab.txt'}"]
+    task, report = started(config_file, frozen, *overrides)
+    words = f"{PREFIX}embeddings.word_embeddings.weight"
+    own, source = weights(task)[words], weights_reader(frozen).read(words)
+    np.testing.assert_array_equal(own[:5], source[:5])
+    np.testing.assert_array_equal(own[6:], source[:4:-1])
+    assert counts(report)["text encoder"] == (38, 0, 0, 0), report
+    _, report = started(config_file, tiny_runs / "vilg", *overrides)
+    assert counts(report)["text encoder"] == (0, 0, 39, 0)
