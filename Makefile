@@ -19,7 +19,7 @@ test-distributed: .venv/installed-dev
 
 # The comparisons with PyTorch code: taming-transformers, EfficientNet-Lite0, pytorch-fid, and the same transformer written there.
 test-torch: .venv/installed-torch
-	$(BIN)/python -m pytest -q tests/vqgan tests/benchmark tests/evaluation/test_efficientnet.py tests/evaluation/test_inception.py
+	$(BIN)/python -m pytest -q tests/vqgan tests/convert tests/benchmark tests/evaluation/test_efficientnet.py tests/evaluation/test_inception.py
 
 # The web page in Debian's Chromium (apt install chromium chromium-driver), against a server of the tests' and the real one.
 test-web: .venv/installed-dev requirements-web-test.txt

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes  # noqa: F401, lets numpy know bfloat16
 import numpy as np
 import paddle
 from paddle import nn
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
+
+from ppvilg.files import whole_file
 
 if TYPE_CHECKING:
     from ppvilg.train.context import ParallelContext
@@ -29,10 +32,9 @@ Arrays = dict[str, np.ndarray]
 
 
 def save_arrays(arrays: Arrays, path: Path) -> None:
-    """Write one safetensors file under a temporary name and rename it."""
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
-    os.replace(temporary, path)
+    """Write one safetensors file, whole or not at all."""
+    with whole_file(path) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
 
 
 def load_arrays(path: Path) -> Arrays:
@@ -150,7 +152,8 @@ def save_shards(shards: dict[str, ShardedTensor], folder: Path, name: str, rank:
     path = folder / (f"{name}.safetensors" if count == 1 else f"{name}-{rank:05d}-of-{count:05d}.safetensors")
     split = {key: (shard.offset, shard.shape) for key, shard in shards.items() if shard.array.shape != shard.shape}
     arrays = {key: np.ascontiguousarray(shard.array) for key, shard in shards.items()}
-    save_file(arrays, path, {_SPLIT: json.dumps(split)} if split else None)
+    with whole_file(path) as temporary:
+        save_file(arrays, temporary, {_SPLIT: json.dumps(split)} if split else None)
 
 
 def save_checkpoint(
@@ -168,14 +171,19 @@ def save_checkpoint(
             shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir(parents=True)
     context.barrier()
-    for name, shards in files.items() if context.replica == 0 else ():  # the other replicas hold the same
-        save_shards(shards, temporary, name, context.rank % context.replica_size, context.replica_size)
-    context.barrier()
+    try:
+        for name, shards in files.items() if context.replica == 0 else ():  # the other replicas hold the same
+            save_shards(shards, temporary, name, context.rank % context.replica_size, context.replica_size)
+        context.barrier()
+        if context.is_main_process:
+            (temporary / "state.json").write_text(json.dumps(state))
+            if final.exists():  # a resumed run that comes past the same step
+                _remove(final)
+            os.replace(temporary, final)
+    except BaseException:  # Ctrl-C too; no process goes on without the others
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if context.is_main_process:
-        (temporary / "state.json").write_text(json.dumps(state))
-        if final.exists():  # a resumed run that comes past the same step
-            _remove(final)
-        os.replace(temporary, final)
         for old in checkpoints(run)[:-keep]:
             _remove(old)
     context.barrier()
@@ -228,29 +236,75 @@ def weights_reader(folder: Path) -> CheckpointReader:
 
 
 def load_weights(model: nn.Layer, path: Path) -> None:
-    """Fill a model with a file's weights; names or shapes that differ are a `ValueError`."""
-    fill(model, load_arrays(path), str(path))
+    """Fill a model with a file's weights, each in the precision of the model's; names or shapes that differ are a `ValueError`.
+
+    The weights are read one after another, so that they are in memory once.
+    """
+    tensors = model.state_dict()
+    with _open(path) as file:
+        found = {name: file.get_slice(name).get_shape() for name in _names(file)}
+    check_shapes(found, {name: tensor.shape for name, tensor in tensors.items()}, str(path))
+    for name, tensor in tensors.items():
+        _set(tensor, _load_array(path, name))
+
+
+def load_tensors(path: Path) -> dict[str, paddle.Tensor]:
+    """A file's weights, read one after another, so that they are in memory once; raises `ValueError` as `load_arrays` does."""
+    with _open(path) as file:
+        names = _names(file)
+    return {name: paddle.to_tensor(_load_array(path, name)) for name in names}
+
+
+def _names(file) -> list[str]:
+    return list(file.keys())
+
+
+def _load_array(path: Path, name: str) -> np.ndarray:
+    with _open(path) as file:  # anew, because what has been read of a file stays in memory until it is closed
+        return file.get_tensor(name)
+
+
+def file_dtype(path: Path) -> str:
+    """The floating-point type of a file's weights: float16 or bfloat16 where all have it, else float32."""
+    with _open(path) as file:
+        found = {file.get_slice(name).get_dtype() for name in _names(file)}
+    found = {dtype for dtype in found if "F" in dtype}
+    return {("F16",): "float16", ("BF16",): "bfloat16"}.get(tuple(found), "float32")
 
 
 def fill(model: nn.Layer, arrays: Arrays, source: str) -> None:
     """Set every parameter and buffer of a model from arrays that came from `source`; raises as `check_weights` does."""
-    check_weights(arrays, {name: tensor.shape for name, tensor in model.state_dict().items()}, source)
-    model.set_state_dict({name: paddle.to_tensor(array) for name, array in arrays.items()})
+    tensors = model.state_dict()
+    check_weights(arrays, {name: tensor.shape for name, tensor in tensors.items()}, source)
+    for name, tensor in tensors.items():
+        _set(tensor, arrays[name])
+
+
+def _set(tensor: paddle.Tensor, array: np.ndarray) -> None:
+    """Give a tensor an array's values in its own precision."""
+    if tensor.dtype == paddle.bfloat16:  # paddle takes no such array
+        tensor.set_value(paddle.to_tensor(array.astype("float32")).astype("bfloat16"))
+    else:
+        tensor.set_value(array.astype(str(tensor.dtype).removeprefix("paddle."), copy=False))
 
 
 def check_weights(arrays: Arrays, shapes: dict[str, list[int]], source: str) -> None:
     """Raise `ValueError` naming `source` and the first weight that is missing, unknown or of another shape."""
+    check_shapes({name: array.shape for name, array in arrays.items()}, shapes, source)
+
+
+def check_shapes(found: dict[str, list[int]], shapes: dict[str, list[int]], source: str) -> None:
+    """As `check_weights`, of the shapes that were found."""
     for problem, names in (
-        ("lacks", shapes.keys() - arrays.keys()),
-        ("has the unknown", arrays.keys() - shapes.keys()),
+        ("lacks", shapes.keys() - found.keys()),
+        ("has the unknown", found.keys() - shapes.keys()),
     ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ValueError(f"{source} does not hold the expected weights: it {problem} {min(names)}{more}")
     for name, shape in shapes.items():
-        found = list(arrays[name].shape)
-        if found != list(shape):
-            raise ValueError(f"{source} does not hold the expected weights: {name} is {found}, not {list(shape)}")
+        if list(found[name]) != list(shape):
+            raise ValueError(f"{source} does not hold the expected weights: {name} is {list(found[name])}, not {list(shape)}")
 
 
 def checksum(path: Path) -> str:

@@ -3,29 +3,31 @@
 import dataclasses
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from ppvilg.config import ErnieSizes, TextEncoderConfig, ViLGExperiment
+from ppvilg.config import ErnieSizes, TextEncoderConfig, ViLGExperiment, load_config
 from ppvilg.text import ErnieText
 
 _KEY = "text.encoder.model"
 
 
-def with_encoder_sizes(config: ViLGExperiment) -> ViLGExperiment:
-    """The experiment with the sizes of the text encoder that it names, so that the encoder can be built without PaddleNLP's
-    folder; the experiment itself where it names none, or has them already.
+def with_encoder_sizes(config: ViLGExperiment, run: Path | None = None) -> ViLGExperiment:
+    """The experiment with the sizes of the text encoder that it names, so that nothing needs PaddleNLP's folder afterwards; the
+    experiment itself where it names none, or has them already. `run`: one that goes on, whose own sizes serve.
 
     Raises `ValueError` where the encoder cannot be had or does not fit the rest.
     """
     encoder = config.text.encoder
     if encoder is None or encoder.sizes is not None:
         return config
-    encoder = replace(encoder, sizes=ernie_sizes(encoder.model))
-    config = replace(config, text=replace(config.text, encoder=encoder))
+    own = None if run is None else load_config(run / "config.yml", kind=ViLGExperiment).text.encoder
+    sizes = own.sizes if own is not None and own.model == encoder.model else ernie_sizes(encoder.model)
+    config = replace(config, text=replace(config.text, encoder=replace(encoder, sizes=sizes)))
     for key, value, expected in config.conflicts():
-        raise ValueError(f"text.encoder.model: {encoder.model}: {key}: {value!r} does not fit: {expected}")
+        raise ValueError(f"{_KEY}: {encoder.model}: {key}: {value!r} does not fit: {expected}")
     return config
 
 

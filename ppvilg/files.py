@@ -3,16 +3,32 @@
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file (texts as UTF-8) under a temporary name and rename it, so that nobody ever finds half of it."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name, for whatever writes there: the file gets its own name when the block ends, or is removed where an error
+    ends it, so that nobody ever finds half of it. It may be read by whom the umask says, whoever wrote it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    temporary.touch()
+    mode = temporary.stat().st_mode
+    try:
+        yield temporary
+        temporary.chmod(mode)  # safetensors makes files that nobody else may read
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file (texts as UTF-8) whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:

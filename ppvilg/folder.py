@@ -12,18 +12,21 @@ A training run is read like one: its config.yml in place of config.json, its new
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
+import paddle
 from paddle import nn
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ppvilg import checkpoint
 from ppvilg.config import (
+    DTYPES,
     DualEncoderExperiment,
+    Precision,
     TrainingExperiment,
     ViLGExperiment,
     VQGANConfig,
@@ -100,6 +103,7 @@ class ScorerConfig:
         return cls(dual_encoder_sizes(experiment), experiment.text.tokenizer)
 
 
+Model = TypeVar("Model", bound=nn.Layer)
 Config = TypeVar("Config", ImageTokenizerConfig, PipelineConfig, ScorerConfig)
 _KINDS = {kind.model_type: kind for kind in (ImageTokenizerConfig, PipelineConfig, ScorerConfig)}
 
@@ -149,8 +153,9 @@ def write_model(
     model: nn.Layer,
     text_tokenizer: TextTokenizer | None = None,
 ) -> None:
-    """Write config.json, the weights and the vocabulary into a folder that is there."""
-    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    """Write config.json, the weights (bfloat16, which numpy lacks, as float32) and the vocabulary into an existing folder."""
+    tensors = model.state_dict().items()
+    arrays = {name: (x.astype("float32") if x.dtype == paddle.bfloat16 else x).numpy() for name, x in tensors}
     checkpoint.save_arrays(arrays, folder / WEIGHTS)
     if text_tokenizer is not None:
         (folder / "text").mkdir()
@@ -162,6 +167,33 @@ def read_weights(model: nn.Layer, folder: str | Path) -> None:
     """Give a model a folder's weights, of a run the newest checkpoint's averaged ones; it is in evaluation mode then."""
     checkpoint.load_weights(model, checkpoint.weights_file(folder))
     model.eval()
+
+
+def read_model(build: Callable[[], Model], folder: str | Path, precision: Precision | Literal["auto"] = "auto") -> Model:
+    """What `build` makes with a folder's weights, which are in memory once; else as `read_weights`.
+
+    `precision`: what the weights are kept in and computed with; auto: what the file has, on a CPU fp32. Raises `ValueError` for
+    a precision that the device does not compute with.
+    """
+    before = paddle.get_default_dtype()
+    paddle.set_default_dtype(_dtype(folder, precision))
+    try:
+        with paddle.LazyGuard():  # without values of its own
+            model = build()
+    finally:
+        paddle.set_default_dtype(before)
+    read_weights(model, folder)
+    return model
+
+
+def _dtype(folder: str | Path, precision: Precision | Literal["auto"]) -> str:
+    if precision not in ("auto", *DTYPES):
+        raise ValueError(f"precision is {precision!r}: expected auto, {', '.join(DTYPES)}")
+    if paddle.get_device() == "cpu":
+        if precision in ("fp16", "bf16"):
+            raise ValueError(f"precision is {precision}, but on a CPU Paddle computes with float32 only: use fp32, or a GPU")
+        return "float32"
+    return checkpoint.file_dtype(checkpoint.weights_file(folder)) if precision == "auto" else DTYPES[precision]
 
 
 @contextmanager
@@ -199,7 +231,7 @@ def merge(run: str | Path, folder: str | Path) -> Path:
         checkpoint.save_arrays(arrays, temporary / WEIGHTS)
         for part in ("tokenizer", "text"):
             if (run / part).is_dir():
-                shutil.copytree(run / part, temporary / part)
+                shutil.copytree(run / part, temporary / part, ignore=shutil.ignore_patterns("tokens"))
         save_config(replace(experiment, parallel=type(experiment.parallel)()), temporary / "config.yml")
         write_config(_KINDS[experiment.task].of(experiment), temporary)
     return found[-1]

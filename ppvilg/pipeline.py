@@ -15,10 +15,11 @@ import numpy as np
 import paddle
 from PIL import Image
 
+from ppvilg.config import Precision
 from ppvilg.data.images import load_image
 from ppvilg.dual_encoder import DualEncoderScorer, Scorer, load_scorer, rerank, scores
 from ppvilg.export.folder import is_export, load_export
-from ppvilg.folder import PipelineConfig, new_folder, read_config, read_weights, write_model
+from ppvilg.folder import PipelineConfig, new_folder, read_config, read_model, write_model
 from ppvilg.generate.beam_search import beam_search
 from ppvilg.generate.engine import GenerativeModel, generate_images, generate_texts
 from ppvilg.generate.images import ImageDecoder, decode_images
@@ -68,22 +69,30 @@ class ViLGPipeline:
                 raise ValueError(f"the dual encoder reads images of {size}x{size} pixels, the model draws {config.image_size}")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, dual_encoder: str | Path | Scorer | None = None) -> "ViLGPipeline":
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        dual_encoder: str | Path | Scorer | None = None,
+        precision: Precision | Literal["auto"] = "auto",
+    ) -> "ViLGPipeline":
         """Read a model folder, a training run (the averaged weights of its newest checkpoint) or an export.
 
-        `dual_encoder` is a folder too, the name of an ErnieViL, or a scorer. Raises `ValueError` for a folder that is missing,
-        incomplete, damaged, or of another kind of model.
+        `dual_encoder` is a folder too, the name of an ErnieViL, or a scorer. `precision` is the transformer's: auto is what its
+        file has, on a CPU fp32, since Paddle computes with nothing else there; the image tokenizer always has fp32. Raises
+        `ValueError` for a folder that is missing, incomplete, damaged, or of another kind of model, and for a precision that
+        the device does not compute with.
         """
         folder = Path(folder)
         if isinstance(dual_encoder, str | Path):
             dual_encoder = load_scorer(dual_encoder)
         if is_export(folder):
+            if precision not in ("auto", "fp32"):
+                raise ValueError(f"precision is {precision!r}, but {folder} is an export, which computes with fp32: use that")
             return cls(*load_export(folder), dual_encoder)
         config = read_config(folder, PipelineConfig)
         vqgan = load_vqgan(folder / "tokenizer")
         text_tokenizer = saved_text_tokenizer(folder, config.text_tokenizer, config.transformer.text_vocab_size)
-        model = ViLG(config.transformer)
-        read_weights(model, folder)
+        model = read_model(lambda: ViLG(config.transformer), folder, precision)
         return cls(model, vqgan, text_tokenizer, config, dual_encoder)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -21,3 +21,8 @@ def metrics(run: Path, group: str) -> list[dict]:
     """The lines of one group of a run's metrics."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
     return [line for line in lines if line["group"] == group]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

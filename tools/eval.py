@@ -100,7 +100,7 @@ def distance(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="eval.py distance", description=distance.__doc__)
     parser.add_argument("real", type=Path)
     parser.add_argument("made", type=Path)
-    parser.add_argument("--extractor", default="efficientnet-lite0", help="or the file of tools/convert_inception.py")
+    parser.add_argument("--extractor", default="efficientnet-lite0", help="or the file of tools/convert.py inception")
     parser.add_argument("--size", type=int, default=256, help="pixels of pictures' sides at first (default: %(default)s)")
     arguments = parser.parse_args(words)
 

@@ -1,6 +1,7 @@
 """Configs: a dataclass for each kind of experiment with every key it can have and its default, and the loader."""
 
 from ppvilg.config.experiments import (
+    DTYPES,
     DataConfig,
     DataParallelConfig,
     DualEncoderExperiment,
@@ -10,6 +11,7 @@ from ppvilg.config.experiments import (
     ImageDataConfig,
     ImageTokensExperiment,
     ParallelConfig,
+    Precision,
     PreviewTrainConfig,
     TrainConfig,
     TrainingExperiment,
@@ -24,8 +26,10 @@ from ppvilg.config.models import (
     CodebookConfig,
     DualEncoderConfig,
     ErnieSizes,
+    ImagePositions,
     TextConfig,
     TextEncoderConfig,
+    TextPadding,
     TextTokenizerConfig,
     TransformerConfig,
     VQGANConfig,
@@ -33,6 +37,7 @@ from ppvilg.config.models import (
 )
 
 __all__ = [
+    "DTYPES",
     "AttentionConfig",
     "AttentionKind",
     "CodebookConfig",
@@ -45,11 +50,14 @@ __all__ = [
     "EvalExperiment",
     "Experiment",
     "ImageDataConfig",
+    "ImagePositions",
     "ImageTokensExperiment",
     "ParallelConfig",
+    "Precision",
     "PreviewTrainConfig",
     "TextConfig",
     "TextEncoderConfig",
+    "TextPadding",
     "TextTokenizerConfig",
     "TrainConfig",
     "TrainingExperiment",

@@ -28,6 +28,7 @@ from ppvilg.config.models import (
 Keep = dict[str, list[str]]
 SampleWeight = Annotated[float, Field(gt=0, le=1)]
 Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 Recompute = Literal["none", "full"]
 
 
@@ -294,8 +295,15 @@ class ViLGExperiment(ImageTokensExperiment):
         if model.tie_embeddings and text.embedding_width not in (None, model.hidden):
             expected = "expected false where text.embedding_width differs from the width"
             yield "transformer.tie_embeddings", True, expected
+        if model.tie_embeddings and model.head_bias:
+            yield "transformer.head_bias", True, "expected false with tie_embeddings: true, whose head is the tables alone"
+        if text.padding == "positional" and text.max_length >= text.vocabulary_size:
+            expected = f"expected more than the {text.max_length} padding tokens (text.padding: positional)"
+            yield "text.vocabulary_size", text.vocabulary_size, expected
         if model.attention.kernel % 2 == 0:
             yield "transformer.attention.kernel", model.attention.kernel, "expected an odd number"
+        if model.causal_text and text.encoder is not None:
+            yield "transformer.causal_text", True, "expected false with text.encoder, whose states read the whole text"
         yield from text.conflicts()
         yield from parallel.conflicts()
         for name, size in (
@@ -374,7 +382,7 @@ class EvalExperiment:
     training_split: str | None = "train"
     """Where the baselines find real images and captions besides those of the split; null: without these baselines."""
     extractor: str = "efficientnet-lite0"
-    """Features of images: efficientnet-lite0, or the file that tools/convert_inception.py made."""
+    """Features of images: efficientnet-lite0, or the file that tools/convert.py inception made."""
     dual_encoder: str | None = None
     """Run folder of a dual encoder, or an ErnieViL: retrieval, scores, and the best of several candidates."""
     best_of: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [1])

@@ -16,6 +16,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Conflicts = Iterator[tuple[str, Any, str]]
 AttentionKind = Literal["dense", "row", "column", "convolution"]
+ImagePositions = Literal["grid", "flat"]
+TextPadding = Literal["hidden", "visible", "positional"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class VQGANLossConfig:
     """Whose features: LPIPS's VGG16, whose weights are in `perceptual_weights`, or the EfficientNet-Lite0 of a package
     (requirements-eval.txt)."""
     perceptual_weights: str | None = None
-    """A safetensors file with VGG16's and LPIPS's weights, made by tools/convert_vqgan.py lpips."""
+    """A safetensors file with VGG16's and LPIPS's weights, made by tools/convert.py lpips."""
     adversarial: Weight = 0.0
     """Weight of the patch GAN, on top of the adaptive weight."""
     adversarial_start: Count = 0
@@ -146,6 +148,10 @@ class TextConfig(TextTokenizerConfig):
     """Width of the text table where it differs from `transformer.hidden`; it is then projected."""
     encoder: TextEncoderConfig | None = None
     """What reads the texts that images are generated from; null: the text table, as for the other direction."""
+    padding: TextPadding = "hidden"
+    """What follows a text that an image is drawn from. hidden: padding that nothing sees; visible: padding tokens up to
+    `max_length`, seen like any other; positional: the same, but each place has a token of its own, the last `max_length` rows
+    of the text table."""
     styles: dict[str, dict[str, str]] = field(default_factory=dict)
     """Named styles and how a prompt asks for each, by language, with {} for what is shown, e.g.
     `{noto: {zh: "Noto风格的{}", en: "{} in Noto style"}}`: what an API or a page offers to choose from."""
@@ -164,6 +170,8 @@ class TextConfig(TextTokenizerConfig):
         sizes, key = encoder.sizes, "text.encoder.sizes"
         if self.tokenizer != "ernie":
             yield "text.encoder", encoder.model, "expected null with a text.tokenizer other than ernie"
+        if self.padding != "hidden":
+            yield "text.padding", self.padding, "expected hidden with text.encoder, which does not see padding"
         if sizes is None:
             if encoder.model is None:
                 yield "text.encoder.model", None, "expected an ERNIE model's name or folder, or sizes to draw one by"
@@ -209,6 +217,16 @@ class TransformerConfig:
     tie_embeddings: bool = False
     """Use the embedding tables as the output head."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    causal_text: bool = False
+    """Let the tokens of a text that an image is drawn from see those before them only, as GPTs over text and image do."""
+    sandwich_norm: bool = False
+    """Normalise what each branch adds to the residual stream, too (CogView)."""
+    head_norm: bool = False
+    """A second LayerNorm between the last one and the logits."""
+    head_bias: bool = False
+    """Add a bias to the logits."""
+    image_positions: ImagePositions = "grid"
+    """grid: one table for rows plus one for columns (DALL·E); flat: one table for all slots of the image."""
     reconstructor: bool = False
     """A second way from the last hidden states to a picture, trained with the transformer (end to end; paper 3.1.3)."""
 

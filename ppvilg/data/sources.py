@@ -61,6 +61,12 @@ class Source:
             digest.update(f"\n{record.key}\t{record.version}\t{record.captions}".encode())
         return digest.hexdigest()
 
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the samples wherever they lie and in whatever order: names, sizes of the images, captions."""
+        lines = sorted(f"{record.key}\t{_size(record.place)}\t{record.captions}" for record in self.records)
+        return sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()
+
     def check(self, threads: int = 2) -> "Source":
         """The source without the images that can't be decoded, each of which is decoded once to find out.
 
@@ -122,6 +128,13 @@ def _read(place: Place) -> bytes:
             return file.read(size)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}; was it moved since training began?") from None
+
+
+def _size(place: Place) -> int:
+    """Bytes of an image."""
+    if isinstance(place, bytes):
+        return len(place)
+    return place[2] if isinstance(place, tuple) else place.stat().st_size
 
 
 def _fault(record: Record) -> str | None:

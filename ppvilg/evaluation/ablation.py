@@ -6,9 +6,9 @@ import paddle
 from ppvilg.generate.engine import ImageTokens, generate_images
 from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
+from ppvilg.model.batch import pad_prompts
 from ppvilg.model.mask import Direction
 from ppvilg.pipeline import ViLGPipeline
-from ppvilg.text import pad_batch
 
 ROWS = (
     ("two-stage", "two-stage"),
@@ -52,7 +52,8 @@ def _generate(pipe: ViLGPipeline, prompts: list[str], seeds: list[int], return_s
 @paddle.no_grad()
 def read_gold(pipe: ViLGPipeline, prompts: list[str], images: np.ndarray) -> ImageTokens:
     """The tokens of real images uint8 [B, H, W, 3] and the hidden states that have read them after their captions."""
-    text, mask = map(paddle.to_tensor, pad_batch(pipe.encode_prompts(prompts), pipe.text_tokenizer.pad))
+    padded = pad_prompts(pipe.encode_prompts(prompts), pipe.text_tokenizer.pad, pipe.config.transformer)
+    text, mask = map(paddle.to_tensor, padded)
     tokens = pipe.encode_images(images)
     _, states = pipe.model.hidden_states(text, mask, paddle.to_tensor(tokens), Direction.TEXT_TO_IMAGE)
     return ImageTokens(tokens, paddle.unstack(states, axis=1))

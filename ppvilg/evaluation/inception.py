@@ -7,11 +7,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from ppvilg.checkpoint import Arrays, check_weights, checksum, load_arrays, save_arrays
+from ppvilg.checkpoint import Arrays, load_arrays
 from ppvilg.evaluation.feature_network import BatchNorm, Classifier, FeatureNetwork, convolution, shapes
-
-# How the SHA-256 of pt_inception-2015-12-05-6726825d.pth begins.
-_SHA256 = "6726825d"
 
 
 class InceptionV3(FeatureNetwork):
@@ -40,28 +37,16 @@ class InceptionV3(FeatureNetwork):
 
 
 def load_inception(path: str | Path) -> InceptionV3:
-    """The network with the weights of a file that `tools/convert_inception.py` made.
+    """The network with the weights of a file that `tools/convert.py inception` made.
 
     Raises `ValueError` if the file can't be read or does not hold the weights.
     """
     return InceptionV3(load_arrays(Path(path)), str(path))
 
 
-def convert_inception(weights: str | Path, output: str | Path) -> bool:
-    """Turn pytorch-fid's or torch-fidelity's file of torch weights into the safetensors file that `load_inception` reads.
-
-    Returns whether it is the published file, by the SHA-256 that its name holds; with other weights distances can't be
-    compared with published ones. Raises `ValueError` if torch is missing or the file can't be read or lacks a weight.
-    """
-    from ppvilg.vqgan.convert import read_torch
-
-    unused = ("fc.bias", ".num_batches_tracked")
-    arrays = {name: array for name, array in read_torch(weights).items() if not name.endswith(unused)}
-    check_weights(arrays, shapes(_Network()), str(weights))
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_arrays(arrays, output)
-    return checksum(Path(weights)).startswith(_SHA256)
+def weight_shapes() -> dict[str, list[int]]:
+    """Names and shapes of the weights, those of torchvision's Inception3."""
+    return shapes(_Network())
 
 
 class _Convolution(nn.Layer):

@@ -8,7 +8,6 @@ import paddle
 from ppvilg.model.batch import Batch
 from ppvilg.model.loss import vilg_loss
 from ppvilg.pipeline import ImageInput, ViLGPipeline
-from ppvilg.text import pad_batch
 
 
 @paddle.no_grad()
@@ -26,12 +25,12 @@ def likelihood(
     texts, tokens = pipe.encode_prompts(captions), pipe.encode_images(images)
     image_nats = text_nats = 0.0
     for first in range(0, len(texts), batch_size):
-        text, mask = pad_batch(texts[first : first + batch_size], pipe.text_tokenizer.pad)
-        batch = Batch.plain(text, mask, tokens[first : first + batch_size])
+        chosen = slice(first, first + batch_size)
+        batch = Batch.of(texts[chosen], tokens[chosen], pipe.text_tokenizer.pad, pipe.config.transformer)
         tensors = batch.to_tensors()
         losses = vilg_loss(pipe.model(tensors), tensors)
         image_nats += losses["txt2img"].item() * batch.image.size
-        text_nats += losses["img2txt"].item() * int(mask[:, 1:].sum())
+        text_nats += losses["img2txt"].item() * int(batch.text_mask[:, 1:].sum())
     return {
         "bits_per_image_token": image_nats / math.log(2) / tokens.size,
         "bits_per_character": text_nats / math.log(2) / sum(map(len, captions)),

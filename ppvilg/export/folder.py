@@ -12,8 +12,6 @@ export/
 import json
 from pathlib import Path
 
-import paddle
-
 from ppvilg import checkpoint
 from ppvilg.export.model import ExportedDualEncoder, ExportedViLG, ExportedVQGAN
 from ppvilg.export.programs import Programs
@@ -83,5 +81,4 @@ def load_dual_encoder_export(folder: Path) -> tuple[ExportedDualEncoder, TextTok
 
 
 def _programs(folder: Path) -> Programs:
-    arrays = checkpoint.load_arrays(folder / WEIGHTS)
-    return Programs(folder / PROGRAMS, {name: paddle.to_tensor(array) for name, array in arrays.items()})
+    return Programs(folder / PROGRAMS, checkpoint.load_tensors(folder / WEIGHTS))

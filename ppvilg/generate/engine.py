@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 
 from ppvilg.generate.sampling import Noise, Sampling, guided, sample
+from ppvilg.model.batch import pad_prompts
 from ppvilg.model.config import ViLGConfig
 from ppvilg.model.kv_cache import DecodeInputs, DecodeState, Prefix
 from ppvilg.model.mask import Direction
@@ -81,8 +82,7 @@ class GenerationEngine:
     def __init__(self, model: GenerativeModel, direction: Direction, tokenizer: TextTokenizer, max_text_length: int):
         self._model, self._direction, self._tokenizer = model, direction, tokenizer
         self._to_image = direction is Direction.TEXT_TO_IMAGE
-        lengths = (max_text_length, model.config.image_length)
-        self._prompt_length, self._target_length = lengths if self._to_image else lengths[::-1]
+        self._target_length = model.config.image_length if self._to_image else max_text_length
         self._max_text_length = max_text_length
         self._requests: list[GenerationRequest] = []  # in the order of their sequences
         self._noises: dict[GenerationRequest, Noise] = {}
@@ -120,12 +120,16 @@ class GenerationEngine:
         prompts = []
         for request in requests:
             prompts += [request.prompt, self._tokenizer.encode("")] if request.is_guided else [request.prompt]
-        ids, mask = pad_batch(prompts, self._tokenizer.pad, self._prompt_length)
+        pad, config = self._tokenizer.pad, self._model.config
+        if self._to_image:
+            ids, mask = pad_prompts(prompts, pad, config, self._max_text_length)
+        else:
+            ids, mask = pad_batch(prompts, pad)
         states, prefixes = self._model.prefill(self._direction, paddle.to_tensor(ids), paddle.to_tensor(mask))
         last_tokens = np.stack([np.arange(len(mask)), mask.sum(1) - 1], axis=1)
         last_states = paddle.repeat_interleave(paddle.gather_nd(states, paddle.to_tensor(last_tokens)), candidates, axis=0)
-        config, text_length = self._model.config, self._max_text_length
-        return DecodeState.empty(config, self._direction, text_length, prefixes, mask, candidates), last_states
+        state = DecodeState.empty(config, self._direction, self._max_text_length, prefixes, mask, candidates)
+        return state, last_states
 
     def leave(self, requests: list[GenerationRequest]) -> None:
         """Drop requests; their sequences are free at once."""

@@ -28,17 +28,17 @@ class Attention(nn.Layer):
         self.value = column_linear(hidden, hidden, bias=False, mp_group=mp_group, shared=True)
         self.out = row_linear(hidden, hidden, mp_group)
 
-    def forward(self, x: paddle.Tensor, masks: Sequence[AttentionMask] | None, key_mask: paddle.Tensor) -> paddle.Tensor:
-        """Sequences [S, L, hidden], shared evenly among `masks` in their order, key_mask bool [S, L] -> [S, L, hidden]. Without
-        masks every query sees every key that the key mask allows."""
+    def forward(self, x: paddle.Tensor, masks: Sequence[AttentionMask], key_mask: paddle.Tensor) -> paddle.Tensor:
+        """Sequences [S, L, hidden], shared evenly among `masks` in their order, key_mask bool [S, L] -> [S, L, hidden]."""
         return self.out(ops.sparse_attention(*self._projections(x), masks, key_mask).flatten(2))
 
     def prefill(
-        self, x: paddle.Tensor, masks: Sequence[AttentionMask] | None, key_mask: paddle.Tensor
+        self, x: paddle.Tensor, masks: Sequence[AttentionMask] | None, key_mask: paddle.Tensor, causal: bool
     ) -> tuple[paddle.Tensor, Prefix]:
-        """As `forward`, and the keys and values that targets read."""
+        """As `forward`, and the keys and values that targets read. Without masks every query sees every key that the key mask
+        allows, or if `causal` those up to itself."""
         q, k, v = self._projections(x)
-        context = ops.sparse_attention(q, k, v, masks, key_mask)
+        context = ops.sparse_attention(q, k, v, masks, key_mask, causal)
         return self.out(context.flatten(2)), Prefix(k.transpose([0, 2, 1, 3]), v.transpose([0, 2, 1, 3]))
 
     def decode_step(self, x: paddle.Tensor, prefix: Prefix, cache: Cache, step: StepInputs) -> paddle.Tensor:

@@ -5,6 +5,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 import paddle
 
+from ppvilg.model.config import ViLGConfig
+from ppvilg.text import pad_batch
+
 Array = np.ndarray | paddle.Tensor
 
 
@@ -28,6 +31,13 @@ class Batch:
     """Float32 [B, 3, H, W] in [-1, 1], for a model with a reconstructor."""
 
     @classmethod
+    def of(cls, texts: list[list[int]], image: np.ndarray, pad: int, config: ViLGConfig, multiple: int = 1) -> "Batch":
+        """Texts (token ids) and images int64 [B, n] that are read as they are; `pad` and `multiple` as of `pad_prompts`."""
+        prompt, prompt_mask = pad_prompts(texts, pad, config, multiple)
+        text, text_mask = pad_batch(texts, pad, prompt.shape[1])
+        return cls(text, text_mask, image, prompt, prompt_mask, image)
+
+    @classmethod
     def plain(cls, text: Array, text_mask: Array, image: Array) -> "Batch":
         """Pairs that are read as they are."""
         return cls(text, text_mask, image, text, text_mask, image)
@@ -36,3 +46,18 @@ class Batch:
         """The same as tensors."""
         arrays = (getattr(self, field.name) for field in fields(self))
         return Batch(*(None if array is None else paddle.to_tensor(array) for array in arrays))
+
+
+def pad_prompts(prompts: list[list[int]], pad: int, config: ViLGConfig, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Texts that images are drawn from, as a model of a config reads them: ids int64 [B, m] and mask bool [B, m].
+
+    Hidden padding: `pad` up to the longest text's length rounded up to `multiple`, False in the mask. Else each text has
+    `max_text_length` slots, of which all are seen.
+    """
+    if config.text_padding == "hidden":
+        return pad_batch(prompts, pad, multiple)
+    ids, real = pad_batch(prompts, pad, config.max_text_length)
+    if config.text_padding == "positional":
+        own = config.text_vocab_size - config.max_text_length + np.arange(config.max_text_length)
+        ids = np.where(real, ids, own)
+    return ids, np.ones_like(real)

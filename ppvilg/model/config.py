@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ppvilg.config import AttentionConfig, TextEncoderConfig, ViLGExperiment, VQGANConfig
+from ppvilg.config import AttentionConfig, ImagePositions, TextEncoderConfig, TextPadding, ViLGExperiment, VQGANConfig
 from ppvilg.model.mask import AttentionMask, Direction
 
 
@@ -27,6 +27,13 @@ class ViLGConfig:
     text_encoder: TextEncoderConfig | None = None
     """What reads the texts that images are generated from, sizes included; None: the text table."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    causal_text: bool = False
+    sandwich_norm: bool = False
+    head_norm: bool = False
+    head_bias: bool = False
+    image_positions: ImagePositions = "grid"
+    text_padding: TextPadding = "hidden"
+    """These six as in `TransformerConfig` and `TextConfig`."""
     reconstructor: VQGANConfig | None = None
     """The decoder that end-to-end training draws pixels with (paper 3.1.3); None: without."""
 
@@ -35,6 +42,8 @@ class ViLGConfig:
             raise ValueError("the sizes of text.encoder are not known: train with it first, or give text.encoder.sizes")
         if self.hidden % self.heads:
             raise ValueError(f"hidden is {self.hidden}: give a multiple of the number of heads, {self.heads}")
+        if self.tie_embeddings and self.head_bias:
+            raise ValueError("head_bias is true: give false with tie_embeddings, whose head is the tables alone")
 
     @property
     def image_length(self) -> int:
@@ -48,8 +57,16 @@ class ViLGConfig:
 
     def mask(self, kind: str, direction: Direction, text_length: int) -> AttentionMask:
         """The attention mask of a kind of layer for texts of a length."""
-        attention = self.attention
-        return AttentionMask(text_length, self.rows, self.columns, direction, kind, attention.kernel, attention.strict_row)
+        return AttentionMask(
+            text_length,
+            self.rows,
+            self.columns,
+            direction,
+            kind,
+            self.attention.kernel,
+            self.attention.strict_row,
+            self.causal_text,
+        )
 
 
 def vilg_config(experiment: ViLGExperiment) -> ViLGConfig:
@@ -71,5 +88,11 @@ def vilg_config(experiment: ViLGExperiment) -> ViLGConfig:
         text_embedding_width=text.embedding_width,
         text_encoder=text.encoder,
         attention=transformer.attention,
+        causal_text=transformer.causal_text,
+        sandwich_norm=transformer.sandwich_norm,
+        head_norm=transformer.head_norm,
+        head_bias=transformer.head_bias,
+        image_positions=transformer.image_positions,
+        text_padding=text.padding,
         reconstructor=experiment.vqgan if transformer.reconstructor else None,
     )

@@ -15,6 +15,7 @@ Kinds only concern image tokens among themselves; texts are always seen in full 
     column          those above it in its column           those of its column
     convolution     the kernel around it, up to itself     the kernel around it
 
+With `causal_text` a prefix text's tokens see only those up to themselves (GPTs over text and image).
 W is the number of columns, so a row layer's query reaches the token right above its own (DALL·E); with `strict_row` it stays
 inside its row. `text_sees` and `image_sees` are the definition. The dense mask, the blocks that training computes, and the
 cache slots of decoding are all derived from these two functions.
@@ -76,15 +77,17 @@ class CacheSlots:
 
 
 @dataclass(frozen=True)
-class FullMask:
-    """Every one of `length` slots sees every other."""
+class PromptMask:
+    """A text of `length` slots alone: every slot sees every other, or if it is `causal` those up to itself."""
 
     length: int
+    causal: bool = False
 
     def blocks(self) -> tuple[Blocks]:
         """One part, one group."""
         slots = np.arange(self.length)[None]
-        return (Blocks(slots, None, slots, np.ones((1, self.length, self.length), bool)),)
+        visible = np.ones((1, self.length, self.length), bool)
+        return (Blocks(slots, None, slots, np.tril(visible) if self.causal else visible),)
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class AttentionMask:
     kind: AttentionKind = "dense"
     kernel: int = 11
     strict_row: bool = False
+    causal_text: bool = False
 
     @property
     def image_length(self) -> int:
@@ -139,7 +143,8 @@ class AttentionMask:
 
     def text_sees(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """Whether text tokens see text tokens; int arrays of token numbers, broadcast against each other -> bool."""
-        return np.broadcast_to(True, np.broadcast(queries, keys).shape) if self.to_image else keys <= queries
+        full = self.to_image and not self.causal_text
+        return np.broadcast_to(True, np.broadcast(queries, keys).shape) if full else keys <= queries
 
     def image_sees(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """Whether image tokens see image tokens; int arrays of token numbers, broadcast against each other -> bool."""

@@ -65,8 +65,12 @@ class Embedding(nn.Layer):
             self.text_encoder = TextEncoder(config.text_encoder, hidden, config.dropout)
         self.image = embedding(config.image_vocab_size, hidden, mp_group)
         self.text_position = nn.Embedding(config.max_text_length, hidden)
-        self.row_position = nn.Embedding(config.rows, hidden)
-        self.column_position = nn.Embedding(config.columns, hidden)
+        self.image_position = self.row_position = self.column_position = None
+        if config.image_positions == "flat":
+            self.image_position = nn.Embedding(config.image_length, hidden)
+        else:
+            self.row_position = nn.Embedding(config.rows, hidden)
+            self.column_position = nn.Embedding(config.columns, hidden)
         self.segment = nn.Embedding(4, hidden)
 
     def forward(self, batch: Batch) -> tuple[paddle.Tensor, paddle.Tensor]:
@@ -106,7 +110,10 @@ class Embedding(nn.Layer):
     def embed_image(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
         """Ids int64 [B, L] in slots int64 [L] or [B, L] of the image (None: 0 .. L-1) -> [B, L, hidden]."""
         slots = paddle.arange(ids.shape[1]) if slots is None else slots
-        position = self.row_position(slots // self.columns) + self.column_position(slots % self.columns)
+        if self.image_position is not None:
+            position = self.image_position(slots)
+        else:
+            position = self.row_position(slots // self.columns) + self.column_position(slots % self.columns)
         segment = _IMAGE_TARGET if direction is Direction.TEXT_TO_IMAGE else _IMAGE_PREFIX
         return self.image(ids) + (position + self.segment.weight[segment])
 
@@ -139,33 +146,36 @@ class Block(nn.Layer):
         self.attention = Attention(config.hidden, config.heads, mp_group)
         self.norm2 = LayerNorm(config.hidden)
         self.mlp = MLP(config.hidden, config.ffn_multiplier, mp_group)
+        self.attention_norm = LayerNorm(config.hidden) if config.sandwich_norm else None
+        self.mlp_norm = LayerNorm(config.hidden) if config.sandwich_norm else None
 
     def forward(self, x: paddle.Tensor, key_mask: paddle.Tensor, directions: tuple[Direction, ...] = BOTH) -> paddle.Tensor:
         """Sequences [S, m+n, hidden], shared evenly among the directions, key_mask bool [S, m+n] -> [S, m+n, hidden]."""
         masks = [self.mask(direction, x.shape[1] - self.config.image_length) for direction in directions]
-        x = x + self._dropout(self.attention(self.norm1(x), masks, key_mask))
-        return self._feed_forward(x)
+        return self._feed_forward(self._add(x, self.attention(self.norm1(x), masks, key_mask), self.attention_norm))
 
     def prefill(self, x: paddle.Tensor, key_mask: paddle.Tensor, direction: Direction) -> tuple[paddle.Tensor, Prefix]:
         """Prefixes alone [P, s, hidden], key_mask bool [P, s] -> [P, s, hidden] and what their targets read of them."""
-        # A text sees all of itself; an image is a sequence without text slots.
+        # A text is of any length; an image is a sequence without text slots.
         masks = None if direction is Direction.TEXT_TO_IMAGE else [self.mask(direction, 0)]
-        attended, prefix = self.attention.prefill(self.norm1(x), masks, key_mask)
-        return self._feed_forward(x + attended), prefix
+        attention, prefix = self.attention.prefill(self.norm1(x), masks, key_mask, self.config.causal_text)
+        return self._feed_forward(self._add(x, attention, self.attention_norm)), prefix
 
     def decode_step(self, x: paddle.Tensor, prefix: Prefix, cache, step) -> paddle.Tensor:
         """The next target token of each sequence: [B, hidden] -> [B, hidden]; arguments as of `Attention.decode_step`."""
-        return self._feed_forward(x + self.attention.decode_step(self.norm1(x), prefix, cache, step))
+        attention = self.attention.decode_step(self.norm1(x), prefix, cache, step)
+        return self._feed_forward(self._add(x, attention, self.attention_norm))
 
     def mask(self, direction: Direction, text_length: int):
         """Who sees whom in this layer."""
         return self.config.mask(self.kind, direction, text_length)
 
     def _feed_forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return x + self._dropout(self.mlp(self.norm2(x)))
+        return self._add(x, self.mlp(self.norm2(x)), self.mlp_norm)
 
-    def _dropout(self, x: paddle.Tensor) -> paddle.Tensor:
-        return dropout(x, self.config.dropout, self.training)
+    def _add(self, x: paddle.Tensor, branch: paddle.Tensor, norm: LayerNorm | None) -> paddle.Tensor:
+        branch = branch if norm is None else norm(branch)
+        return x + dropout(branch, self.config.dropout, self.training)
 
 
 class Head(nn.Layer):
@@ -178,10 +188,13 @@ class Head(nn.Layer):
         super().__init__()
         self.image_length, self.mp_group = config.image_length, mp_group
         self.norm = LayerNorm(config.hidden)
+        self.logits_norm = LayerNorm(config.hidden) if config.head_norm else None
         self.text = self.image = None
         if not config.tie_embeddings:
-            self.text = column_linear(config.hidden, config.text_vocab_size, bias=False, mp_group=mp_group)
-            self.image = column_linear(config.hidden, config.image_vocab_size, bias=False, mp_group=mp_group)
+            self.text, self.image = (
+                column_linear(config.hidden, size, bias=config.head_bias, mp_group=mp_group)
+                for size in (config.text_vocab_size, config.image_vocab_size)
+            )
         self.reconstructor = None
         if config.reconstructor is not None:
             self.reconstructor = Reconstructor(config.hidden, (config.rows, config.columns), config.reconstructor)
@@ -199,11 +212,16 @@ class Head(nn.Layer):
 
     def image_logits(self, states: paddle.Tensor, tables: Embedding | None = None) -> paddle.Tensor:
         """[..., hidden] -> [..., image vocabulary], or the tensor parallel process's share."""
+        states = self._normed(states)
         return tied_logits(states, tables.image.weight, self.mp_group) if self.image is None else self.image(states)
 
     def text_logits(self, states: paddle.Tensor, tables: Embedding | None = None) -> paddle.Tensor:
         """[..., hidden] -> [..., text vocabulary], or the tensor parallel process's share."""
+        states = self._normed(states)
         return tied_logits(states, tables.text.weight, self.mp_group) if self.text is None else self.text(states)
+
+    def _normed(self, states: paddle.Tensor) -> paddle.Tensor:
+        return states if self.logits_norm is None else self.logits_norm(states)
 
 
 class ViLG(nn.Layer):

@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 from paddle.nn import functional as F
 
-from ppvilg.model.mask import AttentionMask, Blocks, FullMask
+from ppvilg.model.mask import AttentionMask, Blocks, PromptMask
 from ppvilg.ops.extension import has_kernels, run
 
 _HIDDEN = -1e4  # added to the scores of hidden keys; within float16's range
@@ -20,19 +20,24 @@ _TILE = 64  # most queries that the C++ kernel takes at once
 
 
 def sparse_attention(
-    q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, masks: Sequence[AttentionMask] | None, key_mask: paddle.Tensor
+    q: paddle.Tensor,
+    k: paddle.Tensor,
+    v: paddle.Tensor,
+    masks: Sequence[AttentionMask] | None,
+    key_mask: paddle.Tensor,
+    causal: bool = False,
 ) -> paddle.Tensor:
     """softmax(q kᵀ / sqrt(width)) v -> [B, L, heads, width].
 
     q, k, v float [B, L, heads, width], key_mask bool [B, L]. The batch is divided evenly among the masks, in their order.
-    Query i of sequence b sees key j where both its mask and key_mask[b, j] are true, without masks where key_mask[b, j] is; a
-    query that sees no key gets zeros. Without masks a program that is being traced may leave L open. Raises `ValueError`
-    where the masks do not fit the tensors.
+    Query i of sequence b sees key j where both its mask and key_mask[b, j] are true, without masks where key_mask[b, j] is and,
+    if `causal`, j <= i; a query that sees no key gets zeros. Without masks a program that is being traced may leave L open.
+    Raises `ValueError` where the masks do not fit the tensors.
     """
     if masks is None:
         if has_kernels(q, k, v):
-            return run("attention", q, k, v, key_mask, *_table((FullMask(q.shape[1]),)))
-        return _attend_part(q, k, v, key_mask, None)
+            return run("attention", q, k, v, key_mask, *_table((PromptMask(q.shape[1], causal),)))
+        return _attend_part(q, k, v, key_mask, None, causal=causal)
     masks = tuple(masks)
     if q.shape[0] % len(masks):
         raise ValueError(f"{q.shape[0]} sequences cannot be divided evenly among {len(masks)} attention masks")
@@ -78,9 +83,10 @@ def _attend_part(
     prefix_k: paddle.Tensor | None = None,
     prefix_v: paddle.Tensor | None = None,
     prefix_key_mask: paddle.Tensor | None = None,
+    causal: bool = False,
 ) -> paddle.Tensor:
     """One part of the sequence, [B, s, heads, width] -> the same shape; the target part also gets the prefix's tensors. Without
-    blocks every query sees every key."""
+    blocks every query sees every key, or if `causal` those up to itself."""
     groups, size = (1, -1) if blocks is None else blocks.queries.shape
 
     def grouped(x: paddle.Tensor, slots: np.ndarray) -> paddle.Tensor:
@@ -95,6 +101,9 @@ def _attend_part(
     k, v = (grouped(x, keys).transpose([0, 3, 1, 2, 4]) for x in (k, v))
     scores = paddle.matmul(q, k, transpose_y=True)
     visible = grouped(key_mask, keys).unsqueeze(2)  # [B, groups, size or 1, keys]
+    if causal:
+        slots = paddle.arange(paddle.shape(key_mask)[1])
+        visible = visible & (slots <= slots.unsqueeze(1))
     if blocks is not None and not blocks.mask.all():
         visible = visible & paddle.to_tensor(blocks.mask).unsqueeze(0)
     if prefix_k is not None:
@@ -118,7 +127,7 @@ def _attend_part(
 
 
 @lru_cache(maxsize=64)  # a model has few kinds of layers and needs them at every step
-def _table(masks: tuple[AttentionMask | FullMask, ...]) -> tuple[paddle.Tensor, ...]:
+def _table(masks: tuple[AttentionMask | PromptMask, ...]) -> tuple[paddle.Tensor, ...]:
     """What the C++ kernel reads of the masks: tiles int64 [tiles, 5] (`struct Tile`), ranges int64 [masks + 1] (the tiles of
     each mask), slots int64 (of the tiles' queries and keys), mask uint8 (which query of a tile sees which of its keys)."""
     tiles, ranges, slots, visible = [], [0], [], [np.zeros(0, bool)]
@@ -138,7 +147,7 @@ def _table(masks: tuple[AttentionMask | FullMask, ...]) -> tuple[paddle.Tensor, 
     return tuple(paddle.to_tensor(array, place=paddle.CPUPlace()) for array in arrays)
 
 
-def _tiles(mask: AttentionMask | FullMask) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _tiles(mask: AttentionMask | PromptMask) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The mask as tiles: the slots of some queries int [size], those that any of them sees int [keys], in rising order, and
     which sees which, bool [size, keys]."""
     tiles = []

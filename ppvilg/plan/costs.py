@@ -174,7 +174,8 @@ def _layer_bytes(config: ViLGExperiment, kind: AttentionKind) -> float:
     shared += 2 * rows * model.ffn_multiplier  # GELU's input and output
     dropped = 2 * rows // _width(config) if model.dropout else 0  # which values, a byte for each
     # What norms read, and what they give; tensor parallel queries, keys and values have each a copy of that.
-    between = 2 * _between_bytes(config) + (4 if config.parallel.mp_degree > 1 else 2) * rows
+    norms = 4 if model.sandwich_norm else 2
+    between = norms * _between_bytes(config) + (4 if config.parallel.mp_degree > 1 else 2) * rows
     return between + shared / config.parallel.mp_degree + dropped
 
 
@@ -185,8 +186,9 @@ def _kept_bytes(config: ViLGExperiment, stage: Stage) -> float:
     between = _between_bytes(config)
     kept = sum(count * (between if full else _layer_bytes(config, kind)) for kind, count in stage.kinds.items())
     kept += 2 * row * config.text.max_length * width * (stage.is_first and width != model.hidden)
-    # What the last norm and the head read, or what went down the pipeline.
-    return kept + (rows + row * _targets(config) * model.hidden if stage.is_last else between)
+    # What the last norm and the head read (its own norm once more), or what went down the pipeline.
+    head = (1 + model.head_norm) * row * _targets(config) * model.hidden
+    return kept + (rows + head if stage.is_last else between)
 
 
 def _targets(config: ViLGExperiment) -> int:

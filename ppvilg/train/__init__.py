@@ -30,13 +30,16 @@ def train(config: TrainingExperiment, resume: bool = False) -> bool:
     from ppvilg.ernie import with_encoder_sizes
     from ppvilg.train.fleet import init_distributed
     from ppvilg.train.init_from import init_from
+    from ppvilg.train.run_folder import check_output, resumed_config
     from ppvilg.train.trainer import Trainer
 
-    if isinstance(config, ViLGExperiment):
-        config = with_encoder_sizes(config)
+    check_output(config, resume)
     context = init_distributed(config.parallel, config.train.gradient_accumulation_steps)
-    task = build_task(config, context)
-    if config.train.init_from and not (resume and checkpoints(Path(config.train.output))):
+    goes_on = resume and checkpoints(Path(config.train.output))
+    if isinstance(config, ViLGExperiment):
+        config = with_encoder_sizes(config, Path(config.train.output) if goes_on else None)
+    task = build_task(resumed_config(config) if goes_on else config, context)
+    if config.train.init_from and not goes_on:
         taken = init_from(task, context)
         if context.is_main_process:
             tqdm.write(taken, file=sys.stderr)

@@ -24,16 +24,15 @@ from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_
 from paddle.distributed.fleet.utils.mix_precision_utils import MixPrecisionLayer, MixPrecisionOptimizer
 from paddle.distributed.sharding import group_sharded_parallel
 
-from ppvilg.config import ParallelConfig
+from ppvilg.config import DTYPES, ParallelConfig
 from ppvilg.model.batch import Batch
-from ppvilg.model.layers import sequence_parallel
+from ppvilg.model.layers import LayerNorm, sequence_parallel
 from ppvilg.model.vilg import Block, Outputs
 from ppvilg.train import pipe
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.shards import OptimizerState
 
 Losses = dict[str, paddle.Tensor]
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SEGMENT_SIZE = 2**20
 """Parameters with at most so many values are not shared out by stage 3."""
 
@@ -93,11 +92,11 @@ class DistributedModel:
         self.state = state
         """What the optimizer of this process updates, under single-process names."""
         self._wrapped, self._optimizer, self._scaler = wrapped, optimizer, scaler
-        self._dtype = _DTYPES[precision]
+        self._dtype = DTYPES[precision]
         self._shared_sequences = []  # parameters of which each tensor parallel process knows its sequences' gradients
         for block in module.sublayers():
             if isinstance(block, Block) and sequence_parallel(state.context.mp_group):
-                norms = *block.norm1.parameters(), *block.norm2.parameters()
+                norms = [p for layer in block.sublayers() if isinstance(layer, LayerNorm) for p in layer.parameters()]
                 self._shared_sequences += [*norms, block.attention.out.bias, block.mlp.down.bias]
 
     def __call__(self, *inputs) -> object:
@@ -176,7 +175,7 @@ def distribute(model: nn.Layer, optimizer: paddle.optimizer.AdamW, parallel: Par
     if parallel.precision != "fp32":
         if paddle.get_device() == "cpu":
             raise ValueError(f"parallel.precision: {parallel.precision} needs a GPU: set fp32 to train on a CPU")
-        dtype = _DTYPES[parallel.precision]
+        dtype = DTYPES[parallel.precision]
         paddle.amp.decorate(model, optimizer, level="O2", dtype=dtype, master_weight=True)
         scaler = paddle.amp.GradScaler() if parallel.precision == "fp16" else None
         if not parallel.offload and (replaces_optimizer or scaler is None):  # paddle's own scaler does not know main gradients

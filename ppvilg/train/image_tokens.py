@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from ppvilg.data.sources import Source
 from ppvilg.data.splits import load_images
+from ppvilg.files import whole_file
 from ppvilg.pictures import to_model
 from ppvilg.train.context import ParallelContext
 from ppvilg.vqgan.model import VQGAN
@@ -52,6 +53,5 @@ def _encode(source: Source, vqgan: VQGAN, image_size: int, indices: np.ndarray) 
 
 
 def _write(path: Path, tokens: np.ndarray) -> None:
-    temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, tokens)
-    temporary.replace(path)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, tokens)

@@ -32,7 +32,7 @@ class PipeEmbedding(Embedding):
     def __init__(self, config: ViLGConfig, mp_group, tables_only: bool = False):
         super().__init__(config, mp_group)
         if tables_only:
-            for name in ("text_position", "row_position", "column_position", "segment"):
+            for name in ("text_position", "image_position", "row_position", "column_position", "segment"):
                 delattr(self, name)
 
     @property

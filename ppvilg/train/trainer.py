@@ -19,7 +19,7 @@ from ppvilg.train.ema import EMA
 from ppvilg.train.fleet import distribute
 from ppvilg.train.logs import Logs, Preview
 from ppvilg.train.optimizer import build_optimizer, build_schedule
-from ppvilg.train.run_folder import check_config, check_frozen, save_frozen
+from ppvilg.train.run_folder import check_config, check_inputs, check_output, save_inputs
 from ppvilg.train.task import Losses, Task
 
 _SEEDS_APART = 1_000_003  # so that the steps of one data rank do not draw what those of another do
@@ -134,13 +134,13 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the run's newest checkpoint, if it has one; writes nothing.
 
-        Raises `ValueError` where the run was trained with another model, vocabulary or image tokenizer.
+        Raises `ValueError` where the run was trained with another model, vocabulary, image tokenizer or data.
         """
         found = checkpoints(self.run)
         if not found:
             return
         check_config(self.run, self.config)
-        check_frozen(self.run, self.task)
+        check_inputs(self.config, self.task)
         newest = found[-1]
         for name, model in self.models.items():
             model.state.load_model(CheckpointReader(newest, name))
@@ -155,8 +155,7 @@ class Trainer:
 
     def _open_folder(self) -> None:
         """Write into the run's folder what comes before the first step."""
-        if self.step == 0 and checkpoints(self.run):
-            raise ValueError(f"{self.run} holds a run already: continue it with --resume, or give another train.output")
+        check_output(self.config, resume=self.step > 0)
         self.context.barrier()  # all have looked before one writes
         self.task.prepare()
         if self.context.is_main_process:
@@ -165,7 +164,7 @@ class Trainer:
             (self.run / "data_report.txt").write_text(report + "\n", "utf-8")
             tqdm.write(report)
             if self.step == 0:
-                save_frozen(self.run, self.task)
+                save_inputs(self.run, self.task)
             save_config(self.config, self.run / "config.yml")
         self.context.barrier()
 

@@ -15,13 +15,13 @@ from ppvilg.folder import ImageTokenizerConfig, read_config
 from ppvilg.generate.engine import generate_images, generate_texts
 from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
-from ppvilg.model.batch import Batch
+from ppvilg.model.batch import Batch, pad_prompts
 from ppvilg.model.config import vilg_config
 from ppvilg.model.init import draw_weight, init_weights, set_weights
 from ppvilg.model.loss import ReconstructionWeights, vilg_accuracy, vilg_loss
 from ppvilg.model.vilg import Outputs, ViLG
 from ppvilg.pictures import labelled_grid, to_model
-from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer, pad_batch
+from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.fleet import DistributedModel
 from ppvilg.train.image_tokens import image_tokens
@@ -81,7 +81,9 @@ class ViLGTask(Task):
             noisy = with_noise(batch.image, settings.token_noise, self.config.vqgan.codebook.size, generators)
             batch = replace(batch, image_input=noisy)
         if settings.text_drop:
-            batch = drop_prompts(batch, settings.text_drop, self.text_tokenizer.encode(""), generators)
+            pad, length = self.text_tokenizer.pad, batch.prompt.shape[1]
+            empty = pad_prompts([self.text_tokenizer.encode("")], pad, self.model.config, length)
+            batch = drop_prompts(batch, settings.text_drop, empty, generators)
         return batch
 
     def units(self, batch: Batch) -> int:
@@ -180,8 +182,8 @@ class ViLGTask(Task):
         ]
 
     def _batch(self, captions: list[str], source: Source, tokens: np.ndarray, chosen: list[int]) -> Batch:
-        text, text_mask = pad_batch([self._encode(caption) for caption in captions], self.text_tokenizer.pad, _PAD_TO)
-        batch = Batch.plain(text, text_mask, tokens[chosen].astype(np.int64))
+        texts = [self._encode(caption) for caption in captions]
+        batch = Batch.of(texts, tokens[chosen].astype(np.int64), self.text_tokenizer.pad, self.model.config, _PAD_TO)
         if self.reconstruction is None:
             return batch
         return replace(batch, pixel_values=to_model(load_images(source, chosen, self.config.data.image_size)))
@@ -218,12 +220,13 @@ def with_noise(tokens: np.ndarray, most: float, codes: int, generators: list[np.
     return noisy
 
 
-def drop_prompts(batch: Batch, share: float, empty: list[int], generators: list[np.random.Generator]) -> Batch:
-    """The batch with a share of its prompts replaced by the empty text; one generator for each pair."""
+def drop_prompts(
+    batch: Batch, share: float, empty: tuple[np.ndarray, np.ndarray], generators: list[np.random.Generator]
+) -> Batch:
+    """The batch with a share of its prompts replaced by the empty text, ids and mask [1, m]; one generator for each pair."""
     dropped = np.array([generator.random() < share for generator in generators])
     prompt, prompt_mask = batch.prompt.copy(), batch.prompt_mask.copy()
-    prompt[dropped, : len(empty)] = empty
-    prompt_mask[dropped] = np.arange(prompt.shape[1]) < len(empty)
+    prompt[dropped], prompt_mask[dropped] = empty
     return replace(batch, prompt=prompt, prompt_mask=prompt_mask)
 
 

@@ -1,1 +1,1 @@
-"""The image tokenizer (VQGAN): network, codebook, losses, conversion."""
+"""The image tokenizer (VQGAN): network, codebook, losses."""

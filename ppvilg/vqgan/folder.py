@@ -22,3 +22,8 @@ def load_vqgan(folder: str | Path) -> VQGAN:
     model = VQGAN(config.vqgan, config.image_size)
     read_weights(model, folder)
     return model
+
+
+def summary(config: ImageTokenizerConfig) -> str:
+    """A line that says what a tokenizer is, e.g. `f = 16, 16384 codes, 256 pixels`."""
+    return f"f = {config.vqgan.downsampling}, {config.vqgan.codebook.size} codes, {config.image_size} pixels"

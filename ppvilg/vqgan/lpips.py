@@ -35,7 +35,7 @@ def weight_shapes() -> dict[str, list[int]]:
 class LPIPS(nn.Layer):
     """Learned perceptual image patch similarity over VGG16 (Zhang et al. 2018, equation 1; "lin", version 0.1).
 
-    The weights come from a file made by `tools/convert_vqgan.py lpips`. They are constant: they get no gradient and
+    The weights come from a file made by `tools/convert.py lpips`. They are constant: they get no gradient and
     stay out of the state_dict, hence out of checkpoints. Raises `ValueError` if the file can't be read or lacks one.
     """
 

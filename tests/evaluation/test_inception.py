@@ -9,9 +9,10 @@ import paddle
 import pytest
 from safetensors.numpy import save_file
 
+from ppvilg.checkpoint import checksum
+from ppvilg.convert.inception import convert_inception
 from ppvilg.evaluation import inception
-from ppvilg.evaluation.feature_network import shapes
-from ppvilg.evaluation.inception import InceptionV3, convert_inception, load_inception
+from ppvilg.evaluation.inception import InceptionV3, load_inception, weight_shapes
 from tests.helpers import run_tool
 
 
@@ -20,10 +21,6 @@ def image(height, width, seed=0):
     rng = np.random.default_rng(seed)
     smooth = cv2.resize(rng.uniform(0, 255, [5, 5, 3]), (width, height), interpolation=cv2.INTER_CUBIC)
     return np.clip(smooth + rng.normal(0, 10, smooth.shape), 0, 255).astype("uint8")
-
-
-def weight_shapes():
-    return shapes(inception._Network())
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +122,9 @@ def torch_file(weights, tmp_path_factory):
 
 
 def test_conversion(weights, torch_file, tmp_path):
-    done = run_tool("convert_inception", torch_file, "-o", tmp_path / "new" / "inception.safetensors")
+    done = run_tool("convert", "inception", torch_file, "--out", tmp_path / "new" / "inception.safetensors")
     assert done.returncode == 0, done.stderr
-    assert "warning: not the published file" in done.stderr
+    assert "is not the published file" in done.stdout
     from safetensors.numpy import load_file
 
     found = load_file(tmp_path / "new" / "inception.safetensors")
@@ -137,10 +134,8 @@ def test_conversion(weights, torch_file, tmp_path):
 
 
 def test_the_published_file_is_known(torch_file, tmp_path, monkeypatch):
-    from ppvilg.checkpoint import checksum
-
-    monkeypatch.setattr(inception, "_SHA256", checksum(torch_file)[:8])
-    assert convert_inception(torch_file, tmp_path / "inception.safetensors")
+    monkeypatch.setattr("ppvilg.convert.inception._SHA256", checksum(torch_file)[:8])
+    assert "warning" not in convert_inception(torch_file, tmp_path / "inception.safetensors")
 
 
 def test_other_weights_are_refused(torch_file, tmp_path):

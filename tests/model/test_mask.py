@@ -20,6 +20,7 @@ def masks(draw) -> AttentionMask:
         kind=draw(st.sampled_from(KINDS)),
         kernel=draw(st.sampled_from([1, 3, 5, 11])),
         strict_row=draw(st.booleans()),
+        causal_text=draw(st.booleans()),
     )
 
 
@@ -33,7 +34,7 @@ def expected(attention_mask: AttentionMask, query: int, key: int) -> bool:
     if not query_is_source and key > query:
         return False
     if query_is_text:
-        return True
+        return key <= query or not attention_mask.causal_text
     query, key = query - m, key - m
     (qr, qc), (kr, kc) = divmod(query, attention_mask.columns), divmod(key, attention_mask.columns)
     if attention_mask.kind == "row" and to_image and not attention_mask.strict_row:

@@ -43,6 +43,17 @@ PLANS = {
     "dense": AttentionConfig(plan=["dense"], last=None),
     "mixed": AttentionConfig(plan=["convolution", "dense"], last="column", kernel=5),
 }
+ELSEWHERE = {
+    "causal text": {"causal_text": True},
+    "sandwich norm": {"sandwich_norm": True},
+    "head norm": {"head_norm": True},
+    "head bias": {"head_bias": True},
+    "flat positions": {"image_positions": "flat"},
+}
+"""What the models of other projects have."""
+OPTIONS = {name: replace(CONFIG, attention=plan) for name, plan in PLANS.items()}
+OPTIONS |= {name: replace(CONFIG, **option) for name, option in ELSEWHERE.items()}
+OPTIONS["all of them"] = replace(CONFIG, **{key: value for option in ELSEWHERE.values() for key, value in option.items()})
 
 
 def build(config: ViLGConfig = CONFIG) -> ViLG:
@@ -105,10 +116,13 @@ def numpy_forward(model: ViLG, x: np.ndarray, masks: list[np.ndarray]) -> np.nda
             scores = np.where(mask, queries[:, part] @ keys[:, part].T / np.sqrt(8), -np.inf)
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             heads.append(weights / weights.sum(-1, keepdims=True) @ values[:, part])
-        x = x + linear(np.concatenate(heads, -1), f"blocks.{i}.attention.out")
+        attended = linear(np.concatenate(heads, -1), f"blocks.{i}.attention.out")
+        x = x + (norm(attended, f"blocks.{i}.attention_norm") if model.config.sandwich_norm else attended)
         hidden = gelu(linear(norm(x, f"blocks.{i}.norm2"), f"blocks.{i}.mlp.up"))
-        x = x + linear(hidden, f"blocks.{i}.mlp.down")
-    return norm(x, "head.norm")
+        made = linear(hidden, f"blocks.{i}.mlp.down")
+        x = x + (norm(made, f"blocks.{i}.mlp_norm") if model.config.sandwich_norm else made)
+    x = norm(x, "head.norm")
+    return norm(x, "head.logits_norm") if model.config.head_norm else x
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -116,14 +130,18 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_loss_against_numpy(plan):
+@pytest.mark.parametrize("option", OPTIONS)
+def test_loss_against_numpy(option):
     """Each sequence by itself, without its padding and under a dense mask, through a model written in numpy."""
-    model, batch = build(with_plan(plan)), pairs()
+    model, batch = build(OPTIONS[option]), pairs()
     measured = loss(model, batch)
     w = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     slots = np.arange(N)
-    position = w["embedding.row_position.weight"][slots // SIDE] + w["embedding.column_position.weight"][slots % SIDE]
+    if model.config.image_positions == "flat":
+        position = w["embedding.image_position.weight"]
+    else:
+        position = w["embedding.row_position.weight"][slots // SIDE] + w["embedding.column_position.weight"][slots % SIDE]
+    bias = {name: w.get(f"head.{name}.bias", 0) for name in ("image", "text")}
 
     def hidden(direction, ids, codes, segments):
         words = (
@@ -139,11 +157,11 @@ def test_loss_against_numpy(plan):
     for i in range(3):
         prompt = batch.prompt[i].numpy()[: batch.prompt_mask[i].numpy().sum()]
         states = hidden(Direction.TEXT_TO_IMAGE, prompt, batch.image_input[i].numpy(), (0, 3))
-        log_p = log_softmax(states[len(prompt) - 1 : -1] @ w["head.image.weight"])
+        log_p = log_softmax(states[len(prompt) - 1 : -1] @ w["head.image.weight"] + bias["image"])
         image_losses.append(-log_p[slots, batch.image[i].numpy()])
         text = batch.text[i].numpy()[: batch.text_mask[i].numpy().sum()]
         states = hidden(Direction.IMAGE_TO_TEXT, text, batch.image_input[i].numpy(), (1, 2))
-        log_p = log_softmax(states[: len(text) - 1] @ w["head.text.weight"])
+        log_p = log_softmax(states[: len(text) - 1] @ w["head.text.weight"] + bias["text"])
         text_losses.append(-log_p[np.arange(len(text) - 1), text[1:]])
     image_losses, text_losses = np.concatenate(image_losses), np.concatenate(text_losses)
     np.testing.assert_allclose(measured["txt2img"].item(), image_losses.mean(), rtol=1e-5)
@@ -188,11 +206,11 @@ def test_padding_changes_nothing(extra):
     np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-6)
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("direction", Direction)
-def test_decoding_equals_the_full_forward_at_every_step(plan, direction):
+def test_decoding_equals_the_full_forward_at_every_step(option, direction):
     """Two candidates for each of three sources of different lengths; every hidden state of the target."""
-    model, batch = build(with_plan(plan)), pairs()
+    model, batch = build(OPTIONS[option]), pairs()
     to_image = direction is Direction.TEXT_TO_IMAGE
     source, valid = (batch.prompt, batch.prompt_mask) if to_image else (batch.image, paddle.ones([3, N], "bool"))
     targets = paddle.randint(0, 11, [6, N if to_image else M])
@@ -257,7 +275,7 @@ def test_sequences_join_and_leave_as_if_each_were_alone(data):
     paddle.seed(0)
     direction = data.draw(st.sampled_from(list(Direction)))
     to_image = direction is Direction.TEXT_TO_IMAGE
-    model, batch = build(with_plan(data.draw(st.sampled_from(list(PLANS))))), pairs()
+    model, batch = build(OPTIONS[data.draw(st.sampled_from(list(OPTIONS)))]), pairs()
     source, valid = (batch.prompt, batch.prompt_mask) if to_image else (batch.image, paddle.ones([3, N], "bool"))
     length = N if to_image else M
     random = np.random.default_rng(data.draw(st.integers(0, 1000)))
@@ -352,3 +370,26 @@ def test_end_to_end_loss_is_the_one_that_is_minimised():
     error = outputs.pixels.numpy() - batch.pixel_values.numpy()
     expected = plain["loss"].item() + 2 * np.abs(error).mean() + 3 * (error**2).mean()
     np.testing.assert_allclose(both["loss"].item(), expected, rtol=1e-5)
+
+
+def test_a_tied_head_has_no_bias():
+    with pytest.raises(ValueError, match="head_bias"):
+        replace(CONFIG, tie_embeddings=True, head_bias=True)
+
+
+@pytest.mark.parametrize(
+    ("padding", "prompt", "seen"),
+    [
+        ("hidden", [[2, 7, 3, 0], [2, 7, 8, 3]], [3, 4]),
+        ("visible", [[2, 7, 3, 0, 0, 0, 0, 0, 0], [2, 7, 8, 3, 0, 0, 0, 0, 0]], [9, 9]),
+        ("positional", [[2, 7, 3, 17, 18, 19, 20, 21, 22], [2, 7, 8, 3, 18, 19, 20, 21, 22]], [9, 9]),
+    ],
+)
+def test_padding_of_prompts(padding, prompt, seen):
+    """Of the 23 rows of the text table the last 9 belong to the places of positional padding."""
+    batch = Batch.of([[2, 7, 3], [2, 7, 8, 3]], np.zeros((2, N), int), 0, replace(CONFIG, text_padding=padding))
+    np.testing.assert_array_equal(batch.prompt, prompt)
+    np.testing.assert_array_equal(batch.prompt_mask, np.arange(batch.prompt.shape[1]) < np.array(seen)[:, None])
+    np.testing.assert_array_equal(batch.text_mask.sum(1), [3, 4])
+    assert batch.text.shape == batch.prompt.shape
+    assert batch.text[0, :3].tolist() == [2, 7, 3]

@@ -48,6 +48,7 @@ def mask_lists(draw):
             draw(st.sampled_from(KINDS)),
             draw(st.sampled_from([1, 3, 5, 11])),
             draw(st.booleans()),
+            draw(st.booleans()),
         )
         for _ in range(draw(st.integers(1, 3)))
     ]
@@ -126,13 +127,24 @@ def test_an_image_without_text(direction, kind, dtype):
     equal(results(lambda q, k, v: sparse_attention(q, k, v, masks, key_mask), arrays, dtype), expected)
 
 
-@pytest.mark.parametrize("kind", [None, *KINDS])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_text_alone(causal, dtype):
+    arrays, key_mask, _ = drawn([AttentionMask(70, 0, 4, Direction.TEXT_TO_IMAGE)], 2, 2, 8, 0.2, 0)
+    seen = np.ones((70, 70), bool)
+    visible = key_mask.unsqueeze(1) & paddle.to_tensor(np.tril(seen) if causal else seen)
+    expected = results(lambda q, k, v: dense(q, k, v, visible), arrays, "float64")
+    equal(results(lambda q, k, v: sparse_attention(q, k, v, None, key_mask, causal), arrays, dtype), expected)
+
+
+@pytest.mark.parametrize("kind", [None, "causal", *KINDS])
 def test_in_a_program_with_an_open_batch(kind):
     """Without masks with an open length, too."""
+    causal, kind = kind == "causal", None if kind == "causal" else kind
     masks = None if kind is None else [AttentionMask(0, 6, 4, Direction.IMAGE_TO_TEXT, kind, kernel=3)]
     x = np.random.default_rng(0).standard_normal([2, 24, 2, 8]).astype("float32")
     key_mask = np.random.default_rng(1).random([2, 24]) > 0.2
-    expected = sparse_attention(*[paddle.to_tensor(x)] * 3, masks, paddle.to_tensor(key_mask)).numpy()
+    expected = sparse_attention(*[paddle.to_tensor(x)] * 3, masks, paddle.to_tensor(key_mask), causal).numpy()
     paddle.enable_static()
     try:
         program = paddle.static.Program()
@@ -140,7 +152,7 @@ def test_in_a_program_with_an_open_batch(kind):
             length = -1 if kind is None else 24
             given_x = paddle.static.data("x", [-1, length, 2, 8], "float32")
             given_mask = paddle.static.data("key_mask", [-1, length], "bool")
-            found = sparse_attention(given_x, given_x, given_x, masks, given_mask)
+            found = sparse_attention(given_x, given_x, given_x, masks, given_mask, causal)
             executor = paddle.static.Executor(paddle.CPUPlace())
             (traced,) = executor.run(program, feed={"x": x, "key_mask": key_mask}, fetch_list=[found])
     finally:

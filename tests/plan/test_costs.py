@@ -30,6 +30,8 @@ from tests.helpers import run_tool
 DENSE = ["transformer.attention.plan=[dense]", "transformer.attention.last=null"]
 COLUMN = ["transformer.attention.plan=[column]", "transformer.attention.last=null"]
 ONE = ["transformer.layers=2", "train.batch_size=1", "train.gradient_accumulation_steps=1"]
+ELSEWHERE = [f"transformer.{key}=true" for key in ("causal_text", "sandwich_norm", "head_norm", "head_bias")]
+ELSEWHERE += ["transformer.image_positions=flat", "text.padding=positional"]
 NO_VOCABULARY = ["vqgan.codebook.size=128", "text.vocabulary_size=100"]
 
 
@@ -133,6 +135,7 @@ def test_mp_shares_out_matrices_and_tables_and_nothing_else():
         ("emoji", ["train.batch_size=8"]),
         ("emoji", ["train.batch_size=8", "transformer.dropout=0.1", "text.embedding_width=100"]),
         ("emoji", ["transformer.heads=16", "data.image_size=128", "train.batch_size=2"]),
+        ("emoji", ["train.batch_size=8", *ELSEWHERE]),
         pytest.param("small", [*ONE, *NO_VOCABULARY, *DENSE], marks=pytest.mark.slow),
         pytest.param("small", [*ONE, *NO_VOCABULARY, *COLUMN], marks=pytest.mark.slow),
         pytest.param("small", [*ONE, "transformer.layers=1"], marks=pytest.mark.slow),

@@ -101,6 +101,17 @@ def test_a_run_a_saved_model_an_export_and_a_server_draw_the_same(frozen, tmp_pa
     assert pipe.caption(images[0]) == exported.caption(images[0])
 
 
+def test_a_run_goes_on_without_the_folder_that_its_encoder_came_from(frozen, config_file, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(frozen, run)
+    shutil.rmtree(checkpoints(run)[-1])
+    assert train(load_config(config_file, [f"train.output={run}"]), resume=True)
+    np.testing.assert_equal(*(CheckpointReader(checkpoints(path)[-1], "model").all() for path in (run, frozen)))
+    assert (run / "config.yml").read_text().replace(str(run), "") == (frozen / "config.yml").read_text().replace(
+        str(frozen), ""
+    )
+
+
 def test_it_is_taken_from_a_run_that_has_one_else_new(frozen, config_file, tiny_data, tiny_runs, tmp_path):
     known = (tiny_data / "vocab.txt").read_text("utf-8").split()
     tokens = [*known[:5], "新", *reversed(known[5:])]

@@ -47,7 +47,8 @@ def test_targets_stay_clean_and_noise_repeats(tiny_configs, tiny_runs):
 def test_dropped_texts_are_empty_and_only_prompts():
     text = np.tile([2, 7, 8, 9, 3], (4000, 1))
     batch = Batch.plain(text, np.ones(text.shape, bool), np.zeros((4000, 4), int))
-    made = drop_prompts(batch, 0.2, [2, 3], [np.random.default_rng(i) for i in range(4000)])
+    empty = np.array([[2, 3, 0, 0, 0]]), np.array([[True, True, False, False, False]])
+    made = drop_prompts(batch, 0.2, empty, [np.random.default_rng(i) for i in range(4000)])
     dropped = made.prompt_mask.sum(1) == 2
     assert dropped.mean() == pytest.approx(0.2, abs=0.03)
     assert (made.prompt[dropped][:, :2] == [2, 3]).all()

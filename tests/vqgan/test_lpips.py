@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ppvilg.config import VQGANLossConfig
-from ppvilg.vqgan.convert import convert_lpips
+from ppvilg.convert.lpips import convert_lpips
 from ppvilg.vqgan.loss import VQGANLoss
 from ppvilg.vqgan.lpips import LPIPS, weight_shapes
 from ppvilg.vqgan.quantizer import Quantized

@@ -2,12 +2,11 @@
 
 import copy
 import json
-import sys
 
 import pytest
 
+from ppvilg.convert.taming import taming_config
 from ppvilg.folder import ImageTokenizerConfig, read_config, write_config
-from ppvilg.vqgan.convert import read_torch, taming_config
 
 NETWORK = {
     "double_z": False,
@@ -73,9 +72,3 @@ def test_other_yaml_is_refused(tmp_path):
         taming_config(tmp_path / "bad.yaml")
     with pytest.raises(ValueError, match="cannot read"):
         taming_config(tmp_path / "none.yaml")
-
-
-def test_without_torch_the_error_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match=r"pip install -r requirements-convert\.txt"):
-        read_torch(tmp_path / "x.ckpt")

@@ -1,16 +1,13 @@
 """Parity with taming-transformers: same ids, same reconstructions, from converted checkpoints."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
 
+from ppvilg.convert.taming import convert_taming
 from ppvilg.folder import ImageTokenizerConfig, read_config
-from ppvilg.vqgan.convert import convert_taming, read_torch, taming_config
 from ppvilg.vqgan.folder import load_vqgan
 
 torch = pytest.importorskip("torch")
@@ -106,41 +103,6 @@ def test_same_ids_and_images_at_full_size(tmp_path, gumbel, network, size):
     assert_parity(tmp_path, write_original(tmp_path, gumbel, network, 256, size), side=256, batch=1)
 
 
-class ModelCheckpoint:
-    """Stands for Lightning's own classes in a checkpoint; reading it must not build one."""
-
-    def __init__(self, *_):
-        raise AssertionError("the checkpoint's code was run")
-
-
-class AttributeDict(dict):
-    pass
-
-
-def test_lightning_objects_in_a_checkpoint_are_passed_over(tmp_path):
-    extra = {"callbacks": {ModelCheckpoint: {"best": 1.0}}, "path": Path("x")}
-    write_original(tmp_path, False, SMALL, dim=24, size=64, **extra)
-    with pytest.raises(Exception, match="weights_only"):
-        torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert "encoder.conv_in.weight" in read_torch(tmp_path / "last.ckpt")
-
-
-def test_objects_without_a_stand_in_are_named(tmp_path):
-    torch.save({"state_dict": {"w": torch.zeros(1)}, "hyper_parameters": AttributeDict(a=1)}, tmp_path / "x.ckpt")
-    with pytest.raises(ValueError, match=r"x\.ckpt can't be read .* from .*AttributeDict; if you trust it, save its"):
-        read_torch(tmp_path / "x.ckpt")
-
-
-class Attack:
-    def __reduce__(self):
-        return exec, ("raise AssertionError('the checkpoint's code was run')",)
-
-
-def test_code_in_a_checkpoint_is_not_run(tmp_path):
-    torch.save({"state_dict": {"w": torch.zeros(1)}, "x": Attack()}, tmp_path / "x.ckpt")
-    assert list(read_torch(tmp_path / "x.ckpt")) == ["w"]
-
-
 def test_weights_that_do_not_fit_the_yaml(tmp_path):
     original = write_original(tmp_path, False, SMALL, dim=24, size=64)
 
@@ -159,33 +121,3 @@ def test_weights_that_do_not_fit_the_yaml(tmp_path):
     with pytest.raises(ValueError, match="holds no state_dict"):
         convert([1, 2])
     assert not (tmp_path / "out").exists()
-
-
-def test_files_that_are_no_checkpoints(tmp_path):
-    with pytest.raises(ValueError, match="cannot read"):
-        read_torch(tmp_path / "none.ckpt")
-    (tmp_path / "text.ckpt").write_text("hello")
-    with pytest.raises(ValueError, match=r"text\.ckpt is not a torch checkpoint, or is damaged"):
-        read_torch(tmp_path / "text.ckpt")
-
-
-def test_checkpoints_of_old_torch(tmp_path):
-    torch.save({"w": torch.ones(2)}, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
-    np.testing.assert_array_equal(read_torch(tmp_path / "x.pth")["w"], [1, 1])
-
-
-def test_the_tool(tmp_path):
-    write_original(tmp_path, False, SMALL, dim=24, size=64)
-    tool = [sys.executable, Path(__file__).parents[2] / "tools" / "convert_vqgan.py", "taming"]
-    arguments = [tmp_path / "last.ckpt", tmp_path / "model.yaml", tmp_path / "out"]
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([*tool, *arguments], capture_output=True, text=True, env=environment)
-    assert (done.returncode, "f = 4, 64 codes, 32 pixels" in done.stdout) == (0, True), done.stderr
-    arguments[0] = tmp_path / "none.ckpt"
-    done = subprocess.run([*tool, *arguments], capture_output=True, text=True, env=environment)
-    assert (done.returncode, done.stderr.splitlines()[-1].startswith("error: cannot read")) == (2, True)
-
-
-def test_yaml_errors_without_torch(tmp_path):
-    with pytest.raises(ValueError, match="cannot read"):
-        taming_config(tmp_path / "none.yaml")

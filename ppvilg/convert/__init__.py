@@ -1,0 +1,17 @@
+"""Weights that others have published, made into folders and files that ppvilg reads: one function for each kind.
+
+A function takes the paths that it reads, in the order of the command line, and `out`, which it writes; it returns what to
+print. Its docstring's first line is the help of the tool (tools/convert.py).
+"""
+
+from ppvilg.convert.inception import convert_inception
+from ppvilg.convert.llamagen import convert_llamagen
+from ppvilg.convert.lpips import convert_lpips
+from ppvilg.convert.taming import convert_taming
+
+KINDS = {
+    "taming": convert_taming,
+    "llamagen": convert_llamagen,
+    "lpips": convert_lpips,
+    "inception": convert_inception,
+}
