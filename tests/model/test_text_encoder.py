@@ -1,5 +1,7 @@
 """The text encoder: PaddleNLP's ERNIE itself, in the place of the source text's embeddings, and nowhere else."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,3 +173,8 @@ def test_the_vocabulary_has_to_be_the_texts(ernie, tmp_path):
         check_vocabulary(TextEncoderConfig(str(tmp_path / "nothing"), sizes=SIZES), own)
     with pytest.raises(ValueError, match=r"vocab_size is 22, but text\.vocabulary has 23: give at least that many"):
         check_vocabulary(TextEncoderConfig(sizes=replace(SIZES, vocab_size=22)), own)
+
+
+def test_only_models_with_one_load_paddlenlp():
+    code = "import sys, ppvilg.pipeline, ppvilg.train.vilg, ppvilg.train.fleet; sys.exit('paddlenlp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,6 +1,8 @@
 """Runs with a text encoder: what is trained and how fast, and that a trained model needs no PaddleNLP folder."""
 
+import base64
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import yaml
 from ppvilg import ViLGPipeline
 from ppvilg.checkpoint import CheckpointReader, checkpoints, weights_reader
 from ppvilg.config import load_config
+from ppvilg.data.images import load_image
 from ppvilg.ernie import ernie_weights
 from ppvilg.export.write import write_export
 from ppvilg.train import train
@@ -93,11 +96,11 @@ def test_a_run_a_saved_model_an_export_and_a_server_draw_the_same(frozen, tmp_pa
     np.testing.assert_array_equal(images[0], images[1])
     np.testing.assert_array_equal(images[0], images[2])
     requests = [{"prompt": prompt, "n": 2, "seed": 3, "guidance": 2.0} for prompt in PROMPTS]
-    answers = []
     for served in (pipe, exported):
-        with serving(served, capacity=5) as running:
-            answers.append([running.client.post("/v1/images", json=request).json()["data"] for request in requests])
-    assert answers[0] == answers[1]
+        with serving(served, capacity=10) as running, ThreadPoolExecutor(len(requests)) as threads:
+            answers = list(threads.map(lambda request: running.client.post("/v1/images", json=request).json(), requests))
+        drawn = [load_image(base64.b64decode(data["b64_json"]), 16) for answer in answers for data in answer["data"]]
+        np.testing.assert_array_equal(drawn, images[0])
     assert pipe.caption(images[0]) == exported.caption(images[0])
 
 
