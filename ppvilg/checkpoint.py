@@ -71,11 +71,12 @@ class ShardedTensor:
 class CheckpointReader:
     """The tensors of one name in a checkpoint's folder, whatever number of processes wrote them; read part by part.
 
-    Raises `ValueError` where a file is missing or damaged.
+    `prefix`: what the names of the wanted tensors begin with in the files. Raises `ValueError` where a file is missing or
+    damaged.
     """
 
-    def __init__(self, folder: Path, name: str):
-        self.title = str(folder / name)
+    def __init__(self, folder: Path, name: str, prefix: str = ""):
+        self.title, self._prefix = str(folder / name), prefix
         # By (offset, shape), because some parts are written by several processes.
         self._parts: dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], Path]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -84,10 +85,12 @@ class CheckpointReader:
             with _open(path) as file:
                 split = json.loads((file.metadata() or {}).get(_SPLIT, "{}"))
                 for key in file.keys():  # noqa: SIM118, it is no mapping
-                    own = file.get_slice(key).get_shape()
+                    if not key.startswith(prefix):
+                        continue
+                    own, short = file.get_slice(key).get_shape(), key.removeprefix(prefix)
                     offset, shape = split.get(key, ([0] * len(own), own))
-                    self._parts.setdefault(key, {}).setdefault((tuple(offset), tuple(own)), path)
-                    self.shapes[key] = tuple(shape)
+                    self._parts.setdefault(short, {}).setdefault((tuple(offset), tuple(own)), path)
+                    self.shapes[short] = tuple(shape)
 
     def read(self, key: str, offset: tuple[int, ...] | None = None, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """The tensor, or its part of a shape from an offset on."""
@@ -103,7 +106,8 @@ class CheckpointReader:
                 continue
             inside = tuple(slice(low - f, high - f) for (low, high), f in zip(ranges, first, strict=True))
             with _open(path) as file:
-                part = file.get_slice(key)[inside] if inside else file.get_tensor(key)
+                stored = self._prefix + key
+                part = file.get_slice(stored)[inside] if inside else file.get_tensor(stored)
             found = np.empty(shape, part.dtype) if found is None else found
             found[tuple(slice(low - o, high - o) for (low, high), o in zip(ranges, offset, strict=True))] = part
             missing -= part.size

@@ -9,6 +9,7 @@ from paddle.nn import functional as F
 
 from ppvilg.folder import ScorerConfig, new_folder, read_config, read_weights, write_model
 from ppvilg.model.dual_encoder import DualEncoder
+from ppvilg.options import check_texts
 from ppvilg.pictures import to_model
 from ppvilg.text import TextTokenizer, cut, pad_batch, saved_text_tokenizer
 
@@ -65,16 +66,18 @@ class DualEncoderScorer:
 
     @paddle.no_grad()
     def embed_images(self, images: np.ndarray) -> np.ndarray:
-        """As a `Scorer`; raises `ValueError` for images of another size than the model's."""
+        """As a `Scorer`; raises `ValueError` for no images, and for images of another size than the model's."""
         size = self.config.dual_encoder.image_size
-        if images.shape[1:] != (size, size, 3):
-            raise ValueError(f"the dual encoder reads images of {size}x{size} pixels, not {list(images.shape[1:])}")
+        if np.shape(images)[1:] != (size, size, 3) or not len(images):
+            shape = list(np.shape(images))
+            raise ValueError(f"the dual encoder reads images [N, {size}, {size}, 3], at least one, not {shape}")
         batches = (images[first : first + _BATCH] for first in range(0, len(images), _BATCH))
         return np.concatenate([self.model.embed_image(paddle.to_tensor(to_model(batch))).numpy() for batch in batches])
 
     @paddle.no_grad()
     def embed_texts(self, texts: list[str]) -> np.ndarray:
-        """As a `Scorer`; longer texts are truncated."""
+        """As a `Scorer`; longer texts are truncated. Raises `ValueError` for no texts, and for empty ones."""
+        texts = check_texts("texts", texts)
         longest, pad = self.config.dual_encoder.max_text_length, self.text_tokenizer.pad
         embeddings = []
         for first in range(0, len(texts), _BATCH):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ppvilg.options import check_count
+from ppvilg.options import check_count, check_texts
 from ppvilg.pipeline import ViLGPipeline
 from ppvilg.text import styled
 
@@ -42,14 +42,18 @@ class ErnieVilG:
         `style` is one of the model's `text.styles`; `resolution` may name the model's own, e.g. 64*64. Without a seed every
         call draws others. Raises `ValueError` for an unknown style, another resolution, and prompts the model cannot read.
         """
-        prompts = [text_prompts] if isinstance(text_prompts, str) else text_prompts
+        prompts = check_texts("text_prompts", text_prompts)
         check_count("topk", topk, 1)
+        folder = Path(output_dir)
+        if visualization and folder.exists() and not folder.is_dir():
+            raise ValueError(f"output_dir is {folder}, which is a file: give a folder")
         config = self.pipeline.config
         check_resolution(resolution, config.image_size)
+        self.pipeline.check_known(prompts)
         texts = [hub_styled(prompt, style, config.styles) for prompt in prompts]
         images = self.pipeline(texts, topk, seed=secrets.randbelow(2**31) if seed is None else seed).images
         if visualization:
-            folder, saved = Path(output_dir), Counter()
+            saved = Counter()
             folder.mkdir(parents=True, exist_ok=True)
             for i, image in enumerate(images):
                 name = _file_name(prompts[i // topk])
@@ -66,7 +70,7 @@ def hub_styled(prompt: str, style: str | None, styles: dict[str, dict[str, str]]
 def check_resolution(resolution: str | None, size: int) -> None:
     """Raise `ValueError` for another resolution than the model's `size` x `size`."""
     if resolution not in (None, f"{size}*{size}"):
-        raise ValueError(f"resolution is {resolution[:40]!r}: this model writes {size}*{size}")
+        raise ValueError(f"resolution is {str(resolution)[:40]!r}: this model writes {size}*{size}")
 
 
 def _file_name(text: str) -> str:

@@ -24,13 +24,14 @@ def from_model(pictures: np.ndarray) -> np.ndarray:
 
 
 def check_picture(picture: np.ndarray) -> None:
-    """Raise `ValueError` if a picture is not uint8 [H, W, 3]."""
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+    """Raise `ValueError` if a picture is not uint8 [H, W, 3] with at least one pixel."""
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
         raise ValueError(f"a picture is {picture.dtype} {list(picture.shape)}: expected uint8 [H, W, 3]")
 
 
 def save_png(picture: np.ndarray, path: Path) -> None:
     """Write uint8 RGB [H, W, 3] under a temporary name and rename it."""
+    check_picture(picture)
     encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
     write_whole(path, encoded.tobytes())
 

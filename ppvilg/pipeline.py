@@ -6,6 +6,7 @@ images = pipe("Noto风格的红苹果", num_images_per_prompt=4, guidance_scale=
 captions = pipe.caption(images)                                                         # for each image a list of strings
 """
 
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,16 @@ from ppvilg.config import Precision
 from ppvilg.data.images import load_image
 from ppvilg.dual_encoder import DualEncoderScorer, Scorer, load_scorer, rerank, scores
 from ppvilg.export.folder import is_export, load_export
-from ppvilg.folder import PipelineConfig, new_folder, read_config, read_model, write_model
+from ppvilg.folder import PipelineConfig, base_file, new_folder, read_config, read_model, write_model
 from ppvilg.generate.beam_search import beam_search
 from ppvilg.generate.engine import GenerativeModel, generate_images, generate_texts
 from ppvilg.generate.images import ImageDecoder, decode_images
 from ppvilg.generate.sampling import Sampling
+from ppvilg.lora import apply_adapter
 from ppvilg.model.vilg import ViLG
-from ppvilg.options import CaptionOptions, ImageOptions, check_count
+from ppvilg.options import CaptionOptions, ImageOptions, check_count, check_number, check_texts
 from ppvilg.pictures import to_model
-from ppvilg.text import TextTokenizer, encode_prompt, saved_text_tokenizer
+from ppvilg.text import TextTokenizer, check_known, encode_prompt, saved_text_tokenizer
 from ppvilg.vqgan.folder import load_vqgan, save_vqgan
 from ppvilg.vqgan.model import VQGAN
 
@@ -74,15 +76,22 @@ class ViLGPipeline:
         folder: str | Path,
         dual_encoder: str | Path | Scorer | None = None,
         precision: Precision | Literal["auto"] = "auto",
+        lora: str | Path | None = None,
+        lora_scale: float = 1.0,
     ) -> "ViLGPipeline":
         """Read a model folder, a training run (the averaged weights of its newest checkpoint) or an export.
 
         `dual_encoder` is a folder too, the name of an ErnieViL, or a scorer. `precision` is the transformer's: auto is what its
-        file has, on a CPU fp32, since Paddle computes with nothing else there; the image tokenizer always has fp32. Raises
-        `ValueError` for a folder that is missing, incomplete, damaged, or of another kind of model, and for a precision that
-        the device does not compute with.
+        file has, on a CPU fp32, since Paddle computes with nothing else there; the image tokenizer always has fp32. `lora` is
+        an adapter's folder, whose updates are added to the weights with the strength `lora_scale`: 0 leaves the model as it is,
+        1 is what was trained. A run that has trained an adapter is read with it.
+
+        Raises `ValueError` for a folder that is missing, incomplete, damaged, or of another kind of model, for a precision that
+        the device does not compute with, and for an adapter that belongs to another model.
         """
         folder = Path(folder)
+        check_number("lora_scale", lora_scale)
+        _check_lora(folder, lora, lora_scale)
         if isinstance(dual_encoder, str | Path):
             dual_encoder = load_scorer(dual_encoder)
         if is_export(folder):
@@ -92,7 +101,9 @@ class ViLGPipeline:
         config = read_config(folder, PipelineConfig)
         vqgan = load_vqgan(folder / "tokenizer")
         text_tokenizer = saved_text_tokenizer(folder, config.text_tokenizer, config.transformer.text_vocab_size)
-        model = read_model(lambda: ViLG(config.transformer), folder, precision)
+        model = read_model(lambda: ViLG(config.transformer), folder, precision, lora_scale)
+        if lora is not None:
+            apply_adapter(model, lora, lora_scale)
         return cls(model, vqgan, text_tokenizer, config, dual_encoder)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -185,30 +196,37 @@ class ViLGPipeline:
             seed=seed,
             generator=generator,
         )
+        self.check_captions()
         tokens, tokenizer, longest = self.encode_images(images), self.text_tokenizer, self.config.transformer.max_text_length
         seeds, sampling = options.seeds(num_captions), Sampling(temperature, top_k, top_p)
-        batch_size = max(1, _BATCH // max(num_captions, num_beams))
-        captions: list[str] = []
-        for first in range(0, len(tokens), batch_size):
-            batch = tokens[first : first + batch_size]
-            if num_beams > 1:
-                texts = beam_search(self.model, batch, tokenizer, longest, num_beams, length_penalty)
-            else:
-                texts = generate_texts(self.model, batch, tokenizer, longest, seeds * len(batch), sampling)
-            captions += [tokenizer.decode(ids) for ids in texts]
+        texts: list[list[int]] = []
+        if num_beams > 1:
+            size = max(1, _BATCH // num_beams)
+            for batch in (tokens[first : first + size] for first in range(0, len(tokens), size)):
+                texts += beam_search(self.model, batch, tokenizer, longest, num_beams, length_penalty)
+        else:
+            for some, own_seeds in _batches(list(tokens), seeds):
+                texts += generate_texts(self.model, np.stack(some), tokenizer, longest, own_seeds, sampling)
+        captions = [tokenizer.decode(ids) for ids in texts]
         return [captions[i : i + num_captions] for i in range(0, len(captions), num_captions)]
 
     def score(self, images: Images, texts: str | Sequence[str]) -> np.ndarray:
         """How well each image fits its text, or all the one text: float32 [N] in [0, 1]. Needs a dual encoder."""
-        arrays, texts = self._load_images(images), _texts("texts", texts)
+        arrays, texts = self._load_images(images), check_texts("texts", texts)
         texts = texts * len(arrays) if len(texts) == 1 else texts
         if len(texts) != len(arrays):
             raise ValueError(f"texts has {len(texts)} texts for {len(arrays)} images: give each image its text")
         return scores(self._scorer(), np.stack(arrays), texts)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+    def encode_prompts(self, prompts: str | Sequence[str]) -> list[list[int]]:
         """Token ids; raises `ValueError` for an empty or overlong prompt."""
-        return [encode_prompt(self.text_tokenizer, text, self.config.transformer.max_text_length) for text in prompts]
+        longest = self.config.transformer.max_text_length
+        return [encode_prompt(self.text_tokenizer, text, longest) for text in check_texts("prompt", prompts)]
+
+    def check_known(self, prompts: str | Sequence[str]) -> list[str]:
+        """Raise `ValueError` for a prompt of which nothing is in the vocabulary; returns warnings of those that are in part."""
+        checked = [check_known(self.text_tokenizer, text) for text in check_texts("prompt", prompts)]
+        return [warning for warning in checked if warning]
 
     def encode_images(self, images: Images) -> np.ndarray:
         """Image tokens int64 [N, n]."""
@@ -219,12 +237,19 @@ class ViLGPipeline:
         return np.concatenate(tokens)
 
     def check_supported(self, guidance_scale: float, decoder: ImageDecoder) -> None:
-        """Raise `ValueError` for a guidance or a decoder that the model was not trained for."""
+        """Raise `ValueError` for images, a guidance or a decoder that the model was not trained for."""
+        if not self.config.draws_images:
+            raise ValueError("this model was trained to write texts of images only: it draws none")
         if decoder == "hidden" and self.model.reconstructor is None:
             raise ValueError("decoder is 'hidden', but this model has no reconstructor: use 'codebook'")
         if guidance_scale != 1 and not self.config.classifier_free_guidance:
             why = "this model was trained without text_drop and knows no empty text"
             raise ValueError(f"guidance_scale is {guidance_scale}, but {why}: use 1")
+
+    def check_captions(self) -> None:
+        """Raise `ValueError` for a model that was not trained to write texts."""
+        if not self.config.writes_texts:
+            raise ValueError("this model was trained to draw images of texts only: it writes no captions")
 
     def _generate(
         self, prompt: str | Sequence[str], options: ImageOptions, every: int, prefix_tokens: np.ndarray | None = None
@@ -232,7 +257,8 @@ class ViLGPipeline:
         """The number of tokens and the images so far, after each `every` tokens (0: never) and at the end."""
         self.check_supported(options.guidance_scale, options.decoder)
         scorer = None if options.num_candidates is None else self._scorer()
-        prompts = _texts("prompt", prompt)
+        prompts = check_texts("prompt", prompt)
+        self.check_known(prompts)
         texts, n = self.encode_prompts(prompts), self.config.transformer.image_length
         count = options.num_candidates or options.num_images_per_prompt
         seeds = options.seeds(count)
@@ -270,31 +296,34 @@ class ViLGPipeline:
         if isinstance(images, ImageInput) and not (isinstance(images, np.ndarray) and images.ndim == 4):
             images = [images]
         if not isinstance(images, Sequence | np.ndarray) or not len(images):
-            raise ValueError(f"images is {images!r}: give an image, or a list of at least one")
+            raise ValueError(f"images is {reprlib.repr(images)}: give an image, or a list of at least one")
         return [load_image(image, self.config.image_size) for image in images]
 
 
-def _batches(texts: list[list[int]], seeds: list[int]) -> Iterator[tuple[list[list[int]], list[int]]]:
-    """The texts and seeds that are generated together, at most `_BATCH` sequences, in the order of the texts; every text has
-    all the seeds."""
+def _check_lora(folder: Path, lora: str | Path | None, scale: float) -> None:
+    """Raise `ValueError` for a model that takes no adapter, and for the strength of none."""
+    if lora is not None and is_export(folder):
+        raise ValueError(f"{folder} is an export, whose weights are final: export the model with --lora")
+    if lora is not None and base_file(folder) is not None:
+        how = "give the model that it started from, or merge the run with tools/merge_checkpoint.py"
+        raise ValueError(f"{folder} is a run that has trained an adapter of its own: {how}")
+    if scale != 1 and lora is None and base_file(folder) is None:
+        raise ValueError(f"lora_scale is {scale}, but {folder} has no adapter: give one, lora")
+
+
+def _batches(prompts: list, seeds: list[int]) -> Iterator[tuple[list, list[int]]]:
+    """The prompts and seeds that are generated together, at most `_BATCH` sequences, in the order of the prompts; every prompt
+    has all the seeds."""
     if len(seeds) >= _BATCH:
-        for text in texts:
+        for prompt in prompts:
             for first in range(0, len(seeds), _BATCH):
-                yield [text], seeds[first : first + _BATCH]
+                yield [prompt], seeds[first : first + _BATCH]
     else:
         size = _BATCH // len(seeds)
-        for first in range(0, len(texts), size):
-            some = texts[first : first + size]
+        for first in range(0, len(prompts), size):
+            some = prompts[first : first + size]
             yield some, seeds * len(some)
 
 
 def _converted(images: list[np.ndarray], output_type: str) -> list:
     return [Image.fromarray(image) for image in images] if output_type == "pil" else list(images)
-
-
-def _texts(name: str, texts: str | Sequence[str]) -> list[str]:
-    """A list of at least one text."""
-    found = [texts] if isinstance(texts, str) else texts
-    if not isinstance(found, Sequence) or not found or not all(isinstance(text, str) for text in found):
-        raise ValueError(f"{name} is {texts!r}: expected a text, or a list of at least one")
-    return list(found)

@@ -1,14 +1,16 @@
-"""Text <-> token ids: ERNIE's tokenizer, or a sentencepiece model."""
+"""Text <-> token ids: ERNIE's tokenizer, a sentencepiece model, or one of YouTokenToMe."""
 
 import re
 import shutil
 import unicodedata
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from ppvilg.config import TextTokenizerConfig
+from ppvilg.config import TextTokenizerConfig, TokenizerKind
+from ppvilg.options import check_texts
+from ppvilg.yttm import YttmText
 
 
 class TextTokenizer(Protocol):
@@ -21,9 +23,11 @@ class TextTokenizer(Protocol):
     pad: int
     begin: int
     end: int
+    unknown: int
+    """Stands for what is not in the vocabulary."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, begin and end tokens included."""
+        """Token ids, with begin and end tokens where the tokenizer has them."""
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, special tokens left out."""
@@ -44,7 +48,7 @@ class ErnieText:
         file = path / "vocab.txt" if path.is_dir() else path
         if file.is_file():
             self.tokens = file.read_text("utf-8").removesuffix("\n").split("\n")
-        elif path.is_dir() or path.suffix:
+        elif path.is_dir() or path.suffix == ".txt":
             raise ValueError(f"text.vocabulary: no vocab.txt at {path}; give the file, its folder or an ERNIE model's name")
         else:
             self.tokens = _download(vocabulary)
@@ -52,7 +56,7 @@ class ErnieText:
         if missing := [token for token in _SPECIAL if token not in ids]:
             raise ValueError(f"text.vocabulary: {vocabulary} has no {missing[0]}: give an ERNIE vocabulary")
         self.size = len(self.tokens)
-        self.pad, self.begin, self.end = ids["[PAD]"], ids["[CLS]"], ids["[SEP]"]
+        self.pad, self.begin, self.end, self.unknown = (ids[token] for token in _SPECIAL)
         self._word_piece = _word_piece(ids)
 
     def encode(self, text: str) -> list[int]:
@@ -71,6 +75,14 @@ class ErnieText:
         """Writes vocab.txt."""
         (folder / "vocab.txt").write_text("\n".join(self.tokens) + "\n", "utf-8")
         return "vocab.txt"
+
+
+class WordPieceText(ErnieText):
+    """The same without begin and end tokens around a text; gives the ids of PaddleNLP's ArtistTokenizer, less its offset."""
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens alone."""
+        return super().encode(text)[1:-1]
 
 
 _SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
@@ -106,7 +118,8 @@ def _download(name: str) -> list[str]:
     except Exception as error:  # the hub clients raise whatever their transport does
         raise ValueError(
             f"text.vocabulary: {name!r} is no file or folder here, and no ERNIE model of that name could be downloaded "
-            f"({type(error).__name__})"
+            f"({type(error).__name__}): give its vocab.txt or the folder with it, or go without ERNIE, with a vocabulary of "
+            f"your own (tools/build_vocabulary.py) and -o text.embeddings=null"
         ) from None
     return [vocabulary.to_tokens(i) for i in range(len(vocabulary))]
 
@@ -127,6 +140,7 @@ class SentencePieceText:
             raise ValueError(f"text.vocabulary: {vocabulary} has no begin or end token; train it with bos_id and eos_id")
         # A model may have no pad piece; padding is masked everywhere, so any id serves.
         self.pad = max(self._model.pad_id(), 0)
+        self.unknown = self._model.unk_id()
         self.size = self._model.get_piece_size()
         self.tokens = [self._model.id_to_piece(i) for i in range(self.size)]
 
@@ -144,22 +158,26 @@ class SentencePieceText:
         return "text.model"
 
 
+_KINDS = {"ernie": ErnieText, "wordpiece": WordPieceText, "sentencepiece": SentencePieceText, "yttm": YttmText}
+
+
 def load_text_tokenizer(config: TextTokenizerConfig) -> TextTokenizer:
     """The tokenizer that a config names.
 
     Raises `ValueError` where it cannot be had or has more tokens than the text table has rows.
     """
-    kind = ErnieText if config.tokenizer == "ernie" else SentencePieceText
-    tokenizer = kind(config.vocabulary)
-    if tokenizer.size > config.vocabulary_size:
+    tokenizer = _KINDS[config.tokenizer](config.vocabulary)
+    if tokenizer.size > config.token_rows:
+        padding = config.vocabulary_size - config.token_rows
+        more = f" and {padding} padding tokens" if padding else ""
         raise ValueError(
-            f"text.vocabulary_size is {config.vocabulary_size}, but {config.vocabulary} has {tokenizer.size} tokens: "
-            f"give at least that many"
+            f"text.vocabulary_size is {config.vocabulary_size}, but {config.vocabulary} has {tokenizer.size} tokens{more}: "
+            f"give at least {'their sum' if padding else 'that many'}"
         )
     return tokenizer
 
 
-def saved_text_tokenizer(folder: Path, kind: Literal["ernie", "sentencepiece"], vocab_size: int) -> TextTokenizer:
+def saved_text_tokenizer(folder: Path, kind: TokenizerKind, vocab_size: int) -> TextTokenizer:
     """The tokenizer that `save` put into a model's folder, which may have at most `vocab_size` tokens."""
     vocabulary = next((folder / "text").glob("*"), None)
     if vocabulary is None:
@@ -169,15 +187,26 @@ def saved_text_tokenizer(folder: Path, kind: Literal["ernie", "sentencepiece"], 
 
 def encode_prompt(tokenizer: TextTokenizer, text: str, max_length: int) -> list[int]:
     """Token ids of a prompt; an empty or overlong one is a `ValueError`."""
-    if not text.strip():
-        raise ValueError("the text is empty: give a few words, e.g. 一个红苹果")
+    check_texts("prompt", text)
     ids = tokenizer.encode(text)
     if len(ids) > max_length:
-        raise ValueError(
-            f"the text {text[:30] + '…' if len(text) > 30 else text!r} has {len(ids) - 2} tokens, but the model reads at "
-            f"most {max_length - 2}: shorten it"
-        )
+        around = len(tokenizer.encode(""))
+        found, most = len(ids) - around, max_length - around
+        raise ValueError(f"the text {_shown(text)} has {found} tokens, but the model reads at most {most}: shorten it")
     return ids
+
+
+def check_known(tokenizer: TextTokenizer, text: str) -> str | None:
+    """Raise `ValueError` for a text of which nothing is in the vocabulary; returns a warning if only some of it is."""
+    tokens = tokenizer.encode(text)[1:-1]
+    known = sum(token != tokenizer.unknown for token in tokens)
+    if not known:
+        raise ValueError(f"the text {_shown(text)} has no word that the model knows: use words of what it was trained on")
+    return None if known == len(tokens) else f"the model knows {known} of the {len(tokens)} tokens of {_shown(text)}"
+
+
+def _shown(text: str) -> str:
+    return text[:30] + "…" if len(text) > 30 else repr(text)
 
 
 def styled(prompt: str, style: str, styles: dict[str, dict[str, str]]) -> str:
@@ -185,7 +214,7 @@ def styled(prompt: str, style: str, styles: dict[str, dict[str, str]]) -> str:
     else English, else whatever the style has. Raises `ValueError` for an unknown style."""
     if style not in styles:
         known = f"this model knows {', '.join(styles)}" if styles else "this model knows none"
-        raise ValueError(f"there is no style {style[:40]!r}: {known}")
+        raise ValueError(f"there is no style {str(style)[:40]!r}: {known}")
     templates = styles[style]
     language = "zh" if re.search("[\u3400-\u9fff]", prompt) else "en"
     return templates.get(language, next(iter(templates.values()), "{}")).replace("{}", prompt)
@@ -205,17 +234,3 @@ def pad_batch(texts: list[list[int]], pad: int, multiple: int = 1) -> tuple[np.n
         row[: len(text)] = text
     lengths = np.array([len(text) for text in texts])
     return ids, np.arange(length) < lengths[:, None]
-
-
-def ernie_embeddings(name: str) -> np.ndarray:
-    """The token embeddings float32 [V, width] of an ERNIE model (name or local folder)."""
-    from paddlenlp.transformers import ErnieModel
-
-    try:
-        model = ErnieModel.from_pretrained(name)
-    except Exception as error:  # the hub clients raise whatever their transport does
-        raise ValueError(
-            f"text.embeddings: no ERNIE model could be loaded from {name!r} ({type(error).__name__}): give a local folder "
-            f"with its config and weights, or a name that can be downloaded"
-        ) from None
-    return model.get_input_embeddings().weight.numpy()

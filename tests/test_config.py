@@ -224,7 +224,8 @@ def test_transformer_parameters_without_allocating(name):
         model = ViLG(vilg_config(config))
     h, layers = config.transformer.hidden, config.transformer.layers
     text, codes = config.text.vocabulary_size, config.vqgan.codebook.size
-    tables = (2 * text + 2 * codes + config.text.max_length + sum(config.grid) + 4) * h
+    width = config.text.embedding_width or h
+    tables = (text + 2 * codes + config.text.max_length + sum(config.grid) + 4) * h + text * width + (width != h) * width * h
     assert count(model) == layers * (12 * h * h + 11 * h) + tables + 2 * h
     published = {"vilg_300m.yml": 0.3e9, "vilg_10b.yml": 9.66e9}  # 12 L h^2
     assert layers * 12 * h * h == pytest.approx(published.get(name, layers * 12 * h * h), rel=0.01)

@@ -33,8 +33,6 @@ def run(words: list[str], folder: Path) -> None:
     if words[0] == "tools/train.py":
         previews = [] if "configs/dual_encoder_emoji.yml" in words else ["preview_samples=2"]
         words = [*words, *(word for value in [*FEWER, *previews] for word in ("-o", f"train.{value}"))]
-        if "data.path=my_pictures" in words:
-            words += ["-o", "data.validation_fraction=0.25"]  # of 24 pictures
     if words[0] == "tools/eval.py" and "--split" in words:
         words = [*words, *(word for value in LESS for word in ("-o", value))]
     if words[0] == "deploy/serve.py":

@@ -1,6 +1,8 @@
 """Text tokenizers: round trips, prompts, padding, ERNIE's embeddings."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppvilg.config import TextConfig, TransformerConfig, ViLGExperiment
+from ppvilg.config import TextConfig, TransformerConfig, ViLGExperiment, load_config
+from ppvilg.ernie import ernie_embeddings
 from ppvilg.model.config import vilg_config
 from ppvilg.model.init import init_weights
 from ppvilg.model.vilg import ViLG
@@ -17,7 +20,6 @@ from ppvilg.text import (
     SentencePieceText,
     cut,
     encode_prompt,
-    ernie_embeddings,
     load_text_tokenizer,
     pad_batch,
 )
@@ -137,28 +139,73 @@ def test_cutting_and_padding():
     np.testing.assert_array_equal(valid, ids != 9)
 
 
-def test_starting_from_ernies_embeddings(tmp_path):
+@pytest.fixture(scope="module")
+def ernie_folder(tmp_path_factory) -> Path:
+    """PaddleNLP's ErnieModel with random weights, and its vocabulary."""
     from paddlenlp.transformers import ErnieConfig, ErnieModel
 
-    settings = {
-        "vocab_size": 30,
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 8,
-    }
-    ErnieModel(ErnieConfig(**settings)).save_pretrained(str(tmp_path))
-    embeddings = ernie_embeddings(str(tmp_path))
+    settings = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    folder = tmp_path_factory.mktemp("ernie")
+    ErnieModel(ErnieConfig(vocab_size=32, **settings)).save_pretrained(str(folder))
+    words = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", *"一二三四五六七八九十红黄蓝绿青紫", "[UNK]"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", "utf-8")
+    return folder
+
+
+def test_starting_from_ernies_embeddings(ernie_folder):
+    from paddlenlp.transformers import ErnieModel
+
+    expected = ErnieModel.from_pretrained(str(ernie_folder)).embeddings.word_embeddings.weight.numpy()
+    embeddings = ernie_embeddings(str(ernie_folder), ErnieText(str(ernie_folder)))
+    np.testing.assert_array_equal(embeddings, expected)
     config = ViLGExperiment(
-        text=TextConfig(vocabulary_size=40, embeddings=str(tmp_path), embedding_width=8),
+        text=TextConfig(vocabulary_size=40, embeddings=str(ernie_folder), embedding_width=8),
         transformer=TransformerConfig(layers=1, hidden=16, heads=2),
     )
     table = text_table(embeddings, config)
-    np.testing.assert_array_equal(table[:30], embeddings)
+    np.testing.assert_array_equal(table[:32], embeddings)
     drawn = ViLG(vilg_config(config))
     init_weights(dict(drawn.named_parameters()), config.train.seed, layers=1)
-    np.testing.assert_array_equal(table[30:], drawn.embedding.text.weight.numpy()[30:])
+    np.testing.assert_array_equal(table[32:], drawn.embedding.text.weight.numpy()[32:])
     with pytest.raises(ValueError, match=r"text\.embedding_width=8"):
         text_table(embeddings, replace(config, text=TextConfig(vocabulary_size=40)))
-    with pytest.raises(ValueError, match="no ERNIE model could be loaded"):
-        ernie_embeddings(str(tmp_path / "missing"))
+
+
+def test_ernies_embeddings_of_another_vocabulary_are_refused(ernie_folder, tmp_path):
+    shutil.copytree(ernie_folder, tmp_path / "ernie")
+    words = (ernie_folder / "vocab.txt").read_text("utf-8").split()
+    for changed, said in (
+        (
+            [*words[:5], *reversed(words[5:])],
+            r"whose token 5 is '二', that of text\.vocabulary '\[UNK\]': set text\.vocabulary=",
+        ),
+        ([*words, "新"], r"which has 21 tokens, text\.vocabulary 22"),
+    ):
+        (tmp_path / "vocab.txt").write_text("\n".join(changed) + "\n", "utf-8")
+        with pytest.raises(ValueError, match=said):
+            ernie_embeddings(str(tmp_path / "ernie"), ErnieText(str(tmp_path / "vocab.txt")))
+    (tmp_path / "ernie" / "vocab.txt").unlink()
+    with pytest.raises(ValueError, match=r"no vocab\.txt in .*ernie.*go without, -o text\.embeddings=null"):
+        ernie_embeddings(str(tmp_path / "ernie"), ErnieText(str(ernie_folder)))
+
+
+def test_without_a_network_one_sentence_says_how_to_go_on(ernie_folder, tmp_path, monkeypatch):
+    from paddlenlp.transformers import ErnieModel, ErnieTokenizer
+
+    def fails(name: str):
+        raise OSError(f"no network for {name}")
+
+    monkeypatch.setattr(ErnieTokenizer, "from_pretrained", fails)
+    monkeypatch.setattr(ErnieModel, "from_pretrained", fails)
+    for name in ("vilg_300m", "vilg_10b", "vilg_10b_stage3"):
+        text = load_config(f"configs/{name}.yml").text
+        assert text.embeddings == text.vocabulary == "ernie-3.0-xbase-zh"
+        with pytest.raises(
+            ValueError, match=r"could be downloaded \(OSError\): give its vocab\.txt.*text\.embeddings=null"
+        ) as caught:
+            load_text_tokenizer(text)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(
+        ValueError, match=r"no ERNIE model could be loaded.*vocab\.txt, or go without, -o text\.embeddings=null"
+    ):
+        ernie_embeddings(str(ernie_folder), ErnieText(str(ernie_folder)))

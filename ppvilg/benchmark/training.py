@@ -11,7 +11,7 @@ from ppvilg.benchmark.random_pairs import random_pairs
 from ppvilg.benchmark.runner import Allocated, Competitor, Timing, compare
 from ppvilg.config import AttentionConfig, ViLGExperiment, VQGANExperiment
 from ppvilg.model.batch import Batch
-from ppvilg.model.config import vilg_config
+from ppvilg.model.config import trained_directions, vilg_config
 from ppvilg.model.loss import ReconstructionWeights, vilg_loss
 from ppvilg.model.vilg import Outputs, ViLG
 from ppvilg.train.trainer import Trainer
@@ -27,7 +27,7 @@ class RandomPairs:
     """Stands for the transformer's task, with random tokens and pixels instead of data."""
 
     def __init__(self, config: ViLGExperiment):
-        self.config, self.model = config, ViLG(vilg_config(config))
+        self.config, self.model = config, ViLG(vilg_config(config), directions=trained_directions(config.train))
         self.modules = {"model": self.model}
         self.reconstruction = ReconstructionWeights() if config.transformer.reconstructor else None
 

@@ -15,6 +15,7 @@ from ppvilg.config.models import (
     Count,
     Decay,
     DualEncoderConfig,
+    LoRAConfig,
     Positive,
     PositiveFloat,
     Probability,
@@ -120,8 +121,17 @@ class ViLGTrainConfig(PreviewTrainConfig):
     below it. Small data needs it: else the transformer knows an image by its first tokens and does not learn to read."""
     text_drop: Probability = 0.0
     """Share of pairs whose image is generated from an empty text, for classifier-free guidance."""
+    txt2img_weight: Weight = 1.0
+    """Weight of the loss of text -> image; 0: images are not generated in training, which then takes half the time."""
+    img2txt_weight: Weight = 1.0
+    """Weight of the loss of image -> text; 0: texts are not."""
     reconstruction_weight: PositiveFloat = 1.0
     """Weight of the reconstruction loss beside the generation losses (transformer.reconstructor)."""
+
+    @property
+    def sequences_per_pair(self) -> int:
+        """How many directions are trained."""
+        return (self.txt2img_weight > 0) + (self.img2txt_weight > 0)
 
 
 @dataclass(frozen=True)
@@ -171,7 +181,7 @@ class ParallelConfig(DataParallelConfig):
     """Pipeline stages that share out the layers."""
     sequence_parallel: bool = False
     """Share out what lies between the matrices, too: each tensor parallel process has some of a micro-batch's sequences, of
-    which there are two for each pair (mp_degree > 1)."""
+    which there is one for each direction of a pair (mp_degree > 1)."""
     recompute: Recompute = "none"
     """Whether the backward pass computes each layer again instead of keeping its activations."""
     precision: Precision = "fp32"
@@ -283,6 +293,8 @@ class ViLGExperiment(ImageTokensExperiment):
     vqgan: VQGANConfig = field(default_factory=VQGANConfig)
     """The image tokenizer in `train.tokenizer`."""
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    lora: LoRAConfig | None = None
+    """Train low-rank updates of the model in `train.init_from`, which stays as it is; null: train the weights themselves."""
     train: ViLGTrainConfig = field(default_factory=ViLGTrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -305,6 +317,14 @@ class ViLGExperiment(ImageTokensExperiment):
         if model.causal_text and text.encoder is not None:
             yield "transformer.causal_text", True, "expected false with text.encoder, whose states read the whole text"
         yield from text.conflicts()
+        if not self.train.sequences_per_pair:
+            yield (
+                "train.img2txt_weight",
+                0.0,
+                "expected more than 0 with train.txt2img_weight: 0, else there is nothing to train",
+            )
+        if model.reconstructor and not self.train.txt2img_weight:
+            yield "transformer.reconstructor", True, "expected false with train.txt2img_weight: 0, which generates no images"
         yield from parallel.conflicts()
         for name, size in (
             ("transformer.heads", model.heads),
@@ -313,12 +333,29 @@ class ViLGExperiment(ImageTokensExperiment):
         ):
             if size % parallel.mp_degree:
                 yield "parallel.mp_degree", parallel.mp_degree, f"expected a divisor of {name} = {size}"
-        sequences = 2 * self.micro_batch
+        sequences = self.train.sequences_per_pair * self.micro_batch
         if parallel.sequence_parallel and sequences % parallel.mp_degree:
             expected = f"expected false, or a parallel.mp_degree that divides the {sequences} sequences of a micro-batch"
             yield "parallel.sequence_parallel", True, expected
         if parallel.pp_degree > model.layers:
             yield "parallel.pp_degree", parallel.pp_degree, f"expected at most transformer.layers = {model.layers}"
+        if self.lora is not None:
+            yield from self._lora_conflicts(self.lora)
+
+    def _lora_conflicts(self, lora: LoRAConfig) -> Conflicts:
+        model, parallel = self.transformer, self.parallel
+        if self.train.init_from is None:
+            yield "train.init_from", None, "expected the folder of the model that lora updates"
+        if lora.rank > model.hidden:
+            yield "lora.rank", lora.rank, f"expected at most transformer.hidden = {model.hidden}"
+        if lora.layers is not None and max(lora.layers, default=0) >= model.layers:
+            yield "lora.layers", lora.layers, f"expected numbers below transformer.layers = {model.layers}"
+        if "head" in lora.targets and model.tie_embeddings:
+            yield "lora.targets", lora.targets, "expected no head with transformer.tie_embeddings, which makes it a table"
+        for name in ("mp_degree", "pp_degree", "sharding_degree"):
+            if (degree := getattr(parallel, name)) > 1:
+                how = "every process holds the frozen weights whole, and there is little else: use dp_degree"
+                yield f"parallel.{name}", degree, f"expected 1 with lora, where {how}"
 
 
 @dataclass(frozen=True)
@@ -387,6 +424,8 @@ class EvalExperiment:
     """Run folder of a dual encoder, or an ErnieViL: retrieval, scores, and the best of several candidates."""
     best_of: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [1])
     """Candidates per prompt of which the dual encoder takes the best."""
+    style_pictures: Count = 0
+    """Training pictures of each style that a classifier of styles is fitted to; 0: without that measure."""
     pool: Annotated[int, Field(ge=2)] = 100
     """Captions among which an image has to find its own (R@1, R@5)."""
     blur: Annotated[list[Weight], Field(min_length=1)] = field(default_factory=lambda: [0.0])

@@ -15,7 +15,9 @@ Weight = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Conflicts = Iterator[tuple[str, Any, str]]
+LoRATarget = Literal["query", "key", "value", "out", "up", "down", "head"]
 AttentionKind = Literal["dense", "row", "column", "convolution"]
+TokenizerKind = Literal["ernie", "wordpiece", "sentencepiece", "yttm"]
 ImagePositions = Literal["grid", "flat"]
 TextPadding = Literal["hidden", "visible", "positional"]
 
@@ -94,13 +96,20 @@ class TextTokenizerConfig:
     """The text tokenizer and its vocabulary."""
 
     __pydantic_config__ = STRICT
-    tokenizer: Literal["ernie", "sentencepiece"] = "ernie"
+    tokenizer: TokenizerKind = "ernie"
+    """ernie: WordPiece as ERNIE does it, with a begin and an end token; wordpiece: without them."""
     vocabulary: str = "data/emoji/vocab.txt"
-    """A vocab.txt, a folder with one, a name of an ERNIE model (downloaded), or a sentencepiece .model file."""
+    """A vocab.txt, a folder with one, a name of an ERNIE model (downloaded), a sentencepiece .model file, or one of
+    YouTokenToMe (yttm; ruDALL-E's)."""
     vocabulary_size: Positive = 40000
     """Rows of the text embedding table; at least as many as the tokenizer has tokens."""
     max_length: Annotated[int, Field(ge=3)] = 64
     """Text tokens per sequence, begin and end tokens included; longer captions are cut in training."""
+
+    @property
+    def token_rows(self) -> int:
+        """How many tokens the tokenizer may have."""
+        return self.vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -143,7 +152,8 @@ class TextConfig(TextTokenizerConfig):
 
     __pydantic_config__ = STRICT
     embeddings: str | None = None
-    """An ERNIE model (name or local folder) whose token embeddings the text table starts from."""
+    """An ERNIE model (name, or local folder with vocab.txt) whose token embeddings the text table starts from; `vocabulary` has
+    to be its own. With `train.init_from` they are not read."""
     embedding_width: Positive | None = None
     """Width of the text table where it differs from `transformer.hidden`; it is then projected."""
     encoder: TextEncoderConfig | None = None
@@ -155,6 +165,11 @@ class TextConfig(TextTokenizerConfig):
     styles: dict[str, dict[str, str]] = field(default_factory=dict)
     """Named styles and how a prompt asks for each, by language, with {} for what is shown, e.g.
     `{noto: {zh: "Noto风格的{}", en: "{} in Noto style"}}`: what an API or a page offers to choose from."""
+
+    @property
+    def token_rows(self) -> int:
+        """Positional padding has rows of its own."""
+        return self.vocabulary_size - (self.max_length if self.padding == "positional" else 0)
 
     def conflicts(self) -> Conflicts:
         """Of the encoder and of the styles."""
@@ -229,6 +244,23 @@ class TransformerConfig:
     """grid: one table for rows plus one for columns (DALL·E); flat: one table for all slots of the image."""
     reconstructor: bool = False
     """A second way from the last hidden states to a picture, trained with the transformer (end to end; paper 3.1.3)."""
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank updates of a frozen model (Hu et al. 2021): in place of weights W, ΔW = alpha/rank · A B is trained."""
+
+    __pydantic_config__ = STRICT
+    rank: Positive = 8
+    """Columns of A and rows of B."""
+    alpha: PositiveFloat = 16.0
+    """Weight of the updates, which with alpha/rank does not depend on the rank."""
+    targets: Annotated[list[LoRATarget], Field(min_length=1)] = field(
+        default_factory=lambda: ["query", "key", "value", "out", "up", "down", "head"]
+    )
+    """Which matrices have one: of each layer's attention, of its MLP, and the output head's."""
+    layers: list[Count] | None = None
+    """Numbers of the layers, counted from 0, in which they do; null: all. The head belongs to none."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import re
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -30,8 +32,12 @@ def read_folder(path: Path, captions: str | None, report: Report) -> tuple[list[
     except UnicodeDecodeError as error:
         raise ValueError(f"{table} is not UTF-8 (at byte {error.start}); save it as UTF-8") from None
     records: dict[str, Record] = {}
+    keys: dict[str, str] = {}  # of names as they are written, of which an image may have several
     for number, row in _rows(table, text):
         name = f"{table.name}:{number}"
+        if isinstance(row, str):
+            report.skip(row, name)
+            continue
         if not isinstance(row, dict):
             report.skip("row is not a record", name)
             continue
@@ -43,15 +49,18 @@ def read_folder(path: Path, captions: str | None, report: Report) -> tuple[list[
         found = take_captions(row)
         if not found:
             report.skip("no caption", f"{name} ({file})")
-        elif file in records:
-            for language, texts in found.items():
-                records[file].captions.setdefault(language, []).extend(texts)
-        else:
+            continue
+        if file not in keys:
             place, version, fault = _look(table.parent, path, file)
             if fault:
                 report.skip(fault, f"{name} ({file})")
-            else:
-                records[file] = Record(file, found, row, place, version)
+                continue
+            keys[file] = Path(os.path.relpath(place, path)).as_posix()
+            if keys[file] not in records:
+                records[keys[file]] = Record(keys[file], found, row, place, version)
+                continue
+        for language, texts in found.items():
+            records[keys[file]].captions.setdefault(language, []).extend(texts)
     return list(records.values()), [sha256(content).hexdigest()]
 
 
@@ -68,44 +77,67 @@ def find_captions(path: Path) -> Path:
 
 
 def _rows(table: Path, text: str) -> Iterator[tuple[int, Any]]:
-    """(line number, row); a row that can't be read is None."""
-    lines = text.splitlines()
+    """(line number, row); of a row that can't be read why, as text, or None."""
     if table.suffix.lower() == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
-                    yield number, json.loads(line)
-                except ValueError:
-                    yield number, None
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    row = None
+                yield number, None if isinstance(row, str) else row
         return
-    dialect = "excel-tab" if table.suffix.lower() == ".tsv" else "excel"
-    reader = csv.reader(text.splitlines(keepends=True), dialect)
     header = None
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error:
-            yield reader.line_num, None
-            continue
-        if header is None:
+    for number, cells in _cells(text, "excel-tab" if table.suffix.lower() == ".tsv" else "excel"):
+        if isinstance(cells, str):
+            yield number, cells
+        elif header is None:
             header = [cell.strip().lower() for cell in cells]
             if not set(header) & set(_FILE_COLUMNS) or not set(header) & {"caption", "captions", "text"}:
+                first = text.split("\n", 1)[0].strip()
                 raise ValueError(
-                    f"{table}: the first line must name the columns, among them `file` and `caption`; it is {lines[0][:80]!r}"
+                    f"{table}: the first line must name the columns, among them `file` and `caption`; it is {first[:80]!r}"
                 )
         elif cells:
-            yield reader.line_num, dict(zip(header, cells, strict=False))
+            yield number, dict(zip(header, cells, strict=False))
+
+
+def _cells(text: str, dialect: str) -> Iterator[tuple[int, list[str] | str]]:
+    """(number of the last line, cells) of each row of a table; of a row that can't be read why."""
+    # Not splitlines, which knows more ends of lines than tables do: U+2028 is a character like others.
+    lines = re.split(r"(?<=\n)|(?<=\r)(?!\n)", text)
+    first = 0  # of the row that comes next
+    while first < len(lines):
+        # Strict, since else a quote that is not closed would swallow all rows up to the next quote.
+        reader = csv.reader((lines[i] for i in range(first, len(lines))), dialect, strict=True)
+        read = 0
+        try:
+            for cells in reader:
+                read = reader.line_num
+                yield first + read, cells
+            return
+        except csv.Error:
+            first += read + 1
+        # The row's first line alone, where quotes may stand for themselves.
+        line = lines[first - 1]
+        try:
+            yield first, "a quote is not closed" if line.count('"') % 2 else next(csv.reader([line], dialect), [])
+        except csv.Error:
+            yield first, "row is not a record"
 
 
 def _look(base: Path, root: Path, file: str) -> tuple[Path, str, str | None]:
-    """(path, version, why it can't be used) of an image named relative to the captions file or the folder."""
+    """(path, version, why it can't be used) of an image named relative to the captions file or the folder.
+
+    A name may not lead out of the folder; a link that somebody has put there may.
+    """
+    fault = "no such file"
     for folder in dict.fromkeys((base, root)):
-        path = folder / file
+        path = Path(os.path.normpath(folder / file))
+        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+            fault = "image outside the folder"
+            continue
         try:
-            if not path.resolve().is_relative_to(root.resolve()):
-                return path, "", "image outside the folder"
             if not path.is_file():
                 continue
             with open(path, "rb") as stream:
@@ -116,4 +148,4 @@ def _look(base: Path, root: Path, file: str) -> tuple[Path, str, str | None]:
         if not looks_like_image(head):
             return path, "", "not an image"
         return path, f"{status.st_size} {status.st_mtime_ns}", None
-    return root / file, "", "no such file"
+    return root / file, "", fault

@@ -39,6 +39,8 @@ def load_image(image: "Image | np.ndarray | bytes | str | Path", size: int) -> n
             raise ValueError(f"the image is an array {image.dtype} {list(image.shape)}: expected uint8 [H, W, 3]")
         image = Image.fromarray(image)
     if isinstance(image, Image.Image):
+        if not all(image.size):
+            raise ValueError(f"the image has {image.width}x{image.height} pixels: there is nothing in it")
         image = ImageOps.exif_transpose(image)
         file = io.BytesIO()
         (image if image.mode in _PNG_MODES else image.convert("RGB")).save(file, "PNG", compress_level=0)
@@ -57,14 +59,16 @@ def decode_image(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> np.nda
     """
     import cv2
 
-    has_alpha = _check_header(data, max_pixels)
-    flags = cv2.IMREAD_UNCHANGED if has_alpha else cv2.IMREAD_COLOR
+    has_alpha, orientation = _read_header(data, max_pixels)
+    # OpenCV turns pictures of some kinds and not those of others.
+    flags = cv2.IMREAD_UNCHANGED if has_alpha else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         image = None
     if image is None:
         raise ValueError("not an image that can be decoded: damaged, or a kind that OpenCV doesn't read")
+    image = _upright(image, orientation)
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -74,8 +78,8 @@ def decode_image(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> np.nda
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _check_header(data: bytes, max_pixels: int) -> bool:
-    """Whether the image has alpha; raises `ValueError` if it can't be decoded safely."""
+def _read_header(data: bytes, max_pixels: int) -> tuple[bool, int]:
+    """Whether the image has alpha, and its orientation in EXIF; raises `ValueError` if it can't be decoded safely."""
     from PIL import Image
 
     if not looks_like_image(data):
@@ -91,7 +95,30 @@ def _check_header(data: bytes, max_pixels: int) -> bool:
     width, height = header.size
     if width * height > max_pixels:
         raise ValueError(f"the image has {width}x{height} pixels, more than the limit of {max_pixels}")
-    return header.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in header.info
+    has_alpha = header.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in header.info
+    return has_alpha, _orientation(header, data)
+
+
+def _orientation(header: "Image", data: bytes) -> int:
+    """1 to 8 as EXIF numbers them, 1 where there is none or a damaged one."""
+    # To look for it in a PNG that has none Pillow would decode the whole picture.
+    if header.format == "PNG" and not any(chunk in data for chunk in (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")):
+        return 1
+    try:
+        value = header.getexif().get(_ORIENTATION, 1)
+    except Exception:  # whatever Pillow raises for damaged metadata
+        return 1
+    return value if value in _TURNS else 1
+
+
+_ORIENTATION = 0x0112
+_TURNS = {1: (0, False), 2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (3, False), 7: (3, True), 8: (1, False)}
+"""Of each orientation: by how many quarters to turn the picture to the left, and whether to mirror it left to right first."""
+
+
+def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    quarters, mirrored = _TURNS[orientation]
+    return np.rot90(image[:, ::-1] if mirrored else image, quarters)
 
 
 def _is_truncated(data: bytes) -> bool:

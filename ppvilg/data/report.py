@@ -22,6 +22,8 @@ class Report:
     """Reason: number of samples."""
     names: dict[str, list[str]] = field(default_factory=dict)
     """Reason: the first few names."""
+    notes: list[str] = field(default_factory=list)
+    """What else there is to say, in sentences."""
 
     def skip(self, reason: str, name: str) -> None:
         """Note that a sample is left out."""
@@ -32,6 +34,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.used} samples used, {sum(self.skipped.values())} skipped"]
+        lines += [f"  {note}" for note in self.notes]
         for reason, count in sorted(self.skipped.items(), key=lambda item: -item[1]):
             more = ", ..." if count > len(self.names[reason]) else ""
             lines.append(f"  {count} x {reason}: {', '.join(self.names[reason])}{more}")
@@ -43,6 +46,7 @@ class Report:
             "source": self.source,
             "used": self.used,
             "filtered": self.filtered,
+            "notes": self.notes,
             "skipped": {reason: {"count": count, "first": self.names[reason]} for reason, count in self.skipped.items()},
         }
         write_whole(Path(path), (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())

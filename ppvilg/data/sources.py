@@ -6,6 +6,7 @@ What can't be used is left out and named in the source's `report`.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,6 +21,15 @@ from ppvilg.data.report import Report
 from ppvilg.data.shards import read_manifest, shard_members, verify_shard
 
 SPLITS_OF_OWN_DATA = ("train", "validation", "all")
+_SPLIT_NAMES = {
+    **{name: "train" for name in ("train", "training")},
+    **{name: "validation" for name in ("validation", "val", "valid", "dev")},
+}
+"""What data sets call the splits, and what they are called here."""
+
+
+class EmptySplitError(ValueError):
+    """A data set has no such split, or nothing in it that can be used."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +48,14 @@ class Source:
     """Samples by index, readable from several threads."""
 
     def __init__(self, records: list[Record], content: Iterable[str], report: Report):
-        """`content`: whatever identifies the files behind the records. Raises `ValueError` if there are no records."""
+        """Raises `EmptySplitError` if there are no records."""
         self.records = records
         self.report = report
-        self._content = sorted(content)
+        self.content = sorted(content)
+        """Identifies the files behind the records."""
         report.used = len(records)
         if not records:
-            raise ValueError(f"nothing to use in {report}")
+            raise EmptySplitError(f"nothing to use in {report}")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -56,7 +67,7 @@ class Source:
     @property
     def checksum(self) -> str:
         """Identifies the samples and their order: equal checksums mean equal data."""
-        digest = sha256("\n".join(self._content).encode())
+        digest = sha256("\n".join(self.content).encode())
         for record in self.records:
             digest.update(f"\n{record.key}\t{record.version}\t{record.captions}".encode())
         return digest.hexdigest()
@@ -70,7 +81,7 @@ class Source:
     def check(self, threads: int = 2) -> "Source":
         """The source without the images that can't be decoded, each of which is decoded once to find out.
 
-        Not needed for shards with a manifest. The report is carried on; raises `ValueError` if nothing is left.
+        Not needed for shards with a manifest. The report is carried on; raises `EmptySplitError` if nothing is left.
         """
         from concurrent.futures import ThreadPoolExecutor
 
@@ -80,7 +91,7 @@ class Source:
             if fault:
                 self.report.skip(fault, record.key)
         good = [record for record, fault in zip(self.records, faults, strict=True) if not fault]
-        return Source(good, self._content, self.report)
+        return Source(good, self.content, self.report)
 
 
 def open_source(
@@ -97,11 +108,12 @@ def open_source(
     path: a folder of tar shards with or without a manifest, or a folder of images with a captions file. Checksums are
         verified where there is a manifest.
     split: a split the data has; "all"; or "train" or "validation" of data that has no splits, which are then
-        made by hashing the keys, `validation_fraction` and `seed`.
+        made by hashing the keys, `validation_fraction` and `seed`, with at least one sample each. A split that the data call
+        val, valid or dev is "validation".
     keep: {field: values}: only samples whose metadata has one of the values (compared as text, null as "null").
     captions: the captions file of a folder of images, relative to it; None finds it.
 
-    Raises `ValueError` if the path is no such folder, a shard is damaged, or nothing is left.
+    Raises `ValueError` if the path is no such folder or a shard is damaged, `EmptySplitError` if nothing is left.
     """
     path = Path(path)
     if not path.is_dir():
@@ -109,13 +121,15 @@ def open_source(
     report = Report(f"{path} ({split})")
     shards = sorted([*path.glob("*.tar"), *path.glob("*.tar.gz"), *path.glob("*.tgz")])
     if (path / "manifest.json").exists():
-        records, content = _from_manifest(path, split, report)
+        records, content, has_splits = *_from_manifest(path, split, report), True
     elif shards:
-        records, content = _from_shards(path, shards, split, report, validation_fraction, seed)
+        records, content, has_splits = _from_shards(path, shards, _split_name(split), report)
     else:
-        records, content = read_folder(path, captions, report)
-        records = _own_split(records, split, report, path, validation_fraction, seed)
-    return Source(_keep(records, keep or {}, report, path), content, report)
+        records, content, has_splits = *read_folder(path, captions, report), False
+    records = _keep(records, keep or {}, report, path)
+    if not has_splits:
+        records = _own_split(records, _split_name(split), report, path, validation_fraction, seed)
+    return Source(records, content, report)
 
 
 def _read(place: Place) -> bytes:
@@ -150,7 +164,7 @@ def _from_manifest(path: Path, split: str, report: Report) -> tuple[list[Record]
     splits = sorted({entry["split"] for entry in entries})
     wanted = [entry for entry in entries if split in (entry["split"], "all")]
     if not wanted:
-        raise ValueError(f"{path} has no split {split!r}; it has {', '.join(splits)} (and `all`)")
+        raise EmptySplitError(f"{path} has no split {split!r}; it has {', '.join(splits)} (and `all`)")
     records = []
     for entry in wanted:
         file = path / entry["file"]
@@ -158,23 +172,21 @@ def _from_manifest(path: Path, split: str, report: Report) -> tuple[list[Record]
     return records, [entry["sha256"] for entry in wanted]
 
 
-def _from_shards(
-    path: Path, shards: list[Path], split: str, report: Report, validation_fraction: float, seed: int
-) -> tuple[list[Record], list[str]]:
+def _from_shards(path: Path, shards: list[Path], split: str, report: Report) -> tuple[list[Record], list[str], bool]:
+    """Records, what identifies the shards, and whether the shards' names say which split they are."""
     named: dict[str, list[Path]] = {}
     for shard in shards:
         name = re.fullmatch(r"(.+?)-\d+\.(tar|tar\.gz|tgz)", shard.name)
-        named.setdefault(name[1] if name else "", []).append(shard)
+        named.setdefault(_split_name(name[1]) if name else "", []).append(shard)
     has_splits = bool({"train", "validation"} & set(named)) or split in named
     if has_splits and split != "all":
         if split not in named:
-            raise ValueError(f"{path} has no shards {split}-*.tar; its splits are {', '.join(sorted(named))}")
+            raise EmptySplitError(f"{path} has no shards {split}-*.tar; its splits are {', '.join(sorted(named))}")
         shards = named[split]
     records = [record for shard in shards for record in _shard_records(shard, None, report)]
-    if not has_splits:
-        records = _own_split(records, split, report, path, validation_fraction, seed)
     status = [shard.stat() for shard in shards]
-    return records, [f"{s.name} {st.st_size} {st.st_mtime_ns}" for s, st in zip(shards, status, strict=True)]
+    content = [f"{s.name} {st.st_size} {st.st_mtime_ns}" for s, st in zip(shards, status, strict=True)]
+    return records, content, has_splits
 
 
 _IMAGES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
@@ -183,8 +195,8 @@ _IMAGES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
 def _shard_records(path: Path, content: bytes | None, report: Report) -> list[Record]:
     """The samples of one shard: files in a row that share the name up to the first dot."""
     records = []
-    for key, members in groupby(shard_members(path, content), lambda member: _split_name(member[0])[0]):
-        parts = {_split_name(name)[1]: (path, offset, size) if data is None else data for name, offset, size, data in members}
+    for key, members in groupby(shard_members(path, content), lambda member: _key_and_kind(member[0])[0]):
+        parts = {_key_and_kind(name)[1]: (path, offset, size) if data is None else data for name, offset, size, data in members}
         place = next((parts[kind] for kind in parts if kind in _IMAGES), None)
         metadata, fault = {}, None if place else "no image in the shard"
         if place and "json" in parts:
@@ -206,7 +218,7 @@ def _shard_records(path: Path, content: bytes | None, report: Report) -> list[Re
     return records
 
 
-def _split_name(name: str) -> tuple[str, str]:
+def _key_and_kind(name: str) -> tuple[str, str]:
     """A file's key (with its folder) and kind: `a/b.seg.PNG` -> `a/b`, `seg.png`."""
     folder, slash, base = name.rpartition("/")
     stem, _, kind = base.partition(".")
@@ -217,18 +229,36 @@ def _own_split(
     records: list[Record], split: str, report: Report, path: Path, validation_fraction: float, seed: int
 ) -> list[Record]:
     """The records of a split that only a hash of their keys decides; a `split` column of the data goes first."""
-    if split not in SPLITS_OF_OWN_DATA and not any(record.metadata.get("split") == split for record in records):
-        raise ValueError(f"{path} has no split {split!r}; data without splits has {', '.join(SPLITS_OF_OWN_DATA)}")
-
-    def split_of(record: Record) -> str:
-        if record.metadata.get("split"):
-            return str(record.metadata["split"])
-        chance = int.from_bytes(sha256(f"{seed} {record.key}".encode()).digest()[:8], "big") / 2**64
-        return "validation" if chance < validation_fraction else "train"
-
-    chosen = [record for record in records if split in ("all", split_of(record))]
+    splits = [_split_name(str(record.metadata.get("split") or "")) for record in records]
+    if split not in SPLITS_OF_OWN_DATA and split not in splits:
+        raise EmptySplitError(f"{path} has no split {split!r}; data without splits has {', '.join(SPLITS_OF_OWN_DATA)}")
+    chances = {i: _chance(f"{seed} {record.key}") for i, record in enumerate(records) if not splits[i]}
+    for i, chance in chances.items():
+        splits[i] = "validation" if chance < validation_fraction else "train"
+    # The hash may leave nothing of few samples to one of them.
+    if chances and "train" not in splits and validation_fraction < 1:
+        splits[max(chances, key=chances.get)] = "train"
+    if len(chances) > 1 and "validation" not in splits and validation_fraction > 0:
+        splits[min(chances, key=chances.get)] = "validation"
+        if split == "validation":
+            part = f"data.validation_fraction = {validation_fraction:g} of {len(chances)}"
+            report.notes.append(f"one sample is kept for validation, since by their hash {part} are none")
+    chosen = [record for record, own in zip(records, splits, strict=True) if split in ("all", own)]
+    if records and not chosen:
+        counts = ", ".join(f"{count} in {name!r}" for name, count in sorted(Counter(splits).items()))
+        how = f" (data.validation_fraction = {validation_fraction:g})" if chances else ""
+        raise EmptySplitError(f"{path} has no sample in the split {split!r}, but {counts}{how}")
     report.filtered += len(records) - len(chosen)
     return chosen
+
+
+def _chance(text: str) -> float:
+    """A number in [0, 1) that looks random and is a function of the text."""
+    return int.from_bytes(sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+def _split_name(name: str) -> str:
+    return _SPLIT_NAMES.get(name.lower(), name)
 
 
 def _keep(records: list[Record], keep: dict[str, list[str]], report: Report, path: Path) -> list[Record]:
@@ -236,16 +266,16 @@ def _keep(records: list[Record], keep: dict[str, list[str]], report: Report, pat
         present = {metadata_text(record.metadata[name]) for record in records if name in record.metadata}
         if records and not present:
             known = sorted({field for record in records for field in record.metadata})
-            raise ValueError(f"data.keep: no sample of {path} has {name!r}; there is {', '.join(known) or 'nothing'}")
+            raise EmptySplitError(f"data.keep: no sample of {path} has {name!r}; there is {', '.join(known) or 'nothing'}")
         if records and not present & set(values):
             some = ", ".join(sorted(present)[:20])
-            raise ValueError(f"data.keep.{name}: none of {', '.join(values)} occurs in {path}; values are {some}")
+            raise EmptySplitError(f"data.keep.{name}: none of {', '.join(values)} occurs in {path}; values are {some}")
     chosen = [
         record
         for record in records
         if all(name in record.metadata and metadata_text(record.metadata[name]) in keep[name] for name in keep)
     ]
     if records and not chosen:
-        raise ValueError(f"data.keep: no sample of {path} fits all of {', '.join(keep)} together")
+        raise EmptySplitError(f"data.keep: no sample of {path} fits all of {', '.join(keep)} together")
     report.filtered += len(records) - len(chosen)
     return chosen

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ppvilg.config import EvalDataConfig, ImageDataConfig
 from ppvilg.data.images import decode_image
-from ppvilg.data.sources import Source, open_source
+from ppvilg.data.report import Report
+from ppvilg.data.sources import EmptySplitError, Source, open_source
 
 
 def open_split(
@@ -25,18 +25,25 @@ def open_split(
 
 
 def open_splits(data: ImageDataConfig, seed: int) -> tuple[Source, Source]:
-    """The training and the validation source; images that no manifest vouches for are each decoded once to check them."""
-    sources = [open_split(data, split, seed) for split in (data.train_split, data.validation_split)]
-    if not (Path(data.path) / "manifest.json").is_file():
-        sources = [source.check() for source in sources]
-    return sources[0], sources[1]
+    """The training and the validation source; images that no manifest vouches for are each decoded once to check them.
+
+    Data without a sample for validation are validated on those they train on, which the report says.
+    """
+    training = _checked(data, data.train_split, seed)
+    try:
+        return training, _checked(data, data.validation_split, seed)
+    except EmptySplitError:
+        if data.validation_split != ImageDataConfig.validation_split:
+            raise
+    return training, Source(training.records, training.content, Report(f"{data.path} (validation)", notes=[_NO_VALIDATION]))
 
 
-def write_reports(run: Path, *sources: Source) -> None:
-    """Write to the run's folder what each source had to leave out, and print it."""
-    text = "\n".join(str(source.report) for source in sources)
-    (run / "data_report.txt").write_text(text + "\n", "utf-8")
-    tqdm.write(text)
+_NO_VALIDATION = "there is no sample for validation, which reads the training samples and says only how well they are learned"
+
+
+def _checked(data: ImageDataConfig, split: str, seed: int) -> Source:
+    source = open_split(data, split, seed)
+    return source if (Path(data.path) / "manifest.json").is_file() else source.check()
 
 
 def load_images(source: Source, indices: list[int], size: int) -> np.ndarray:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 
+from ppvilg.options import check_count, check_number, check_temperature
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -20,14 +22,12 @@ class Sampling:
     guidance: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}: give 0 (greedy) or a positive number")
-        if self.top_k < 0:
-            raise ValueError(f"top-k is {self.top_k}: give 0 (no limit) or the number of tokens to draw from")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top-p is {self.top_p}: give a probability above 0 and at most 1")
-        if self.guidance < 0:
-            raise ValueError(f"guidance is {self.guidance}: give 1 (none) or more; 0 ignores the text")
+        check_temperature(self.temperature)
+        check_count("top_k", self.top_k, 0)
+        check_number("top_p", self.top_p, 0, 1)
+        if self.top_p == 0:
+            raise ValueError("top_p is 0: expected a probability above 0 and at most 1")
+        check_number("guidance", self.guidance, 0, 1000)
 
 
 class Noise:

@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from ppvilg.config import AttentionConfig, ImagePositions, TextEncoderConfig, TextPadding, ViLGExperiment, VQGANConfig
+from ppvilg.config import (
+    AttentionConfig,
+    ImagePositions,
+    TextEncoderConfig,
+    TextPadding,
+    ViLGExperiment,
+    ViLGTrainConfig,
+    VQGANConfig,
+)
 from ppvilg.model.mask import AttentionMask, Direction
 
 
@@ -96,3 +104,9 @@ def vilg_config(experiment: ViLGExperiment) -> ViLGConfig:
         text_padding=text.padding,
         reconstructor=experiment.vqgan if transformer.reconstructor else None,
     )
+
+
+def trained_directions(train: ViLGTrainConfig) -> tuple[Direction, ...]:
+    """Those whose loss has a weight."""
+    weights = {Direction.TEXT_TO_IMAGE: train.txt2img_weight, Direction.IMAGE_TO_TEXT: train.img2txt_weight}
+    return tuple(direction for direction, weight in weights.items() if weight)

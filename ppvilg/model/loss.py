@@ -19,22 +19,39 @@ class ReconstructionWeights:
     l2: float = 0.0
 
 
+@dataclass(frozen=True)
+class LossWeights:
+    """What the losses are multiplied by before they are added up."""
+
+    txt2img: float = 1.0
+    img2txt: float = 1.0
+
+
 def vilg_loss(
-    outputs: Outputs, batch: Batch, reconstruction: ReconstructionWeights | None = None, mp_group=None
+    outputs: Outputs,
+    batch: Batch,
+    reconstruction: ReconstructionWeights | None = None,
+    mp_group=None,
+    weights: LossWeights = LossWeights(),
 ) -> dict[str, paddle.Tensor]:
-    """Both directions of each pair (paper 3.1.2): L = L_txt2img + L_img2txt, sums of target-side -log p.
+    """The directions of each pair that the outputs have (paper 3.1.2): L = L_txt2img + L_img2txt, sums of target-side -log p,
+    each times its weight.
 
     Returns scalars: `loss`, the one to minimise, L per pair divided by n, plus the weighted pixel losses where the outputs have
     pixels; `txt2img` and `img2txt`, nats per target token; `l1` and `l2`, means over pixel values.
     """
-    image_sum = token_losses(outputs.image_logits, batch.image, mp_group).sum()
-    real = batch.text_mask[:, 1:].astype(image_sum.dtype)
-    text_sum = (token_losses(outputs.text_logits, batch.text[:, 1:], mp_group) * real).sum()
-    losses = {
-        "loss": (image_sum + text_sum) / batch.image.size,
-        "txt2img": image_sum / batch.image.size,
-        "img2txt": text_sum / real.sum(),
-    }
+    losses, weighted = {}, []
+    if outputs.image_logits is not None:
+        image_sum = token_losses(outputs.image_logits, batch.image, mp_group).sum()
+        losses["txt2img"] = image_sum / batch.image.size
+        weighted.append(weights.txt2img * image_sum)
+    if outputs.text_logits is not None:
+        nats = token_losses(outputs.text_logits, batch.text[:, 1:], mp_group)
+        real = batch.text_mask[:, 1:].astype(nats.dtype)
+        text_sum = (nats * real).sum()
+        losses["img2txt"] = text_sum / real.sum()
+        weighted.append(weights.img2txt * text_sum)
+    losses = {"loss": sum(weighted) / batch.image.size} | losses
     if reconstruction is not None:
         l1, l2 = F.l1_loss(outputs.pixels, batch.pixel_values), F.mse_loss(outputs.pixels, batch.pixel_values)
         losses["loss"] = losses["loss"] + reconstruction.l1 * l1 + reconstruction.l2 * l2
@@ -43,11 +60,15 @@ def vilg_loss(
 
 
 def vilg_accuracy(outputs: Outputs, batch: Batch, mp_group=None) -> dict[str, paddle.Tensor]:
-    """Top-1 accuracy on the target tokens: scalars `txt2img_accuracy` and `img2txt_accuracy`."""
-    real = batch.text_mask[:, 1:].astype(outputs.text_logits.dtype)
-    image_hits = token_hits(outputs.image_logits, batch.image, mp_group)
-    text_hits = token_hits(outputs.text_logits, batch.text[:, 1:], mp_group)
-    return {"txt2img_accuracy": image_hits.mean(), "img2txt_accuracy": (text_hits * real).sum() / real.sum()}
+    """Top-1 accuracy on the target tokens: scalars `txt2img_accuracy` and `img2txt_accuracy`, where the outputs have them."""
+    found = {}
+    if outputs.image_logits is not None:
+        found["txt2img_accuracy"] = token_hits(outputs.image_logits, batch.image, mp_group).mean()
+    if outputs.text_logits is not None:
+        hits = token_hits(outputs.text_logits, batch.text[:, 1:], mp_group)
+        real = batch.text_mask[:, 1:].astype(hits.dtype)
+        found["img2txt_accuracy"] = (hits * real).sum() / real.sum()
+    return found
 
 
 def token_losses(logits: paddle.Tensor, labels: paddle.Tensor, mp_group=None) -> paddle.Tensor:

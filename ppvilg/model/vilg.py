@@ -40,10 +40,10 @@ _TEXT_PREFIX, _TEXT_TARGET, _IMAGE_PREFIX, _IMAGE_TARGET = range(4)  # segments
 class Outputs:
     """What the head makes of B pairs; tensor parallel processes have their share of the vocabularies."""
 
-    image_logits: paddle.Tensor
-    """Float [B, n, image vocabulary]."""
-    text_logits: paddle.Tensor
-    """Float [B, m-1, text vocabulary], for text tokens 1 .. m-1."""
+    image_logits: paddle.Tensor | None
+    """Float [B, n, image vocabulary]; None where no images are generated."""
+    text_logits: paddle.Tensor | None
+    """Float [B, m-1, text vocabulary], for text tokens 1 .. m-1; None where no texts are generated."""
     pixels: paddle.Tensor | None = None
     """Float [B, 3, H, W], drawn from the hidden states by a model with a reconstructor."""
 
@@ -73,13 +73,14 @@ class Embedding(nn.Layer):
             self.column_position = nn.Embedding(config.columns, hidden)
         self.segment = nn.Embedding(4, hidden)
 
-    def forward(self, batch: Batch) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Both directions of B pairs -> x [2B, m+n, hidden] and the key mask bool [2B, m+n], False for padding."""
-        to_image = self.sequence(batch.prompt, batch.prompt_mask, batch.image_input, Direction.TEXT_TO_IMAGE)
-        to_text = self.sequence(batch.text, batch.text_mask, batch.image_input, Direction.IMAGE_TO_TEXT)
-        text_mask = paddle.concat([batch.prompt_mask, batch.text_mask])
-        x = scatter_sequences(paddle.concat([to_image, to_text]), self.mp_group)
-        return x, key_mask(text_mask, batch.image.shape[1])
+    def forward(self, batch: Batch, directions: tuple[Direction, ...] = BOTH) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """D directions of B pairs, one after another -> x [DB, m+n, hidden] and the key mask bool [DB, m+n], False for
+        padding."""
+        texts = {Direction.TEXT_TO_IMAGE: batch.prompt, Direction.IMAGE_TO_TEXT: batch.text}
+        masks = {Direction.TEXT_TO_IMAGE: batch.prompt_mask, Direction.IMAGE_TO_TEXT: batch.text_mask}
+        sequences = [self.sequence(texts[d], masks[d], batch.image_input, d) for d in directions]
+        x = scatter_sequences(paddle.concat(sequences), self.mp_group)
+        return x, key_mask(paddle.concat([masks[direction] for direction in directions]), batch.image.shape[1])
 
     def sequence(
         self, text: paddle.Tensor, text_mask: paddle.Tensor, image: paddle.Tensor, direction: Direction
@@ -199,16 +200,26 @@ class Head(nn.Layer):
         if config.reconstructor is not None:
             self.reconstructor = Reconstructor(config.hidden, (config.rows, config.columns), config.reconstructor)
 
-    def forward(self, x: paddle.Tensor, key_mask: paddle.Tensor, tables: Embedding | None = None) -> Outputs:
-        """Last block's x [2B, m+n, hidden] of both directions, key_mask bool [2B, m+n]; `tables`: the embedding of a model that
+    def forward(
+        self,
+        x: paddle.Tensor,
+        key_mask: paddle.Tensor,
+        tables: Embedding | None = None,
+        directions: tuple[Direction, ...] = BOTH,
+    ) -> Outputs:
+        """Last block's x [DB, m+n, hidden] of D directions, key_mask bool [DB, m+n]; `tables`: the embedding of a model that
         ties its head to it."""
-        to_image, to_text = self.norm(gather_sequences(x, self.mp_group)).split(2)
+        states = dict(zip(directions, self.norm(gather_sequences(x, self.mp_group)).split(len(directions)), strict=True))
         m = x.shape[1] - self.image_length
-        last = last_real_token(to_image[:, :m], key_mask[: len(to_image), :m]).unsqueeze(1)
-        image_states = to_image[:, m:]
-        image_logits = self.image_logits(paddle.concat([last, image_states[:, :-1]], axis=1), tables)
-        pixels = None if self.reconstructor is None else self.reconstructor(image_states)
-        return Outputs(image_logits, self.text_logits(to_text[:, : m - 1], tables), pixels)
+        image_logits = text_logits = pixels = None
+        if (to_image := states.get(Direction.TEXT_TO_IMAGE)) is not None:
+            last = last_real_token(to_image[:, :m], key_mask[: len(to_image), :m]).unsqueeze(1)
+            image_states = to_image[:, m:]
+            image_logits = self.image_logits(paddle.concat([last, image_states[:, :-1]], axis=1), tables)
+            pixels = None if self.reconstructor is None else self.reconstructor(image_states)
+        if (to_text := states.get(Direction.IMAGE_TO_TEXT)) is not None:
+            text_logits = self.text_logits(to_text[:, : m - 1], tables)
+        return Outputs(image_logits, text_logits, pixels)
 
     def image_logits(self, states: paddle.Tensor, tables: Embedding | None = None) -> paddle.Tensor:
         """[..., hidden] -> [..., image vocabulary], or the tensor parallel process's share."""
@@ -225,11 +236,11 @@ class Head(nn.Layer):
 
 
 class ViLG(nn.Layer):
-    """The whole model; tensor parallel processes hold their share of it."""
+    """The whole model; tensor parallel processes hold their share of it. `directions`: those that `forward` computes."""
 
-    def __init__(self, config: ViLGConfig, mp_group=None):
+    def __init__(self, config: ViLGConfig, mp_group=None, directions: tuple[Direction, ...] = BOTH):
         super().__init__()
-        self.config = config
+        self.config, self.directions = config, directions
         self.embedding = Embedding(config, mp_group)
         self.blocks = nn.LayerList([Block(config, kind, mp_group) for kind in config.kinds])
         self.head = Head(config, mp_group)
@@ -240,11 +251,11 @@ class ViLG(nn.Layer):
         return self.head.reconstructor
 
     def forward(self, batch: Batch) -> Outputs:
-        """Logits of both directions of each pair."""
-        x, mask = self.embedding(batch)
+        """Logits of the directions of each pair."""
+        x, mask = self.embedding(batch, self.directions)
         for block in self.blocks:
-            x = block(x, mask)
-        return self.head(x, mask, self.embedding)
+            x = block(x, mask, self.directions)
+        return self.head(x, mask, self.embedding, self.directions)
 
     def hidden_states(
         self, text: paddle.Tensor, text_mask: paddle.Tensor, image: paddle.Tensor, direction: Direction
@@ -295,6 +306,17 @@ class ViLG(nn.Layer):
         for block in self.blocks:
             if keeps_inputs(block.mask(direction, 1)):
                 block.attention.absorb_projections()
+
+
+def unused_parameters(config: ViLGConfig, directions: tuple[Direction, ...]) -> tuple[str, ...]:
+    """What the names of parameters begin with that training these directions alone does not reach."""
+    own = {  # what serves one direction only
+        Direction.TEXT_TO_IMAGE: ["head.image.", "embedding.text_encoder."],
+        Direction.IMAGE_TO_TEXT: ["head.text."],
+    }
+    if config.text_encoder is not None:
+        own[Direction.IMAGE_TO_TEXT] += ["embedding.text.", "embedding.text_projection."]
+    return tuple(name for direction, names in own.items() if direction not in directions for name in names)
 
 
 def last_real_token(states: paddle.Tensor, text_mask: paddle.Tensor) -> paddle.Tensor:

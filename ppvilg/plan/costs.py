@@ -3,8 +3,8 @@
 Left out, because they are small beside the rest: norms, softmax and GELU in the FLOPs, sums of scalars, and what CUDA needs for
 itself. Texts count as long as they may be. Everything is of one optimizer step; sizes are in bytes.
 
-A product of [a, b] and [b, c] is 2abc FLOPs. m and n are the text and image slots of a sequence; a pair is computed in both
-directions, so it has 2(m + n) rows.
+A product of [a, b] and [b, c] is 2abc FLOPs. m and n are the text and image slots of a sequence; a pair is computed in the
+directions that are trained, so it has 2(m + n) rows, or m + n.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ppvilg.config import AttentionKind, ViLGExperiment
-from ppvilg.model.config import vilg_config
+from ppvilg.model.config import trained_directions, vilg_config
 from ppvilg.model.mask import AttentionMask, Direction
 from ppvilg.plan.shapes import Stage, owned_values, sliced_values, stages
 
@@ -61,9 +61,9 @@ def _scores(mask: AttentionMask) -> Scores:
 
 
 def pair_scores(config: ViLGExperiment, kind: AttentionKind) -> Scores:
-    """Those of both directions of a pair in a layer of a kind."""
-    both = [_scores(vilg_config(config).mask(kind, direction, config.text.max_length)) for direction in Direction]
-    return Scores(*map(sum, zip(*both, strict=True)))
+    """Those of the directions of a pair in a layer of a kind."""
+    masks = [vilg_config(config).mask(kind, one, config.text.max_length) for one in trained_directions(config.train)]
+    return Scores(*map(sum, zip(*map(_scores, masks), strict=True)))
 
 
 def pair_flops(config: ViLGExperiment, stage: Stage) -> Amounts:
@@ -71,11 +71,12 @@ def pair_flops(config: ViLGExperiment, stage: Stage) -> Amounts:
     `embedding` (the projection of a text table of another width), and `recompute`, what the backward computes again."""
     model, m, width = config.transformer, config.text.max_length, config.text.embedding_width or config.transformer.hidden
     # Queries, keys, values, output and the two products of the MLP; scores, and the sums of values by them.
-    products = 2 * 2 * (m + config.image_tokens) * (4 + 2 * model.ffn_multiplier) * model.hidden**2
+    directions = config.train.sequences_per_pair
+    products = directions * 2 * (m + config.image_tokens) * (4 + 2 * model.ffn_multiplier) * model.hidden**2
     scores = sum(count * 4 * pair_scores(config, kind).pairs * model.hidden for kind, count in stage.kinds.items())
     layers = products * sum(stage.kinds.values()) + scores
-    head = 2 * model.hidden * (config.image_tokens * config.vqgan.codebook.size + (m - 1) * config.text.vocabulary_size)
-    projection = 4 * m * width * model.hidden if width != model.hidden else 0
+    head = 2 * model.hidden * _logits(config)
+    projection = directions * 2 * m * width * model.hidden if width != model.hidden else 0
     return {  # a backward has two products for each of the forward
         "layers": 3 * layers,
         "head": 3 * head * stage.is_last,
@@ -103,11 +104,12 @@ def memory(config: ViLGExperiment, stage: Stage) -> Amounts:
     update (after the backward: gradients laid end to end to be summed over data parallel processes).
     """
     parallel, width, gradient, level = config.parallel, _width(config), _gradient_width(config), _level(config)
-    own, largest = max(owned_values(config, stage)), max(stage.sizes.values())
+    own, largest = max(owned_values(config, stage)), max(stage.trained.values())
     states = 2 + bool(config.train.ema_decay) + (parallel.precision != "fp32")
     # Stages 2 and 3 have the gradient of one parameter at a time besides their own.
-    gradients = stage.values if level < 2 else largest if parallel.offload else own + largest
-    weights = stage.values if level < 3 else sliced_values(stage)[1] if parallel.offload else own
+    gradients = stage.trained_values if level < 2 else largest if parallel.offload else own + largest
+    large, small = sliced_values(stage.sizes)
+    weights = stage.values if level < 3 else small + (0 if parallel.offload else large // parallel.sharding_degree)
     in_flight = min(config.train.gradient_accumulation_steps, stage.count - stage.number)  # 1F1B
     layer = max(_layer_bytes(config, kind) for kind in stage.kinds)
     return {
@@ -152,7 +154,8 @@ def _level(config: ViLGExperiment) -> int:
 
 def _rows_bytes(config: ViLGExperiment) -> int:
     """[rows of a micro-batch, hidden]."""
-    rows = 2 * config.micro_batch * (config.text.max_length + config.image_tokens)
+    sequences = config.train.sequences_per_pair * config.micro_batch
+    rows = sequences * (config.text.max_length + config.image_tokens)
     return rows * config.transformer.hidden * _width(config)
 
 
@@ -164,11 +167,13 @@ def _between_bytes(config: ViLGExperiment) -> float:
 def _layer_bytes(config: ViLGExperiment, kind: AttentionKind) -> float:
     """What one block of a kind keeps of a micro-batch, computed by paddle's functions (`ops.block_attention`)."""
     model, rows, scores = config.transformer, _rows_bytes(config), pair_scores(config, kind)
-    of_pair, slots = config.micro_batch * _width(config), config.text.max_length + config.image_tokens
+    of_pair = config.micro_batch * _width(config)
+    slots = config.train.sequences_per_pair * (config.text.max_length + config.image_tokens)
+    prefix = slots - sum(_target_slots(config))
     # Queries, and weighted values before and after padding is cleared.
     shared = 3 * rows
-    # Keys and values of the blocks; queries, keys and values once more where a part sees a prefix.
-    shared += (2 * scores.keys + 3 * slots) * model.hidden * of_pair
+    # Keys and values of the blocks, and those of the prefix once more for the target.
+    shared += 2 * (scores.keys + prefix) * model.hidden * of_pair
     # Probabilities, and once more in two pieces where there is a prefix.
     shared += (scores.pairs + scores.with_prefix) * model.heads * of_pair
     shared += 2 * rows * model.ffn_multiplier  # GELU's input and output
@@ -185,22 +190,35 @@ def _kept_bytes(config: ViLGExperiment, stage: Stage) -> float:
     full, width = config.parallel.recompute == "full", config.text.embedding_width or model.hidden
     between = _between_bytes(config)
     kept = sum(count * (between if full else _layer_bytes(config, kind)) for kind, count in stage.kinds.items())
-    kept += 2 * row * config.text.max_length * width * (stage.is_first and width != model.hidden)
+    texts = config.train.sequences_per_pair * row * config.text.max_length
+    kept += texts * width * (stage.is_first and width != model.hidden)
     # What the last norm and the head read (its own norm once more), or what went down the pipeline.
-    head = (1 + model.head_norm) * row * _targets(config) * model.hidden
+    head = (1 + model.head_norm) * row * sum(_decided(config)) * model.hidden
     return kept + (rows + head if stage.is_last else between)
 
 
-def _targets(config: ViLGExperiment) -> int:
-    """Slots of a pair whose next token is decided: n for its image, m - 1 for its text."""
-    return config.image_tokens + config.text.max_length - 1
+def _target_slots(config: ViLGExperiment) -> tuple[int, int]:
+    """How many of a pair's slots are a target's: the image's n, the text's m, 0 where they are no target."""
+    directions = trained_directions(config.train)
+    image, text = (direction in directions for direction in (Direction.TEXT_TO_IMAGE, Direction.IMAGE_TO_TEXT))
+    return image * config.image_tokens, text * config.text.max_length
+
+
+def _decided(config: ViLGExperiment) -> tuple[int, int]:
+    """How many tokens of a pair are decided: all of the image, those of the text after the first."""
+    image, text = _target_slots(config)
+    return image, max(text - 1, 0)
+
+
+def _logits(config: ViLGExperiment) -> int:
+    """Of a pair."""
+    image, text = _decided(config)
+    return image * config.vqgan.codebook.size + text * config.text.vocabulary_size
 
 
 def _softmax_bytes(config: ViLGExperiment) -> float:
     """Probabilities of all targets of a micro-batch, in float32."""
-    text = (config.text.max_length - 1) * config.text.vocabulary_size
-    image = config.image_tokens * config.vqgan.codebook.size
-    return config.micro_batch * (text + image) * 4 / config.parallel.mp_degree
+    return config.micro_batch * _logits(config) * 4 / config.parallel.mp_degree
 
 
 # Messages and time
@@ -216,14 +234,14 @@ def communication(config: ViLGExperiment, stage: Stage) -> Amounts:
     """
     parallel, parts, level = config.parallel, config.train.gradient_accumulation_steps, _level(config)
     width, gradient, own = _width(config), _gradient_width(config), max(owned_values(config, stage))
-    large, small = sliced_values(stage)
+    large, small = sliced_values(stage.trained)
     repeated = parts * large + small
     summed, gathered = _mp_bytes(config, stage) if parallel.mp_degree > 1 else (0, 0)
     return {
         "dp all_reduce": gradient * (repeated if level == 3 else own) * (parallel.dp_degree > 1),
-        "sharding reduce": gradient * stage.values * (0, 1, parts, 0)[level],
+        "sharding reduce": gradient * stage.trained_values * (0, 1, parts, 0)[level],
         "sharding all_reduce": gradient * repeated * (level == 3),
-        "sharding broadcast": width * stage.values * (level in (1, 2)),
+        "sharding broadcast": width * stage.trained_values * (level in (1, 2)),
         "sharding all_gather": width * parts * (3 if parallel.recompute == "full" else 2) * large * (level == 3),
         "mp all_reduce": parts * summed,
         "mp gather/scatter": parts * gathered,
@@ -241,8 +259,9 @@ def _mp_bytes(config: ViLGExperiment, stage: Stage) -> tuple[float, float]:
     """
     row, hidden, blocks = config.micro_batch * _width(config), config.transformer.hidden, sum(stage.kinds.values())
     text_width, recomputed = config.text.embedding_width or hidden, config.parallel.recompute == "full"
-    summed = 2 * row * (config.text.max_length * text_width + config.image_tokens * hidden) * stage.is_first
-    summed += row * _targets(config) * (hidden + 3) * stage.is_last
+    embedded = config.text.max_length * text_width + config.image_tokens * hidden
+    summed = config.train.sequences_per_pair * row * embedded * stage.is_first
+    summed += row * sum(_decided(config)) * (hidden + 3) * stage.is_last
     if not config.parallel.sequence_parallel:
         return summed + (8 if recomputed else 6) * blocks * _rows_bytes(config), 0
     return summed, ((18 if recomputed else 12) * blocks + stage.is_first + stage.is_last) * _rows_bytes(config)

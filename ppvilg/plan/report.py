@@ -103,7 +103,8 @@ def report(config: ViLGExperiment, cluster: Cluster, pairs: float, top: int) -> 
     """Everything about a config on a cluster: the model, the config's own layout if it is for so many GPUs, the `top` fastest
     layouts, and why others do not fit; times are also given for training on so many pairs."""
     counts = parameter_counts(config)
-    title = f"FLOPs of a step: {config.train.batch_size} pairs, both directions, forward and backward"
+    directions = "both directions" if config.train.sequences_per_pair == 2 else "one direction"
+    title = f"FLOPs of a step: {config.train.batch_size} pairs, {directions}, forward and backward"
     parts = [
         _section("Parameters", [*counts.items(), ("total", sum(counts.values()))], "{:,}"),
         _section(title, _with_total(step_flops(config)), "{:.3e}"),

@@ -13,8 +13,8 @@ from paddle.distributed.fleet.layers.mpu.random import MODEL_PARALLEL_RNG, get_r
 from paddle.distributed.fleet.utils.log_util import set_log_level
 
 from ppvilg.config import AttentionKind, ViLGExperiment
-from ppvilg.model.config import ViLGConfig, vilg_config
-from ppvilg.model.vilg import ViLG
+from ppvilg.model.config import ViLGConfig, trained_directions, vilg_config
+from ppvilg.model.vilg import ViLG, unused_parameters
 from ppvilg.train.fleet import SEGMENT_SIZE
 from ppvilg.train.pipe import stage_starts
 
@@ -31,6 +31,8 @@ class Stage:
     """How many values of each parameter, by its name in `ViLG`."""
     tied: int
     """Values of the tables that the first and the last stage both hold."""
+    unused: tuple[str, ...] = ()
+    """What the names of parameters begin with that are not trained."""
 
     @property
     def is_first(self) -> bool:
@@ -46,6 +48,16 @@ class Stage:
     def values(self) -> int:
         """All of them."""
         return sum(self.sizes.values())
+
+    @property
+    def trained(self) -> dict[str, int]:
+        """The sizes of the parameters that are trained."""
+        return {name: size for name, size in self.sizes.items() if not name.startswith(self.unused)}
+
+    @property
+    def trained_values(self) -> int:
+        """All of them."""
+        return sum(self.trained.values())
 
 
 def parameter_sizes(config: ViLGConfig, mp: int = 1) -> dict[str, int]:
@@ -81,6 +93,7 @@ def stages(config: ViLGExperiment) -> list[Stage]:
     everything, count = parameter_sizes(model, parallel.mp_degree), parallel.pp_degree
     # Layer 0 is the embedding, layer i block i - 1.
     ends = [*stage_starts(model, count)[1:-1], model.layers + 1]
+    unused = unused_parameters(model, trained_directions(config.train))
     found, tables = [], ("embedding.text.weight", "embedding.image.weight")
     tied = tables if model.tie_embeddings and count > 1 else ()
     for number, (start, end) in enumerate(pairwise([1, *ends])):
@@ -91,15 +104,15 @@ def stages(config: ViLGExperiment) -> list[Stage]:
         sizes = {name: size for name, size in everything.items() if name.startswith(tuple(parts))}
         kinds = Counter(model.kinds[i] for i in blocks)
         shared = sum(everything[name] for name in tied) if number in (0, count - 1) else 0
-        found.append(Stage(number, count, kinds, sizes, shared))
+        found.append(Stage(number, count, kinds, sizes, shared, unused))
     return found
 
 
 def owned_values(config: ViLGExperiment, stage: Stage) -> list[int]:
     """How many values each process of the sharding group updates, as Fleet shares them out."""
-    parallel, sizes = config.parallel, list(stage.sizes.values())
+    parallel, sizes = config.parallel, list(stage.trained.values())
     if parallel.sharding_stage == 3:
-        large, small = sliced_values(stage)
+        large, small = sliced_values(stage.trained)
         return [large // parallel.sharding_degree + small] * parallel.sharding_degree
     owned = [0] * parallel.sharding_degree
     for size in sorted(sizes, reverse=True) if parallel.sharding_stage == 1 else sizes:
@@ -107,10 +120,10 @@ def owned_values(config: ViLGExperiment, stage: Stage) -> list[int]:
     return owned
 
 
-def sliced_values(stage: Stage) -> tuple[int, int]:
+def sliced_values(sizes: dict[str, int]) -> tuple[int, int]:
     """Values of the parameters that stage 3 slices, and of those that every process keeps whole."""
-    large = sum(size for size in stage.sizes.values() if size > SEGMENT_SIZE)
-    return large, stage.values - large
+    large = sum(size for size in sizes.values() if size > SEGMENT_SIZE)
+    return large, sum(sizes.values()) - large
 
 
 def parameter_counts(config: ViLGExperiment) -> dict[str, int]:

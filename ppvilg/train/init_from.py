@@ -5,10 +5,9 @@ rows of tokens are found by the tokens' names, positions in an image are interpo
 What the source lacks stays as it was drawn.
 """
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,15 +17,17 @@ import paddle
 from paddle import nn
 
 from ppvilg.checkpoint import CheckpointReader, ShardedTensor, weights_reader
-from ppvilg.folder import ImageTokenizerConfig, PipelineConfig, ScorerConfig, read_config
-from ppvilg.model.config import vilg_config
+from ppvilg.config import TrainingExperiment, ViLGExperiment
+from ppvilg.export.folder import is_export
+from ppvilg.folder import ImageTokenizerConfig, PipelineConfig, ScorerConfig, base_file, read_config
+from ppvilg.model.config import ViLGConfig, vilg_config
 from ppvilg.model.dual_encoder import dual_encoder_sizes
 from ppvilg.model.init import draw_weight, own_part, whole_shape
 from ppvilg.model.vilg import ViLG
 from ppvilg.text import TextTokenizer, saved_text_tokenizer
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.pipe import ViLGPipe
-from ppvilg.train.shards import named_tensors
+from ppvilg.train.shards import is_distributed, named_tensors
 from ppvilg.train.task import Task
 from ppvilg.vqgan.model import VQGAN
 
@@ -47,6 +48,16 @@ Fits = dict[str, Fit]
 """By the tensors' names; tensors that are not listed are taken as they are."""
 
 
+def with_image_tokenizer(config: TrainingExperiment) -> TrainingExperiment:
+    """The config, with the image tokenizer of `train.init_from` where a transformer's `train.tokenizer` is null."""
+    train = config.train
+    if not isinstance(config, ViLGExperiment) or train.init_from is None or train.tokenizer is not None:
+        return config
+    if is_export(Path(train.init_from)):  # it has the programs of one
+        return config
+    return replace(config, train=replace(train, tokenizer=str(Path(train.init_from) / "tokenizer")))
+
+
 def init_from(task: Task, context: ParallelContext) -> str:
     """Give a task's model the weights of the folder `train.init_from`, each process its part; returns a table of it.
 
@@ -54,22 +65,35 @@ def init_from(task: Task, context: ParallelContext) -> str:
     """
     folder = Path(task.config.train.init_from)
     try:
+        if base_file(folder) is not None:
+            raise ValueError(f"{folder} holds an adapter and its base: merge them first, tools/merge_checkpoint.py {folder}")
         fits = _FITS[task.config.task](task, folder)
-        reader = weights_reader(folder)
+        reader = _reader(folder, "model")
         for name, tensor in named_tensors(task.modules["model"]).items():
-            _set(name, tensor, fits.get(name), reader, task, context.mp_group)
+            if name in reader.shapes and (name not in fits or fits[name].how != "new"):
+                _set(name, tensor, fits.get(name), reader, task, context.mp_group)
+            elif getattr(task.config, "lora", None) is not None:
+                raise ValueError(f"{folder} has no {name} for this model: lora trains no new weights, so train without it")
     except ValueError as error:
         raise ValueError(f"train.init_from: {error}") from None
-    return _report(folder, _names(task.modules["model"]), set(reader.shapes), fits)
+    stored = {name for name in reader.shapes if not name.endswith(_DERIVED)}
+    return _report(folder, _names(task.modules["model"]), stored, fits)
+
+
+_DERIVED = ("key_by_head", "value_by_head")  # what an export holds besides the weights that it is made of
+
+
+def _reader(folder: Path, part: str) -> CheckpointReader:
+    """The weights of a run or a model, or those of a part (`model`, `vqgan`) of an export."""
+    return CheckpointReader(folder, "weights", f"{part}.") if is_export(folder) else weights_reader(folder)
 
 
 def _set(name: str, tensor: paddle.Tensor, fit: Fit | None, reader: CheckpointReader, task: Task, mp_group) -> None:
     """Give one tensor what it begins with."""
-    if name not in reader.shapes or (fit is not None and fit.how == "new"):
-        return
     if fit is not None and fit.make is not None:
-        value = own_part(tensor, fit.make(reader.read(name), _drawn(name, tensor, task, mp_group)), mp_group)
-    elif _is_distributed(tensor):
+        drawn = _drawn(name, tensor, task, mp_group)
+        value = own_part(tensor, fit.make(reader.read(name).astype(drawn.dtype), drawn), mp_group)
+    elif is_distributed(tensor):
         nothing = np.broadcast_to(np.float32(0), tensor.shape)
         value = reader.like(ShardedTensor.split(nothing, tensor.split_axis, mp_group.rank, mp_group.nranks), name)
     else:
@@ -77,18 +101,14 @@ def _set(name: str, tensor: paddle.Tensor, fit: Fit | None, reader: CheckpointRe
     tensor.set_value(value.astype(tensor.numpy().dtype))
 
 
-def _is_distributed(tensor: paddle.Tensor) -> bool:
-    return getattr(tensor, "is_distributed", False)  # buffers do not have it
-
-
 def _drawn(name: str, tensor: paddle.Tensor, task: Task, mp_group) -> np.ndarray:
     """The whole of what a tensor has been given before."""
-    if not _is_distributed(tensor):
+    if not is_distributed(tensor):
         return tensor.numpy()
     config, shape = task.config, whole_shape(tensor, mp_group)
-    return (
-        draw_weight(name, shape, config.train.seed, config.transformer.layers) if len(shape) > 1 else np.zeros(shape, "float32")
-    )
+    if len(shape) == 1:  # a bias
+        return np.zeros(shape, np.float32)
+    return draw_weight(name, shape, config.train.seed, config.transformer.layers)
 
 
 # What each kind of model fits
@@ -99,24 +119,36 @@ def _vilg_fits(task: Task, folder: Path) -> Fits:
     old, new = config.transformer, vilg_config(task.config)
     _check(folder, "transformer", old, new, _VILG_MAY_DIFFER)
     known = saved_text_tokenizer(folder, config.text_tokenizer, old.text_vocab_size)
-    text = _token_fit(known, task.text_tokenizer, old.text_vocab_size == new.text_vocab_size)
+    text = _token_fit(known, task.text_tokenizer, (old.text_vocab_size, new.text_vocab_size), _paddings(old, new))
+    image, grids = _code_fit(folder, task), ((old.rows, old.columns), (new.rows, new.columns))
     encoder = {}
     if old.text_encoder is not None and new.text_encoder is not None:
-        same_size = old.text_encoder.sizes.vocab_size == new.text_encoder.sizes.vocab_size
-        words = _token_fit(known, task.text_tokenizer, same_size)(0)
+        rows = old.text_encoder.sizes.vocab_size, new.text_encoder.sizes.vocab_size
+        words = _token_fit(known, task.text_tokenizer, rows, {})(0)
         encoder["embedding.text_encoder.embeddings.word_embeddings.weight"] = words
-    image = _code_fit(folder, task)
-    positions = partial(_fit, "image positions", (old.rows, old.columns), (new.rows, new.columns))
     return {
         **encoder,
         "embedding.text.weight": text(0),
         "head.text.weight": text(1),
+        "head.text.bias": text(0),
         "embedding.image.weight": image,
         "head.image.weight": image,
+        "head.image.bias": image,
         "embedding.text_position.weight": _length_fit(old.max_text_length, new.max_text_length),
-        "embedding.row_position.weight": positions(lambda table, _: _interpolation(old.rows, new.rows) @ table),
-        "embedding.column_position.weight": positions(lambda table, _: _interpolation(old.columns, new.columns) @ table),
+        "embedding.row_position.weight": _grid_fit(*grids, lambda table, _: _interpolation(old.rows, new.rows) @ table),
+        "embedding.column_position.weight": _grid_fit(
+            *grids, lambda table, _: _interpolation(old.columns, new.columns) @ table
+        ),
+        "embedding.image_position.weight": _grid_fit(*grids, lambda table, _: _interpolated(table, *grids)),
     }
+
+
+def _paddings(old: ViLGConfig, new: ViLGConfig) -> dict[int, int]:
+    """Of the padding tokens that have no name (`text.padding: positional`) the number here, and that of the same there."""
+    if new.text_padding != "positional":
+        return {}
+    first_old, first_new = (config.text_vocab_size - config.max_text_length for config in (old, new))
+    return {first_new + i: first_old + i for i in range(min(old.max_text_length, new.max_text_length))}
 
 
 def _dual_encoder_fits(task: Task, folder: Path) -> Fits:
@@ -124,13 +156,11 @@ def _dual_encoder_fits(task: Task, folder: Path) -> Fits:
     old, new = config.dual_encoder, dual_encoder_sizes(task.config)
     _check(folder, "dual_encoder", old, new, _DUAL_ENCODER_MAY_DIFFER)
     known = saved_text_tokenizer(folder, config.text_tokenizer, old.text_vocab_size)
-    sides = [sizes.image_size // sizes.patch_size for sizes in (old, new)]
+    grids = [(sizes.image_size // sizes.patch_size,) * 2 for sizes in (old, new)]
     return {
-        "text_embedding.weight": _token_fit(known, task.text_tokenizer, old.text_vocab_size == new.text_vocab_size)(0),
+        "text_embedding.weight": _token_fit(known, task.text_tokenizer, (old.text_vocab_size, new.text_vocab_size), {})(0),
         "text_position.weight": _length_fit(old.max_text_length, new.max_text_length),
-        "patch_position.weight": _fit(
-            "image positions", *[(side, side) for side in sides], lambda table, _: _interpolated(table, *sides)
-        ),
+        "patch_position.weight": _grid_fit(*grids, lambda table, _: _interpolated(table, *grids)),
     }
 
 
@@ -180,7 +210,7 @@ _VQGAN_MAY_DIFFER = (
 
 def _check(folder: Path, section: str, old: Any, new: Any, may_differ: tuple[str, ...]) -> None:
     """Raise `ValueError` for what else two models' configs differ in."""
-    before, now = (dict(_keys(dataclasses.asdict(config))) for config in (old, new))
+    before, now = (dict(_keys(asdict(config))) for config in (old, new))
     for key, value in now.items():
         if before.get(key) != value and not any(f"{key}.".startswith(f"{name}.") for name in may_differ):
             raise ValueError(
@@ -200,17 +230,18 @@ def _keys(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 # Vocabularies
 
 
-def _token_fit(old: TextTokenizer, new: TextTokenizer, same_size: bool) -> Callable[[int], Fit]:
-    """Of a tensor that has the text tokens along an axis: those that the source knows by name."""
+def _token_fit(old: TextTokenizer, new: TextTokenizer, sizes: tuple[int, int], more: dict[int, int]) -> Callable[[int], Fit]:
+    """Of a tensor that has the text tokens along an axis, `sizes` there and here: those that the source knows by name, and
+    `more`, by their numbers here and there."""
     part = "text tokens"
-    if same_size and old.tokens == new.tokens:
+    if sizes[0] == sizes[1] and old.tokens == new.tokens and all(here == there for here, there in more.items()):
         return lambda axis: Fit(part, "taken", note=f"the same {new.size} tokens")
     numbers = {token: number for number, token in enumerate(old.tokens)}
-    # What begins and ends a text, and what pads it, has another name in another tokenizer.
-    roles = {new.begin: old.begin, new.end: old.end, new.pad: old.pad}
+    roles = {new.begin: old.begin, new.end: old.end}  # which have other names in another tokenizer
     found = {i: roles.get(i, numbers.get(token)) for i, token in enumerate(new.tokens)}
-    rows = np.array([(i, number) for i, number in found.items() if number is not None]).T
-    note = f"{rows.shape[1]} of {new.size} tokens are known there"
+    known = {i: number for i, number in found.items() if number is not None}
+    rows = np.array([*(known | more).items()]).T
+    note = f"{len(known)} of {new.size} tokens are known there"
     return lambda axis: Fit(part, "fitted", partial(_rows, rows=rows, axis=axis), note)
 
 
@@ -223,8 +254,8 @@ def _rows(table: np.ndarray, drawn: np.ndarray, rows: np.ndarray, axis: int) -> 
 
 def _code_fit(folder: Path, task: Task) -> Fit:
     """Of the image tokens' tables: taken where the image tokenizer gives the tokens of the source's."""
-    part, own = "image tokens", folder / "tokenizer"
-    if own.is_dir() and _same_codes(weights_reader(own), task.vqgan):
+    part, own = "image tokens", folder if is_export(folder) else folder / "tokenizer"
+    if own.is_dir() and _same_codes(_reader(own, "vqgan"), task.vqgan):
         return Fit(part, "taken", note="the same image tokenizer")
     return Fit(part, "new", note=f"train.tokenizer {task.image_tokenizer} is not the one of {folder}")
 
@@ -251,7 +282,8 @@ def _leading(table: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     return np.concatenate([table[:count], drawn[count:]])
 
 
-def _fit(part: str, old: tuple[int, int], new: tuple[int, int], make: Callable) -> Fit:
+def _grid_fit(old: tuple[int, int], new: tuple[int, int], make: Callable) -> Fit:
+    part = "image positions"
     if old == new:
         return Fit(part, "taken")
     return Fit(part, "fitted", make, f"{old[0]}x{old[1]} interpolated to {new[0]}x{new[1]}")
@@ -263,11 +295,11 @@ def _interpolation(old: int, new: int) -> np.ndarray:
     return np.maximum(0, 1 - abs(places[:, None] - np.arange(old))).astype(np.float32)
 
 
-def _interpolated(table: np.ndarray, old: int, new: int) -> np.ndarray:
-    """Positions [old · old, width] of a square in raster order -> [new · new, width]."""
-    matrix = _interpolation(old, new)
-    grid = np.einsum("ri,cj,ijw->rcw", matrix, matrix, table.reshape(old, old, -1), optimize=True)
-    return grid.reshape(new * new, -1)
+def _interpolated(table: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """Positions [old rows · old columns, width] of a grid in raster order -> [new rows · new columns, width]."""
+    rows, columns = (_interpolation(*sides) for sides in zip(old, new, strict=True))
+    grid = np.einsum("ri,cj,ijw->rcw", rows, columns, table.reshape(*old, -1), optimize=True)
+    return grid.reshape(-1, table.shape[-1])
 
 
 # The report

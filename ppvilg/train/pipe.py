@@ -16,12 +16,14 @@ from paddle.distributed.fleet.utils import recompute
 
 from ppvilg.model.batch import Batch
 from ppvilg.model.config import ViLGConfig
-from ppvilg.model.vilg import Block, Embedding, Head, Outputs
+from ppvilg.model.mask import Direction
+from ppvilg.model.vilg import BOTH, Block, Embedding, Head, Outputs
 from ppvilg.train.context import ParallelContext
 
 Losses = dict[str, paddle.Tensor]
+Directions = tuple[Direction, ...]
 Hidden = tuple[paddle.Tensor, paddle.Tensor]
-"""x [2B, m+n, hidden] and the key mask bool [2B, m+n]."""
+"""x [DB, m+n, hidden] of D directions and the key mask bool [DB, m+n]."""
 _SHARED = "embedding"
 _TIED = ["text_table", "image_table"]
 
@@ -29,8 +31,9 @@ _TIED = ["text_table", "image_table"]
 class PipeEmbedding(Embedding):
     """The embedding of the first stage, or the tied tables alone on the last."""
 
-    def __init__(self, config: ViLGConfig, mp_group, tables_only: bool = False):
+    def __init__(self, config: ViLGConfig, mp_group, directions: Directions = BOTH, tables_only: bool = False):
         super().__init__(config, mp_group)
+        self.directions = directions
         if tables_only:
             for name in ("text_position", "image_position", "row_position", "column_position", "segment"):
                 delattr(self, name)
@@ -47,48 +50,52 @@ class PipeEmbedding(Embedding):
 
     def forward(self, batch: dict[str, paddle.Tensor]) -> Hidden:
         """A batch's tensors by the names of their fields."""
-        return super().forward(Batch(**batch))
+        return super().forward(Batch(**batch), self.directions)
 
 
 class PipeBlock(Block):
     """A block."""
 
-    def __init__(self, config: ViLGConfig, kind: str, mp_group, recomputed: bool):
+    def __init__(self, config: ViLGConfig, kind: str, mp_group, recomputed: bool, directions: Directions = BOTH):
         super().__init__(config, kind, mp_group)
-        self.recomputed = recomputed
+        self.recomputed, self.directions = recomputed, directions
 
     def forward(self, inputs: Hidden) -> Hidden:
         """Through the block."""
         x, mask = inputs
-        run = super().forward
-        x = recompute(run, x, mask) if self.recomputed and self.training else run(x, mask)
+        run, arguments = super().forward, (x, mask, self.directions)
+        x = recompute(run, *arguments) if self.recomputed and self.training else run(*arguments)
         return x, mask.clone()  # Fleet frees what it has sent
 
 
 class PipeHead(Head):
     """The head."""
 
+    def __init__(self, config: ViLGConfig, mp_group, directions: Directions = BOTH):
+        super().__init__(config, mp_group)
+        self.directions = directions
+
     def forward(self, inputs: tuple) -> Outputs:
         """x, key mask and, where they are tied, the tables."""
-        return super().forward(*inputs)
+        return super().forward(*inputs, directions=self.directions)
 
 
 class ViLGPipe(PipelineLayer):
     """This process's stage of the model."""
 
-    def __init__(self, config: ViLGConfig, context: ParallelContext, recomputed: bool = False):
+    def __init__(self, config: ViLGConfig, context: ParallelContext, recomputed: bool = False, directions: Directions = BOTH):
         mp, tied = context.mp_group, config.tie_embeddings
-        blocks = [LayerDesc(PipeBlock, config, kind, mp, recomputed) for kind in config.kinds]
+        blocks = [LayerDesc(PipeBlock, config, kind, mp, recomputed, directions) for kind in config.kinds]
         if tied:
             tables_only = not context.is_first_stage
-            shared = (_TIED, config, mp, tables_only)
+            shared = (_TIED, config, mp, directions, tables_only)
             first = SharedLayerDesc(_SHARED, PipeEmbedding, None, *shared)
             tables = [SharedLayerDesc(_SHARED, PipeEmbedding, lambda tables, inputs: (*inputs, tables), *shared)]
         else:
-            first, tables = LayerDesc(PipeEmbedding, config, mp), []
+            first, tables = LayerDesc(PipeEmbedding, config, mp, directions), []
         losses = _Losses()
         super().__init__(
-            [first, *blocks, *tables, LayerDesc(PipeHead, config, mp)],
+            [first, *blocks, *tables, LayerDesc(PipeHead, config, mp, directions)],
             topology=fleet.get_hybrid_communicate_group().topology(),
             seg_method=stage_starts(config, context.pp_group.nranks),
             loss_fn=losses,

@@ -12,10 +12,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ppvilg.checkpoint import checkpoints, checksum, weights_file
+from ppvilg.checkpoint import check_weights, checkpoints, checksum, load_arrays, save_arrays, weights_file
 from ppvilg.config import DualEncoderExperiment, TrainingExperiment, ViLGExperiment, load_config
 from ppvilg.files import write_whole
-from ppvilg.folder import CONFIG, ImageTokenizerConfig, read_config, write_config
+from ppvilg.folder import BASE, CONFIG, WEIGHTS, ImageTokenizerConfig, read_config, write_config
 from ppvilg.train.task import Task
 
 _INPUTS = "inputs.json"
@@ -28,7 +28,7 @@ _DATA_KEYS = (  # what decides which pairs the splits have, besides data.path
     "data.validation_fraction",
     "train.seed",
 )
-_MODEL_SECTIONS = ("task", "data.image_size", "text", "vqgan", "transformer", "dual_encoder")
+_MODEL_SECTIONS = ("task", "data.image_size", "text", "vqgan", "transformer", "lora", "dual_encoder")
 _FREE = (  # of those sections, what may change from one part of a run to the next
     "text.vocabulary",  # the file itself is compared
     "text.embeddings",
@@ -72,12 +72,13 @@ def resumed_config(config: TrainingExperiment) -> TrainingExperiment:
             vocabulary = str(_vocabulary(run))
         config = replace(config, text=replace(config.text, vocabulary=vocabulary))
     if isinstance(config, ViLGExperiment):
-        tokenizer = config.train.tokenizer
-        if tokenizer == own.train.tokenizer and not Path(tokenizer).exists():
-            tokenizer = str(run / "tokenizer")
+        train = config.train
+        named = train.tokenizer or (train.init_from and f"{train.init_from}/tokenizer")
+        same = (train.tokenizer, train.init_from) == (own.train.tokenizer, own.train.init_from)
+        if same and not (named and Path(named).exists()):
+            train = replace(train, tokenizer=str(run / "tokenizer"))
         encoder = config.text.encoder and replace(config.text.encoder, model=None)
-        text = replace(config.text, embeddings=None, encoder=encoder)
-        config = replace(config, text=text, train=replace(config.train, tokenizer=tokenizer))
+        config = replace(config, text=replace(config.text, embeddings=None, encoder=encoder), train=train)
     return config
 
 
@@ -131,7 +132,19 @@ def save_inputs(run: Path, task: Task) -> None:
         (run / "tokenizer").mkdir(exist_ok=True)
         shutil.copyfile(weights_file(task.image_tokenizer), run / "tokenizer" / "model.safetensors")
         write_config(read_config(task.image_tokenizer, ImageTokenizerConfig), run / "tokenizer")
+    if task.base is not None:
+        (run / BASE).mkdir(exist_ok=True)
+        save_arrays({name: weight.numpy() for name, weight in task.base.items()}, run / BASE / WEIGHTS)
     write_whole(run / _INPUTS, json.dumps(inputs(task), indent=2) + "\n")
+
+
+def load_base(run: Path, task: Task) -> None:
+    """Give a task the frozen weights that a run's checkpoints are updates of, if they are."""
+    if task.base is not None:
+        arrays = load_arrays(run / BASE / WEIGHTS)
+        check_weights(arrays, {name: weight.shape for name, weight in task.base.items()}, str(run / BASE / WEIGHTS))
+        for name, weight in task.base.items():
+            weight.set_value(arrays[name])
 
 
 def _own_inputs(run: Path) -> dict[str, str]:

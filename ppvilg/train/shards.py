@@ -34,9 +34,9 @@ def named_tensors(model: nn.Layer) -> Tensors:
     return {rename(name): tensor for name, tensor in model.state_dict().items()}
 
 
-def _untrained(model: nn.Layer) -> Tensors:
-    """What else is part of the model: buffers, and parameters that are not trained."""
-    return {name: tensor for name, tensor in named_tensors(model).items() if tensor.stop_gradient}
+def is_distributed(tensor: paddle.Tensor) -> bool:
+    """Whether this is a tensor parallel process's part of a parameter."""
+    return getattr(tensor, "is_distributed", False)  # buffers do not say
 
 
 class OptimizerState:
@@ -46,7 +46,9 @@ class OptimizerState:
         self.context, self.stage = context, stage
         self.parameters = {name: p for name, p in named_parameters(model).items() if not p.stop_gradient}
         """The trained parameters that this process computes with."""
-        self._model, self._adamw = model, adamw
+        self._untrained = {name: tensor for name, tensor in named_tensors(model).items() if tensor.stop_gradient}
+        self._tensors = self.parameters | self._untrained
+        self._adamw = adamw
         owners: Mapping[str, int] = {}
         if context.sharding_group is not None and stage < 3:
             owners = optimizer.param2rank if stage == 2 else optimizer._param2rank
@@ -78,9 +80,8 @@ class OptimizerState:
         """What this process writes of the model, with these values of what it updates (None: as they are)."""
         values = self.weights() if values is None else values
         shards = {name: self._shard(name, values[name]) for name in self.names}
-        context = self.context
-        if all(group is None or group.rank == 0 for group in (context.sharding_group, context.mp_group)):
-            shards |= {name: ShardedTensor.whole(tensor.numpy()) for name, tensor in _untrained(self._model).items()}
+        if self.stage == 3 or self.context.sharding_group is None or self.context.sharding_group.rank == 0:
+            shards |= {name: self._shard(name, self._updated(name)) for name in self._untrained}
         return {name: shard for name, shard in shards.items() if shard is not None}
 
     def optimizer_shards(self) -> dict[str, ShardedTensor]:
@@ -102,24 +103,29 @@ class OptimizerState:
         """Take up the model that any layout's `model_shards` wrote."""
         for name in self.names:
             self._weight(name).copy_(paddle.to_tensor(self._read(reader, name, name)), False)
-        for name, tensor in _untrained(self._model).items():
-            tensor.set_value(reader.like(ShardedTensor.whole(tensor.numpy()), name))
+        for name in self._untrained:
+            own = self._updated(name)
+            own.copy_(paddle.to_tensor(self._read(reader, name, name)).astype(own.dtype), False)
         self.publish(self.weights())
 
     def load_optimizer(self, reader: CheckpointReader) -> None:
-        """Take up the moments that any layout's `optimizer_shards` wrote."""
-        state = {}
+        """Take up the moments that any layout's `optimizer_shards` wrote; there are none of what was not trained."""
+        state, first = {}, {"beta1_pow_acc_0": self._adamw._beta1, "beta2_pow_acc_0": self._adamw._beta2}
         for name in self.names:
             for key in _STATE:
                 stored = f"{name}/{key}"
                 if stored in reader.shapes:
                     array = self._read(reader, name, stored) if key in _MOMENTS else reader.read(stored)
-                    state[self._state_key(name, key)] = paddle.to_tensor(array)
+                elif key in _MOMENTS:
+                    array = np.zeros(self._weight(name).shape, np.float32)
+                else:
+                    array = np.array([first[key]], np.float32)
+                state[self._state_key(name, key)] = paddle.to_tensor(array)
         self._adamw.set_state_dict(state)
 
     def _updated(self, name: str) -> paddle.Tensor:
-        """The parameter, or this process's slice of it."""
-        parameter = self.parameters[name]
+        """The tensor, or this process's slice of it."""
+        parameter = self._tensors[name]
         return parameter.fw_storage if self._is_sliced(parameter) else parameter
 
     def _weight(self, name: str) -> paddle.Tensor:
@@ -148,26 +154,26 @@ class OptimizerState:
 
     def _shard(self, name: str, tensor: paddle.Tensor) -> ShardedTensor | None:
         """What this process writes of a weight or of what belongs to it; None where another process writes it."""
-        parameter, context = self.parameters[name], self.context
+        parameter, context = self._tensors[name], self.context
         if self.stage == 3:
             group = context.sharding_group
             if self._is_sliced(parameter) and tensor.shape == self._updated(name).shape:
                 parts: list[paddle.Tensor] = []
                 dist.all_gather(parts, tensor.to(paddle.get_device()), group=group)  # it may be offloaded
                 tensor = paddle.concat(parts)[: parameter.size].reshape(parameter.shape)
-            writes = self.names.index(name) % group.nranks == group.rank
+            writes = list(self._tensors).index(name) % group.nranks == group.rank
             return ShardedTensor.whole(tensor.numpy()) if writes else None
         if not getattr(parameter, "is_firstly_shared", True):  # a tied table, which the first pipeline stage writes
             return None
-        if parameter.is_distributed and tensor.shape == parameter.shape:
+        if is_distributed(parameter) and tensor.shape == parameter.shape:
             return ShardedTensor.split(tensor.numpy(), parameter.split_axis, context.mp_group.rank, context.mp_group.nranks)
         return ShardedTensor.whole(tensor.numpy()) if context.mp_group is None or context.mp_group.rank == 0 else None
 
     def _read(self, reader: CheckpointReader, name: str, key: str) -> np.ndarray:
         """The part of a weight or of one of its moments that this process holds."""
-        parameter, group = self.parameters[name], self.context.mp_group
+        parameter, group = self._tensors[name], self.context.mp_group
         nothing = np.broadcast_to(np.float32(0), parameter.shape)
-        if parameter.is_distributed:
+        if is_distributed(parameter):
             return reader.like(ShardedTensor.split(nothing, parameter.split_axis, group.rank, group.nranks), key)
         whole = reader.like(ShardedTensor.whole(nothing), key)
         if not self._is_sliced(parameter):

@@ -1,27 +1,31 @@
 """Training the transformer over a frozen image tokenizer."""
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ppvilg.checkpoint import checksum, weights_file
+from ppvilg.checkpoint import checksum, load_arrays, weights_file
 from ppvilg.config import ViLGExperiment
 from ppvilg.data.loader import canonical_caption, draw_caption
 from ppvilg.data.sources import Source
 from ppvilg.data.splits import evenly_spaced, load_images
-from ppvilg.ernie import check_vocabulary, ernie_weights
-from ppvilg.folder import ImageTokenizerConfig, read_config
+from ppvilg.ernie import encoder_weights, ernie_embeddings
+from ppvilg.folder import AdapterConfig, ImageTokenizerConfig, read_config
 from ppvilg.generate.engine import generate_images, generate_texts
 from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
+from ppvilg.lora import ADAPTER, adapter_config, save_adapter
 from ppvilg.model.batch import Batch, pad_prompts
-from ppvilg.model.config import vilg_config
+from ppvilg.model.config import trained_directions, vilg_config
 from ppvilg.model.init import draw_weight, init_weights, set_weights
-from ppvilg.model.loss import ReconstructionWeights, vilg_accuracy, vilg_loss
-from ppvilg.model.vilg import Outputs, ViLG
+from ppvilg.model.lora import add_lora
+from ppvilg.model.loss import LossWeights, ReconstructionWeights, vilg_accuracy, vilg_loss
+from ppvilg.model.mask import Direction
+from ppvilg.model.vilg import Outputs, ViLG, unused_parameters
 from ppvilg.pictures import labelled_grid, to_model
-from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer
+from ppvilg.text import cut, load_text_tokenizer
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.fleet import DistributedModel
 from ppvilg.train.image_tokens import image_tokens
@@ -38,7 +42,7 @@ _PAD_TO = 4  # text lengths are rounded up to this, so that few shapes occur
 
 
 class ViLGTask(Task):
-    """Pairs of text and image tokens; both directions of each pair in every step."""
+    """Pairs of text and image tokens; in every step both directions of each pair, or the one that has a weight."""
 
     unit = "tokens"
 
@@ -47,19 +51,41 @@ class ViLGTask(Task):
         self.image_tokenizer = tokenizer_folder(config)
         self.vqgan = load_vqgan(self.image_tokenizer)
         self.text_tokenizer = load_text_tokenizer(config.text)
-        if config.text.encoder is not None:
-            check_vocabulary(config.text.encoder, self.text_tokenizer)
         super().__init__(config)
+        self.directions = trained_directions(config.train)
+        self.weights = LossWeights(config.train.txt2img_weight, config.train.img2txt_weight)
         if context.pp_group is None:
-            self.model = ViLG(vilg_config(config), context.mp_group)
+            self.model = ViLG(vilg_config(config), context.mp_group, self.directions)
         else:
-            self.model = ViLGPipe(vilg_config(config), context, config.parallel.recompute == "full")
+            self.model = ViLGPipe(vilg_config(config), context, config.parallel.recompute == "full", self.directions)
         self.modules = {"model": self.model}
         self._init_weights()
+        self._freeze_unused()
         self.reconstruction = None
         if config.transformer.reconstructor:
             weight, loss = config.train.reconstruction_weight, config.vqgan.loss
             self.reconstruction = ReconstructionWeights(weight * loss.l1, weight * loss.l2)
+
+    def begin(self) -> None:
+        """Freeze the model and give it updates to train, if the config says so."""
+        if self.config.lora is not None:
+            self.base = add_lora(self.model, self.config.lora, self.config.train.seed)
+            self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        unused = unused_parameters(self.model.config, self.directions)
+        for name, parameter in named_parameters(self.model).items():
+            if name.startswith(unused):
+                parameter.stop_gradient = True
+
+    def saved(self, run: Path) -> None:
+        """The adapter as a folder of its own."""
+        if self.base is not None:
+            save_adapter(self._adapter_config, load_arrays(weights_file(run)), run / ADAPTER)
+
+    @cached_property
+    def _adapter_config(self) -> AdapterConfig:
+        return adapter_config(self.config.lora, self.base)
 
     def prepare(self) -> None:
         """The image tokens of both splits."""
@@ -87,17 +113,17 @@ class ViLGTask(Task):
         return batch
 
     def units(self, batch: Batch) -> int:
-        """Tokens of both directions, padding left out."""
-        return 2 * int(batch.text_mask.sum() + batch.image.size)
+        """Tokens of all directions, padding left out."""
+        return len(self.directions) * int(batch.text_mask.sum() + batch.image.size)
 
     def loss(self, model: ViLG, batch: Batch, step: int) -> Losses:
-        """Both directions of each pair."""
+        """The directions of each pair."""
         batch = batch.to_tensors()
         return self.criterion(model(batch), batch)
 
     def criterion(self, outputs: Outputs, batch: Batch) -> Losses:
         """The losses of the model's outputs for a batch of tensors."""
-        return vilg_loss(outputs, batch, self.reconstruction, self.context.mp_group)
+        return vilg_loss(outputs, batch, self.reconstruction, self.context.mp_group, self.weights)
 
     def validate(self, model: DistributedModel, step: int) -> dict[str, float]:
         """Losses and accuracies over validation pairs, and those of a unigram model of the training split."""
@@ -116,7 +142,7 @@ class ViLGTask(Task):
 
     def preview(self) -> Preview:
         """Fixed prompts, each with its real image and generated ones (end to end: by the codebook, then the same by the
-        reconstructor), and fixed images with their captions."""
+        reconstructor), and fixed images with their captions, of the directions that are trained."""
         half = (self.config.train.preview_samples + 1) // 2
         images, texts = {}, {}
         for name, source, tokens in (
@@ -124,12 +150,15 @@ class ViLGTask(Task):
             ("validation", self.validation, self.validation_tokens),
         ):
             chosen = evenly_spaced(len(source), half)
-            images[f"{name}_images"] = self._generated(source, chosen)
-            texts[f"{name}_captions"] = self._captioned(source, chosen, tokens)
+            if Direction.TEXT_TO_IMAGE in self.directions:
+                images[f"{name}_images"] = self._generated(source, chosen)
+            if Direction.IMAGE_TO_TEXT in self.directions:
+                texts[f"{name}_captions"] = self._captioned(source, chosen, tokens)
         return Preview(images, texts)
 
     def _init_weights(self) -> None:
-        """Drawn from the seed; the reconstructor starts as the image tokenizer's decoder, text table and encoder as ERNIE's."""
+        """Drawn from the seed; the reconstructor starts from the image tokenizer's decoder, text table and encoder from
+        ERNIE's, the table not where the whole model starts from another."""
         config, parameters = self.config, named_parameters(self.model)
         init_weights(parameters, config.train.seed, config.transformer.layers, self.context.mp_group)
         given = {}
@@ -137,11 +166,10 @@ class ViLGTask(Task):
             decoder = self.vqgan.state_dict()
             names = [name for name in decoder if name.startswith(("decoder.", "post_quant_conv."))]
             given |= {f"head.reconstructor.{name}": decoder[name].numpy() for name in names}
-        if config.text.embeddings:
-            given[_TEXT_TABLE] = text_table(ernie_embeddings(config.text.embeddings), config)
-        if config.text.encoder is not None and config.text.encoder.model is not None:
-            weights = ernie_weights(config.text.encoder.model)
-            given |= {f"embedding.text_encoder.{name}": array for name, array in weights.items()}
+        if config.text.embeddings and not config.train.init_from and _TEXT_TABLE in parameters:
+            given[_TEXT_TABLE] = text_table(ernie_embeddings(config.text.embeddings, self.text_tokenizer), config)
+        weights = encoder_weights(config, self.text_tokenizer)
+        given |= {f"embedding.text_encoder.{name}": array for name, array in weights.items()}
         set_weights(parameters, given, self.context.mp_group)
 
     def _generated(self, source: Source, chosen: list[int]) -> np.ndarray:
@@ -200,11 +228,14 @@ class ViLGTask(Task):
         seen_text = np.concatenate([ids[1:] for ids in texts])
         image = np.concatenate([batch.image.ravel() for batch in batches])
         text = np.concatenate([batch.text[:, 1:][batch.text_mask[:, 1:]] for batch in batches])
+        of_image, of_text = self.config.vqgan.codebook.size, self.config.text.vocabulary_size
         metrics = {}
-        for name, seen, targets, size in (
-            ("txt2img", self.tokens.ravel(), image, self.config.vqgan.codebook.size),
-            ("img2txt", seen_text, text, self.config.text.vocabulary_size),
+        for direction, name, seen, targets, size in (
+            (Direction.TEXT_TO_IMAGE, "txt2img", self.tokens.ravel(), image, of_image),
+            (Direction.IMAGE_TO_TEXT, "img2txt", seen_text, text, of_text),
         ):
+            if direction not in self.directions:
+                continue
             counts = np.bincount(seen, minlength=size) + 1.0  # add-one smoothing
             metrics[f"{name}_unigram"] = float(-np.log(counts / counts.sum())[targets].mean())
             metrics[f"{name}_unigram_accuracy"] = float((targets == counts.argmax()).mean())
@@ -233,14 +264,15 @@ def drop_prompts(
 def tokenizer_folder(config: ViLGExperiment) -> Path:
     """The folder of the frozen image tokenizer; raises `ValueError` if there is none or it is not the one that the config
     describes."""
-    train = config.train
-    folder = train.tokenizer if train.tokenizer or not train.init_from else Path(train.init_from) / "tokenizer"
+    folder = config.train.tokenizer
     if folder is None:
         raise ValueError("train.tokenizer is not set: give the run folder of a trained image tokenizer")
     own = read_config(folder, ImageTokenizerConfig)
-    if own.vqgan.codebook.size != config.vqgan.codebook.size or own.grid != config.grid:
+    # It may have been trained on pictures of another size. A reconstructor starts as its decoder, so it needs the same.
+    side = own.grid[0] if config.transformer.reconstructor else config.data.image_size // own.vqgan.downsampling
+    if own.vqgan.codebook.size != config.vqgan.codebook.size or (side, side) != config.grid:
         raise ValueError(
-            f"the tokenizer in {folder} has {own.vqgan.codebook.size} codes on a grid of {own.grid[0]}x{own.grid[1]}, but the "
+            f"the tokenizer in {folder} has {own.vqgan.codebook.size} codes on a grid of {side}x{side}, but the "
             f"config asks for {config.vqgan.codebook.size} on {config.grid[0]}x{config.grid[1]}: use the same vqgan section"
         )
     return Path(folder)

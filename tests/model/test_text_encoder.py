@@ -10,7 +10,7 @@ import paddle
 import pytest
 
 from ppvilg.config import ErnieSizes, TextConfig, TextEncoderConfig, ViLGExperiment
-from ppvilg.ernie import check_vocabulary, ernie_sizes, ernie_weights, with_encoder_sizes
+from ppvilg.ernie import encoder_weights, ernie_sizes, ernie_weights, with_encoder_sizes
 from ppvilg.model.mask import Direction
 from ppvilg.model.text_encoder import TextEncoder
 from ppvilg.text import ErnieText
@@ -47,7 +47,7 @@ def ernie(tmp_path_factory):
 def test_states_are_those_of_paddlenlps_model(ernie, dtype):
     folder, reference = ernie
     encoder = TextEncoder(TextEncoderConfig(str(folder), sizes=ernie_sizes(str(folder))), 16, dropout=0.0)
-    for name, array in ernie_weights(str(folder)).items():
+    for name, array in ernie_weights(str(folder), ErnieText(str(folder))).items():
         encoder.state_dict()[name].set_value(array)
     ids = paddle.randint(1, 23, [3, 9])
     mask = paddle.to_tensor(np.arange(9) < np.array([[9], [5], [2]]))
@@ -163,16 +163,18 @@ def test_models_that_are_none(ernie, tmp_path):
 
 def test_the_vocabulary_has_to_be_the_texts(ernie, tmp_path):
     folder = ernie[0]
-    own = ErnieText(str(folder))
-    check_vocabulary(TextEncoderConfig(str(folder), sizes=SIZES), own)
+    own, weights = ErnieText(str(folder)), ernie_weights(str(folder), ErnieText(str(folder)))
+    config = with_encoder_sizes(named(folder, max_length=16))
+    assert encoder_weights(config, own).keys() == weights.keys()
     (tmp_path / "vocab.txt").write_text("\n".join([*VOCABULARY[:-2], "小", "大"]) + "\n", "utf-8")
-    other = ErnieText(str(tmp_path))
-    with pytest.raises(ValueError, match=r"is not text\.vocabulary, so its ids mean other tokens: set text\.vocabulary="):
-        check_vocabulary(TextEncoderConfig(str(folder), sizes=SIZES), other)
-    with pytest.raises(ValueError, match=r"there is no vocab\.txt in"):
-        check_vocabulary(TextEncoderConfig(str(tmp_path / "nothing"), sizes=SIZES), own)
-    with pytest.raises(ValueError, match=r"vocab_size is 22, but text\.vocabulary has 23: give at least that many"):
-        check_vocabulary(TextEncoderConfig(sizes=replace(SIZES, vocab_size=22)), own)
+    with pytest.raises(ValueError, match=r"encoder\.model: .* token 21 is '大', that of text\.vocabulary '小': set text\."):
+        encoder_weights(config, ErnieText(str(tmp_path)))
+    (tmp_path / "vocab.txt").write_text("\n".join([*VOCABULARY, "新"]) + "\n", "utf-8")
+    with pytest.raises(ValueError, match=r"vocab_size is 23, but text\.vocabulary has 24: give at least that many"):
+        encoder_weights(config, ErnieText(str(tmp_path)))
+    (tmp_path / "vocab.txt").unlink()
+    with pytest.raises(ValueError, match=r"encoder\.model: there is no vocab\.txt in .* go without, -o text\.encoder=null"):
+        ernie_weights(str(tmp_path), own)
 
 
 def test_only_models_with_one_load_paddlenlp():

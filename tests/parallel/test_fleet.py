@@ -138,16 +138,17 @@ def test_one_process_of_the_10b_model(layout, rank, part_of):
     found = named_parameters(part_of(config, parallel, rank, lazy=True))
     context, h, mp = context_of(parallel, rank), config.hidden, parallel.mp_degree
     layers = len({name.split(".")[1] for name in found if name.startswith("blocks.")})
-    tables = (config.text_vocab_size + config.image_vocab_size) * h // mp
+    width, head = config.text_embedding_width, (config.text_vocab_size + config.image_vocab_size) * h // mp
+    tables = (config.text_vocab_size * width + config.image_vocab_size * h) // mp + width * h
     positions = (config.max_text_length + config.rows + config.columns + 4) * h
     # Per layer: four square matrices, two of four times that, divided by mp; the biases of query and up are divided, norms and
     # the biases of out and down are not.
     expected = layers * (12 * h * h // mp + 5 * h // mp + 6 * h)
-    expected += (tables + positions) * context.is_first_stage + (tables + 2 * h) * context.is_last_stage
+    expected += (tables + positions) * context.is_first_stage + (head + 2 * h) * context.is_last_stage
     assert sum(int(np.prod(p.shape)) for p in found.values()) == expected
     if mp == 1:
         assert layers == 48
-        assert expected == 10_061_176_832
+        assert expected == 9_942_491_136
 
 
 def test_one_layer_of_the_10b_model_with_its_memory(part_of):

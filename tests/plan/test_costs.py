@@ -63,8 +63,8 @@ ROWS = 2 * 16 * (4 + 16)  # of a whole batch
 def test_the_paper_s_model():
     counts = parameter_counts(config("10b"))
     assert counts["blocks"] == 48 * (12 * 4096**2 + 11 * 4096)
-    assert counts["embedding"] == (40000 + 8192 + 64 + 32 + 32 + 4) * 4096
-    assert sum(counts.values()) == 10_061_176_832
+    assert counts["embedding"] == (8192 + 64 + 32 + 32 + 4) * 4096 + (40000 + 4096) * 1024, "ERNIE's embeddings are projected"
+    assert sum(counts.values()) == 9_942_491_136
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,11 @@ def test_one_ranks_part_of_the_10b_model_is_built_without_memory(degrees):
         assert sum(parameter.size for parameter in built) == stage.values
     everything = sum(parameter_counts(of).values())
     kept_whole = 48 * (4 + 2) * 4096 + (64 + 32 + 32 + 4 + 2) * 4096  # norms and outer biases, positions, the last norm
-    assert sum(stage.values for stage in planned) == kept_whole + (everything - kept_whole) // mp
+    projection = 1024 * 4096  # of the text table
+    not_cut = kept_whole + projection
+    assert sum(stage.values for stage in planned) == not_cut + (everything - not_cut) // mp
     if of.parallel.sharding_stage == 3:
-        large, small = sliced_values(planned[0])
+        large, small = sliced_values(planned[0].sizes)
         assert small == kept_whole + 48 * 5 * 4096, "small parameters are not sliced"
         assert owned_values(of, planned[0]) == [large // 8 + small] * 8
 
@@ -105,7 +107,8 @@ def test_one_ranks_part_of_the_10b_model_is_built_without_memory(degrees):
 @pytest.mark.parametrize("pp", [1, 2, 3, 5, 48])
 @pytest.mark.parametrize("tied", ["true", "false"])
 def test_stages_share_out_the_model(pp, tied):
-    of = config("10b", f"transformer.tie_embeddings={tied}", f"parallel.pp_degree={pp}", "parallel.mp_degree=1")
+    width = ["text.embedding_width=null"] if tied == "true" else []
+    of = config("10b", f"transformer.tie_embeddings={tied}", f"parallel.pp_degree={pp}", "parallel.mp_degree=1", *width)
     found = stages(of)
     kinds = vilg_config(of).kinds
     assert sum((stage.kinds for stage in found), start=type(found[0].kinds)()) == type(found[0].kinds)(kinds)
@@ -134,6 +137,8 @@ def test_mp_shares_out_matrices_and_tables_and_nothing_else():
     [
         ("emoji", ["train.batch_size=8"]),
         ("emoji", ["train.batch_size=8", "transformer.dropout=0.1", "text.embedding_width=100"]),
+        ("emoji", ["train.batch_size=8", "text.embedding_width=100", "train.txt2img_weight=0.0"]),
+        ("emoji", ["train.batch_size=8", "text.embedding_width=100", "train.img2txt_weight=0.0"]),
         ("emoji", ["transformer.heads=16", "data.image_size=128", "train.batch_size=2"]),
         ("emoji", ["train.batch_size=8", *ELSEWHERE]),
         pytest.param("small", [*ONE, *NO_VOCABULARY, *DENSE], marks=pytest.mark.slow),
@@ -165,6 +170,19 @@ def test_flops_of_sparse_layers_are_those_of_their_blocks():
     assert pair_scores(of, "column").pairs == 2 * (both + 32 * 32 * 32)
 
 
+def test_one_direction_takes_its_part():
+    both, to_image, to_text = (
+        config("small", f"train.txt2img_weight={a}", f"train.img2txt_weight={b}") for a, b in ((1, 1), (1, 0), (0, 1))
+    )
+    for name in ("layers", "head"):
+        assert step_flops(to_image)[name] + step_flops(to_text)[name] == step_flops(both)[name]
+    assert step_flops(to_image)["head"] / step_flops(to_text)["head"] == (1024 * 8192) / (63 * 40000)
+    (whole,), (part,) = stages(both), stages(to_image)
+    assert part.values == whole.values
+    assert sum(owned_values(both, whole)) - sum(owned_values(to_image, part)) == 40000 * 512, "the text head is not trained"
+    assert pair_flops(to_image, part)["layers"] / pair_flops(both, whole)["layers"] == pytest.approx(0.5, abs=0.02)
+
+
 def held(of: ViLGExperiment) -> dict[str, float]:
     return memory(of, stages(of)[0])
 
@@ -182,7 +200,7 @@ def test_memory_stage_by_stage(monkeypatch):
             assert found[stage]["gradients"] == 4 * (own + 16 * 64)
     assert found[1]["weights"] == found[2]["weights"] == 2 * TOTAL
     assert found[1]["gradients"] == 4 * TOTAL, "main gradients"
-    large, small = sliced_values(stages(layout())[0])
+    large, small = sliced_values(stages(layout())[0].sizes)
     assert large + small == TOTAL
     assert found[3]["weights"] == 2 * (large / 4 + small)
     assert found[3]["fetched"] == 2 * 16 * 64
@@ -234,7 +252,7 @@ def test_messages_of_data_parallel_processes(monkeypatch):
     own = max(owned_values(second, stages(second)[0]))
     after_each = {"sharding reduce": 4 * 4 * TOTAL, "sharding broadcast": 4 * TOTAL}
     assert sent(second) == after_each | {"dp all_reduce": 4 * own}
-    large, small = sliced_values(stages(layout())[0])
+    large, small = sliced_values(stages(layout())[0].sizes)
     third = sent(layout(sharding=4, sharding_stage=3, recompute="full", steps=4))
     assert third == {"sharding all_reduce": 4 * (4 * large + small), "sharding all_gather": 4 * 4 * 3 * large}
     assert sent(layout(sharding=4, sharding_stage=3, steps=4))["sharding all_gather"] == 4 * 4 * 2 * large
@@ -317,7 +335,7 @@ def test_tool():
     done = run_tool("plan", "-c", "configs/vilg_10b.yml", "--gpus", 16, *(x for o in overrides for x in ("-o", o)))
     assert done.returncode == 0, done.stderr
     for said in (
-        "10,061,176,832",
+        "9,942,491,136",
         "dp 2 x sharding 8 x mp 1 x pp 1",
         "does not fit",
         "None of these rates was measured",

@@ -150,3 +150,19 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tiny_configs, tiny_runs):
     ):
         with pytest.raises(ValueError, match=said):
             build(tiny_configs / "vilg.yml", override)
+
+
+def test_the_text_table_starts_from_ernie_s_embeddings(tiny_configs, tiny_runs, tiny_data, tmp_path):
+    from paddlenlp.transformers import ErnieConfig, ErnieModel, ErnieTokenizer
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    ernie = ErnieModel(ErnieConfig(vocab_size=32, **sizes))
+    ernie.save_pretrained(str(tmp_path))
+    ErnieTokenizer(str(tiny_data / "vocab.txt")).save_pretrained(str(tmp_path))
+    task = build(tiny_configs / "vilg.yml", f"text.embeddings={tmp_path}", f"text.vocabulary={tmp_path}")
+    ids = paddle.to_tensor([ErnieTokenizer.from_pretrained(str(tmp_path))("红色方块三")["input_ids"]])
+    expected = ernie.embeddings.word_embeddings(ids).numpy()
+    ours = paddle.to_tensor([task.text_tokenizer.encode("红色方块三")])
+    np.testing.assert_array_equal(task.model.embedding.text(ours).numpy(), expected)
+    drawn = build(tiny_configs / "vilg.yml").model.embedding.text.weight.numpy()
+    np.testing.assert_array_equal(task.model.embedding.text.weight.numpy()[32:], drawn[32:])
