@@ -78,15 +78,29 @@ class Embedding(nn.Layer):
         padding."""
         texts = {Direction.TEXT_TO_IMAGE: batch.prompt, Direction.IMAGE_TO_TEXT: batch.text}
         masks = {Direction.TEXT_TO_IMAGE: batch.prompt_mask, Direction.IMAGE_TO_TEXT: batch.text_mask}
-        sequences = [self.sequence(texts[d], masks[d], batch.image_input, d) for d in directions]
-        x = scatter_sequences(paddle.concat(sequences), self.mp_group)
-        return x, key_mask(paddle.concat([masks[direction] for direction in directions]), batch.image.shape[1])
+        key_masks = [key_mask(masks[direction], batch.image.shape[1]) for direction in directions]
+        sequences = [self.sequence(texts[d], batch.image_input, mask, d) for d, mask in zip(directions, key_masks, strict=True)]
+        return scatter_sequences(paddle.concat(sequences), self.mp_group), paddle.concat(key_masks)
 
-    def sequence(
-        self, text: paddle.Tensor, text_mask: paddle.Tensor, image: paddle.Tensor, direction: Direction
-    ) -> paddle.Tensor:
-        """One direction of texts int64 [B, m], text_mask bool [B, m], with images int64 [B, n] -> [B, m+n, hidden]."""
-        return paddle.concat([self.embed_text(text, direction, mask=text_mask), self.embed_image(image, direction)], axis=1)
+    def sequence(self, text: paddle.Tensor, image: paddle.Tensor, mask: paddle.Tensor, direction: Direction) -> paddle.Tensor:
+        """One direction of texts int64 [B, m] with images int64 [B, n] -> [B, m+n, hidden]; mask bool [B, m+n], True for what
+        may be seen."""
+        m = text.shape[1]
+        if direction is Direction.TEXT_TO_IMAGE:
+            parts = self.embed_prefix(text, mask[:, :m], direction), self.embed_target(image, direction)
+        else:
+            parts = self.embed_target(text, direction), self.embed_prefix(image, mask[:, m:], direction)
+        return paddle.concat(parts, axis=1)
+
+    def embed_prefix(self, ids: paddle.Tensor, mask: paddle.Tensor, direction: Direction) -> paddle.Tensor:
+        """A prefix int64 [B, s], a text or an image, mask bool [B, s] True for real tokens -> [B, s, hidden]."""
+        if direction is Direction.TEXT_TO_IMAGE:
+            return self.embed_text(ids, direction, mask=mask)
+        return self.embed_image(ids, direction)
+
+    def embed_target(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
+        """Target tokens, as `embed_text` and `embed_image`."""
+        return (self.embed_image if direction is Direction.TEXT_TO_IMAGE else self.embed_text)(ids, direction, slots)
 
     def embed_text(
         self,
@@ -95,41 +109,28 @@ class Embedding(nn.Layer):
         slots: paddle.Tensor | None = None,
         mask: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
-        """Ids int64 [B, L] in slots int64 [L] or [B, L] of the text (None: 0 .. L-1) -> [B, L, hidden]; mask bool [B, L], True
-        for real tokens, of a text that an image is generated from."""
-        slots = paddle.arange(ids.shape[1]) if slots is None else slots
+        """Ids int64 [B, L] in slots int64 [L] or [B, L] of the text (None: 0 .. L-1) -> [B, L, hidden]; of a prefix also the
+        mask bool [B, L], True for real tokens."""
+        slots = paddle.arange(sizes(ids)[1]) if slots is None else slots
         is_prefix = direction is Direction.TEXT_TO_IMAGE
-        vectors = self.text_encoder(ids, mask) if is_prefix and self.text_encoder is not None else self._text_vectors(ids)
+        if is_prefix and self.text_encoder is not None:
+            vectors = self.text_encoder(ids, mask)
+        else:
+            vectors = self.text(ids)
+            if self.text_projection is not None:
+                vectors = self.text_projection(vectors)
         segment = _TEXT_PREFIX if is_prefix else _TEXT_TARGET
         return vectors + (self.text_position(slots) + self.segment.weight[segment])
 
-    def _text_vectors(self, ids: paddle.Tensor) -> paddle.Tensor:
-        """The table's."""
-        vectors = self.text(ids)
-        return vectors if self.text_projection is None else self.text_projection(vectors)
-
     def embed_image(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
         """Ids int64 [B, L] in slots int64 [L] or [B, L] of the image (None: 0 .. L-1) -> [B, L, hidden]."""
-        slots = paddle.arange(ids.shape[1]) if slots is None else slots
+        slots = paddle.arange(sizes(ids)[1]) if slots is None else slots
         if self.image_position is not None:
             position = self.image_position(slots)
         else:
             position = self.row_position(slots // self.columns) + self.column_position(slots % self.columns)
         segment = _IMAGE_TARGET if direction is Direction.TEXT_TO_IMAGE else _IMAGE_PREFIX
         return self.image(ids) + (position + self.segment.weight[segment])
-
-    def embed(
-        self,
-        ids: paddle.Tensor,
-        direction: Direction,
-        target: bool,
-        slots: paddle.Tensor,
-        mask: paddle.Tensor | None = None,
-    ) -> paddle.Tensor:
-        """The target's or the prefix's tokens of a direction, as `embed_text` and `embed_image`."""
-        if (direction is Direction.TEXT_TO_IMAGE) == target:
-            return self.embed_image(ids, direction, slots)
-        return self.embed_text(ids, direction, slots, mask)
 
 
 def key_mask(text_mask: paddle.Tensor, image_length: int) -> paddle.Tensor:
@@ -262,7 +263,8 @@ class ViLG(nn.Layer):
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Last hidden states of one direction of texts int64 [B, m], text_mask bool [B, m], with images int64 [B, n]:
         of the text slots [B, m, hidden] and of the image slots [B, n, hidden]."""
-        x, mask = self.embedding.sequence(text, text_mask, image, direction), key_mask(text_mask, image.shape[1])
+        mask = key_mask(text_mask, image.shape[1])
+        x = self.embedding.sequence(text, image, mask, direction)
         for block in self.blocks:
             x = block(x, mask, (direction,))
         return tuple(self.head.norm(x).split([text.shape[1], image.shape[1]], axis=1))
@@ -283,7 +285,7 @@ class ViLG(nn.Layer):
         """
         if paddle.in_dynamic_mode():  # the weights may have changed
             self.absorb_projections(direction)
-        x = self.embedding.embed(ids, direction, target=False, slots=paddle.arange(sizes(ids)[1]), mask=mask)
+        x = self.embedding.embed_prefix(ids, mask, direction)
         prefixes = []
         for block in self.blocks:
             x, prefix = block.prefill(x, mask, direction)
@@ -295,7 +297,7 @@ class ViLG(nn.Layer):
         """Read one target token of each of B sequences -> its last hidden state [B, hidden], which decides the token after it.
         What later steps need of it is written into the caches."""
         ids, slots = (paddle.to_tensor(x) if isinstance(x, np.ndarray) else x for x in (inputs.ids, inputs.slots))
-        x = self.embedding.embed(ids.unsqueeze(1), direction, target=True, slots=slots.unsqueeze(1)).squeeze(1)
+        x = self.embedding.embed_target(ids.unsqueeze(1), direction, slots.unsqueeze(1)).squeeze(1)
         steps = {kind: step.to_tensors(x.dtype) for kind, step in inputs.steps.items()}
         for block, prefix, cache in zip(self.blocks, inputs.prefixes, inputs.caches, strict=True):
             x = block.decode_step(x, prefix, cache, steps[block.kind])
