@@ -2,12 +2,13 @@
 
 python deploy/export.py -c configs/vilg_emoji.yml --out export/vilg_emoji
 python deploy/export.py --checkpoint runs/vilg_emoji --dual-encoder runs/dual_encoder_emoji --out export/vilg_emoji
+python deploy/export.py --checkpoint runs/vilg_emoji --lora runs/own_pictures/adapter --out export/own_pictures
 """
 
 import argparse
 from pathlib import Path
 
-from ppvilg.cli import run
+from ppvilg.cli import add_lora_arguments, run
 from ppvilg.config import ViLGExperiment, load_config
 
 
@@ -17,6 +18,7 @@ def main() -> None:
     parser.add_argument("-c", "--config", help="a config whose run (train.output) is exported")
     parser.add_argument("--checkpoint", help="folder of a model or a run, where it is another than the config's run")
     parser.add_argument("--dual-encoder", help="folder of a dual encoder, for the best of several images")
+    add_lora_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     arguments = parser.parse_args()
     if arguments.config is None and arguments.checkpoint is None:
@@ -29,12 +31,15 @@ def main() -> None:
     from ppvilg.dual_encoder import DualEncoderScorer
     from ppvilg.export.write import origin, write_export
 
-    pipe, made_from, dual_encoder = ViLGPipeline.from_pretrained(folder), {}, None
+    pipe = ViLGPipeline.from_pretrained(folder, lora=arguments.lora, lora_scale=arguments.lora_scale)
+    made_from, dual_encoder = {}, None
     if arguments.dual_encoder is not None:
         scorer = DualEncoderScorer.from_pretrained(arguments.dual_encoder)
         dual_encoder = (scorer.model, scorer.text_tokenizer, scorer.config)
         made_from["dual_encoder"] = origin(arguments.dual_encoder)
     made_from["model"] = origin(folder)
+    if arguments.lora is not None:
+        made_from["lora"] = origin(arguments.lora) | {"scale": arguments.lora_scale}
     write_export(arguments.out, pipe.model, pipe.vqgan, pipe.text_tokenizer, pipe.config, made_from, dual_encoder)
     print(arguments.out)
 

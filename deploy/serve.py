@@ -7,7 +7,7 @@ python deploy/serve.py --model export/vilg_emoji --host 0.0.0.0 --grpc-port 9998
 import argparse
 from dataclasses import fields
 
-from ppvilg.cli import run
+from ppvilg.cli import add_lora_arguments, run
 from ppvilg.server.settings import Settings, read_api_keys
 
 _HELP = {
@@ -46,6 +46,7 @@ def main() -> None:
             kind = int if field.default is None else type(field.default)
             flag = f"--{field.name.replace('_', '-')}"
             parser.add_argument(flag, type=kind, default=field.default, help=_HELP[field.name] + default)
+    add_lora_arguments(parser)
     arguments = parser.parse_args()
     chosen = {name: getattr(arguments, name) for name in _HELP}
     settings = Settings(**chosen, api_keys=read_api_keys(arguments.api_keys))
@@ -54,7 +55,9 @@ def main() -> None:
     from ppvilg.server.app import create_app
     from ppvilg.server.run import serve
 
-    pipeline = ViLGPipeline.from_pretrained(arguments.model, dual_encoder=arguments.dual_encoder)
+    pipeline = ViLGPipeline.from_pretrained(
+        arguments.model, arguments.dual_encoder, lora=arguments.lora, lora_scale=arguments.lora_scale
+    )
     serve(create_app(pipeline, settings), settings)
 
 

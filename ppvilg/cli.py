@@ -1,5 +1,6 @@
 """What the command-line tools share: mistakes of the user become one line and exit code 2."""
 
+import argparse
 import os
 import signal
 import sys
@@ -11,6 +12,12 @@ _INTERRUPTED, _CLOSED_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE  # as she
 
 class _Terminated(BaseException):
     """SIGTERM as an exception, so that what is half written is removed."""
+
+
+def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the tools that load a transformer, for an adapter to it."""
+    parser.add_argument("--lora", metavar="FOLDER", help="adapter that is added to the model's weights (LoRA)")
+    parser.add_argument("--lora-scale", type=float, default=1.0, metavar="S", help="its strength (default: %(default)s)")
 
 
 def run(main: Callable[[], int | None]) -> None:

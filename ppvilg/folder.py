@@ -6,7 +6,8 @@
       tokenizer/             (transformer) the image tokenizer, a model folder as well
       text/                  (transformer, dual encoder) the text tokenizer's vocabulary
 
-A training run is read like one: its config.yml in place of config.json, its newest checkpoint for the weights.
+A training run is read like one: its config.yml in place of config.json, its newest checkpoint for the weights. The checkpoints
+of a run that trains an adapter (LoRA) hold that alone; base/model.safetensors is what it belongs to.
 """
 
 import json
@@ -26,7 +27,9 @@ from ppvilg import checkpoint
 from ppvilg.config import (
     DTYPES,
     DualEncoderExperiment,
+    LoRAConfig,
     Precision,
+    TokenizerKind,
     TrainingExperiment,
     ViLGExperiment,
     VQGANConfig,
@@ -35,11 +38,13 @@ from ppvilg.config import (
     save_config,
 )
 from ppvilg.files import write_whole
-from ppvilg.model.config import ViLGConfig, vilg_config
+from ppvilg.model.config import ViLGConfig, trained_directions, vilg_config
 from ppvilg.model.dual_encoder import DualEncoderSizes, dual_encoder_sizes
+from ppvilg.model.lora import merge_lora, weight_updates
+from ppvilg.model.mask import Direction
 from ppvilg.text import TextTokenizer
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, BASE = "config.json", "model.safetensors", "base"
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -74,18 +79,29 @@ class PipelineConfig:
     transformer: ViLGConfig
     image_size: int
     """Pixels per side of its images."""
-    text_tokenizer: Literal["ernie", "sentencepiece"] = "ernie"
+    text_tokenizer: TokenizerKind = "ernie"
     classifier_free_guidance: bool = False
     """Whether it was trained with empty texts too, which a guidance scale other than 1 needs."""
     styles: dict[str, dict[str, str]] = field(default_factory=dict)
     """As `text.styles` of an experiment's config."""
+    draws_images: bool = True
+    """Whether it was trained to draw images of texts."""
+    writes_texts: bool = True
+    """Whether it was trained to write texts of images."""
 
     @classmethod
     def of(cls, experiment: ViLGExperiment) -> "PipelineConfig":
         """The model that an experiment trains."""
-        text = experiment.text
-        drops_text = experiment.train.text_drop > 0
-        return cls(vilg_config(experiment), experiment.data.image_size, text.tokenizer, drops_text, text.styles)
+        text, directions = experiment.text, trained_directions(experiment.train)
+        return cls(
+            transformer=vilg_config(experiment),
+            image_size=experiment.data.image_size,
+            text_tokenizer=text.tokenizer,
+            classifier_free_guidance=experiment.train.text_drop > 0,
+            styles=text.styles,
+            draws_images=Direction.TEXT_TO_IMAGE in directions,
+            writes_texts=Direction.IMAGE_TO_TEXT in directions,
+        )
 
 
 @dataclass(frozen=True)
@@ -95,7 +111,7 @@ class ScorerConfig:
     __pydantic_config__ = _STRICT
     model_type: ClassVar[str] = "dual_encoder"
     dual_encoder: DualEncoderSizes
-    text_tokenizer: Literal["ernie", "sentencepiece"] = "ernie"
+    text_tokenizer: TokenizerKind = "ernie"
 
     @classmethod
     def of(cls, experiment: DualEncoderExperiment) -> "ScorerConfig":
@@ -103,8 +119,21 @@ class ScorerConfig:
         return cls(dual_encoder_sizes(experiment), experiment.text.tokenizer)
 
 
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What config.json says of an adapter (LoRA)."""
+
+    __pydantic_config__ = _STRICT
+    model_type: ClassVar[str] = "lora"
+    lora: LoRAConfig
+    base_checksum: str
+    """Of the weights of the model that it belongs to, as `weights_checksum` makes it."""
+    base_shapes: dict[str, list[int]]
+    """Of these weights, by name."""
+
+
 Model = TypeVar("Model", bound=nn.Layer)
-Config = TypeVar("Config", ImageTokenizerConfig, PipelineConfig, ScorerConfig)
+Config = TypeVar("Config", ImageTokenizerConfig, PipelineConfig, ScorerConfig, AdapterConfig)
 _KINDS = {kind.model_type: kind for kind in (ImageTokenizerConfig, PipelineConfig, ScorerConfig)}
 
 
@@ -141,7 +170,7 @@ def _check_type(folder: Path, found: str | None, kind: type) -> None:
         raise ValueError(f"{folder} holds a model of type `{found}`, but one of type `{kind.model_type}` is needed here")
 
 
-def write_config(config: ImageTokenizerConfig | PipelineConfig | ScorerConfig, folder: Path) -> None:
+def write_config(config: ImageTokenizerConfig | PipelineConfig | ScorerConfig | AdapterConfig, folder: Path) -> None:
     """Write config.json."""
     tree = {"model_type": config.model_type, **asdict(config)}
     write_whole(folder / CONFIG, json.dumps(tree, ensure_ascii=False, indent=2) + "\n")
@@ -163,13 +192,28 @@ def write_model(
     write_config(config, folder)
 
 
-def read_weights(model: nn.Layer, folder: str | Path) -> None:
-    """Give a model a folder's weights, of a run the newest checkpoint's averaged ones; it is in evaluation mode then."""
-    checkpoint.load_weights(model, checkpoint.weights_file(folder))
+def read_weights(model: nn.Layer, folder: str | Path, lora_scale: float = 1.0) -> None:
+    """Give a model a folder's weights, of a run the newest checkpoint's averaged ones; it is in evaluation mode then.
+
+    `lora_scale`: strength of the adapter that the run has trained, if it has.
+    """
+    base = base_file(folder)
+    checkpoint.load_weights(model, base or checkpoint.weights_file(folder))
+    if base is not None:
+        config = load_config(Path(folder) / "config.yml", kind=ViLGExperiment).lora
+        merge_lora(model, config, checkpoint.load_arrays(checkpoint.weights_file(folder)), lora_scale)
     model.eval()
 
 
-def read_model(build: Callable[[], Model], folder: str | Path, precision: Precision | Literal["auto"] = "auto") -> Model:
+def base_file(folder: str | Path) -> Path | None:
+    """The weights that a run's adapter belongs to; None for a folder that is no run which trains an adapter."""
+    path = Path(folder) / BASE / WEIGHTS
+    return path if path.is_file() else None
+
+
+def read_model(
+    build: Callable[[], Model], folder: str | Path, precision: Precision | Literal["auto"] = "auto", lora_scale: float = 1.0
+) -> Model:
     """What `build` makes with a folder's weights, which are in memory once; else as `read_weights`.
 
     `precision`: what the weights are kept in and computed with; auto: what the file has, on a CPU fp32. Raises `ValueError` for
@@ -182,7 +226,7 @@ def read_model(build: Callable[[], Model], folder: str | Path, precision: Precis
             model = build()
     finally:
         paddle.set_default_dtype(before)
-    read_weights(model, folder)
+    read_weights(model, folder, lora_scale)
     return model
 
 
@@ -228,6 +272,9 @@ def merge(run: str | Path, folder: str | Path) -> Path:
     with new_folder(folder) as temporary:
         averaged = any(found[-1].glob("average*.safetensors"))
         arrays = checkpoint.CheckpointReader(found[-1], "average" if averaged else "model").all()
+        if (base := base_file(run)) is not None:
+            updates, arrays = weight_updates(experiment.lora, arrays), checkpoint.load_arrays(base)
+            arrays |= {name: arrays[name] + update for name, update in updates.items()}
         checkpoint.save_arrays(arrays, temporary / WEIGHTS)
         for part in ("tokenizer", "text"):
             if (run / part).is_dir():

@@ -20,13 +20,14 @@ from ppvilg.config import Precision
 from ppvilg.data.images import load_image
 from ppvilg.dual_encoder import DualEncoderScorer, Scorer, load_scorer, rerank, scores
 from ppvilg.export.folder import is_export, load_export
-from ppvilg.folder import PipelineConfig, new_folder, read_config, read_model, write_model
+from ppvilg.folder import PipelineConfig, base_file, new_folder, read_config, read_model, write_model
 from ppvilg.generate.beam_search import beam_search
 from ppvilg.generate.engine import GenerativeModel, generate_images, generate_texts
 from ppvilg.generate.images import ImageDecoder, decode_images
 from ppvilg.generate.sampling import Sampling
+from ppvilg.lora import apply_adapter
 from ppvilg.model.vilg import ViLG
-from ppvilg.options import CaptionOptions, ImageOptions, check_count, check_texts
+from ppvilg.options import CaptionOptions, ImageOptions, check_count, check_number, check_texts
 from ppvilg.pictures import to_model
 from ppvilg.text import TextTokenizer, check_known, encode_prompt, saved_text_tokenizer
 from ppvilg.vqgan.folder import load_vqgan, save_vqgan
@@ -75,15 +76,22 @@ class ViLGPipeline:
         folder: str | Path,
         dual_encoder: str | Path | Scorer | None = None,
         precision: Precision | Literal["auto"] = "auto",
+        lora: str | Path | None = None,
+        lora_scale: float = 1.0,
     ) -> "ViLGPipeline":
         """Read a model folder, a training run (the averaged weights of its newest checkpoint) or an export.
 
         `dual_encoder` is a folder too, the name of an ErnieViL, or a scorer. `precision` is the transformer's: auto is what its
-        file has, on a CPU fp32, since Paddle computes with nothing else there; the image tokenizer always has fp32. Raises
-        `ValueError` for a folder that is missing, incomplete, damaged, or of another kind of model, and for a precision that
-        the device does not compute with.
+        file has, on a CPU fp32, since Paddle computes with nothing else there; the image tokenizer always has fp32. `lora` is
+        an adapter's folder, whose updates are added to the weights with the strength `lora_scale`: 0 leaves the model as it is,
+        1 is what was trained. A run that has trained an adapter is read with it.
+
+        Raises `ValueError` for a folder that is missing, incomplete, damaged, or of another kind of model, for a precision that
+        the device does not compute with, and for an adapter that belongs to another model.
         """
         folder = Path(folder)
+        check_number("lora_scale", lora_scale)
+        _check_lora(folder, lora, lora_scale)
         if isinstance(dual_encoder, str | Path):
             dual_encoder = load_scorer(dual_encoder)
         if is_export(folder):
@@ -93,7 +101,9 @@ class ViLGPipeline:
         config = read_config(folder, PipelineConfig)
         vqgan = load_vqgan(folder / "tokenizer")
         text_tokenizer = saved_text_tokenizer(folder, config.text_tokenizer, config.transformer.text_vocab_size)
-        model = read_model(lambda: ViLG(config.transformer), folder, precision)
+        model = read_model(lambda: ViLG(config.transformer), folder, precision, lora_scale)
+        if lora is not None:
+            apply_adapter(model, lora, lora_scale)
         return cls(model, vqgan, text_tokenizer, config, dual_encoder)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -186,6 +196,7 @@ class ViLGPipeline:
             seed=seed,
             generator=generator,
         )
+        self.check_captions()
         tokens, tokenizer, longest = self.encode_images(images), self.text_tokenizer, self.config.transformer.max_text_length
         seeds, sampling = options.seeds(num_captions), Sampling(temperature, top_k, top_p)
         texts: list[list[int]] = []
@@ -226,12 +237,19 @@ class ViLGPipeline:
         return np.concatenate(tokens)
 
     def check_supported(self, guidance_scale: float, decoder: ImageDecoder) -> None:
-        """Raise `ValueError` for a guidance or a decoder that the model was not trained for."""
+        """Raise `ValueError` for images, a guidance or a decoder that the model was not trained for."""
+        if not self.config.draws_images:
+            raise ValueError("this model was trained to write texts of images only: it draws none")
         if decoder == "hidden" and self.model.reconstructor is None:
             raise ValueError("decoder is 'hidden', but this model has no reconstructor: use 'codebook'")
         if guidance_scale != 1 and not self.config.classifier_free_guidance:
             why = "this model was trained without text_drop and knows no empty text"
             raise ValueError(f"guidance_scale is {guidance_scale}, but {why}: use 1")
+
+    def check_captions(self) -> None:
+        """Raise `ValueError` for a model that was not trained to write texts."""
+        if not self.config.writes_texts:
+            raise ValueError("this model was trained to draw images of texts only: it writes no captions")
 
     def _generate(
         self, prompt: str | Sequence[str], options: ImageOptions, every: int, prefix_tokens: np.ndarray | None = None
@@ -280,6 +298,17 @@ class ViLGPipeline:
         if not isinstance(images, Sequence | np.ndarray) or not len(images):
             raise ValueError(f"images is {reprlib.repr(images)}: give an image, or a list of at least one")
         return [load_image(image, self.config.image_size) for image in images]
+
+
+def _check_lora(folder: Path, lora: str | Path | None, scale: float) -> None:
+    """Raise `ValueError` for a model that takes no adapter, and for the strength of none."""
+    if lora is not None and is_export(folder):
+        raise ValueError(f"{folder} is an export, whose weights are final: export the model with --lora")
+    if lora is not None and base_file(folder) is not None:
+        how = "give the model that it started from, or merge the run with tools/merge_checkpoint.py"
+        raise ValueError(f"{folder} is a run that has trained an adapter of its own: {how}")
+    if scale != 1 and lora is None and base_file(folder) is None:
+        raise ValueError(f"lora_scale is {scale}, but {folder} has no adapter: give one, lora")
 
 
 def _batches(prompts: list, seeds: list[int]) -> Iterator[tuple[list, list[int]]]:

@@ -4,11 +4,11 @@ import re
 import shutil
 import unicodedata
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from ppvilg.config import TextTokenizerConfig
+from ppvilg.config import TextTokenizerConfig, TokenizerKind
 from ppvilg.options import check_texts
 
 
@@ -26,7 +26,7 @@ class TextTokenizer(Protocol):
     """Stands for what is not in the vocabulary."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, begin and end tokens included."""
+        """Token ids, with begin and end tokens where the tokenizer has them."""
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, special tokens left out."""
@@ -74,6 +74,14 @@ class ErnieText:
         """Writes vocab.txt."""
         (folder / "vocab.txt").write_text("\n".join(self.tokens) + "\n", "utf-8")
         return "vocab.txt"
+
+
+class WordPieceText(ErnieText):
+    """The same without begin and end tokens around a text; gives the ids of PaddleNLP's ArtistTokenizer, less its offset."""
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens alone."""
+        return super().encode(text)[1:-1]
 
 
 _SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
@@ -149,13 +157,15 @@ class SentencePieceText:
         return "text.model"
 
 
+_KINDS = {"ernie": ErnieText, "wordpiece": WordPieceText, "sentencepiece": SentencePieceText}
+
+
 def load_text_tokenizer(config: TextTokenizerConfig) -> TextTokenizer:
     """The tokenizer that a config names.
 
     Raises `ValueError` where it cannot be had or has more tokens than the text table has rows.
     """
-    kind = ErnieText if config.tokenizer == "ernie" else SentencePieceText
-    tokenizer = kind(config.vocabulary)
+    tokenizer = _KINDS[config.tokenizer](config.vocabulary)
     if tokenizer.size > config.vocabulary_size:
         raise ValueError(
             f"text.vocabulary_size is {config.vocabulary_size}, but {config.vocabulary} has {tokenizer.size} tokens: "
@@ -164,7 +174,7 @@ def load_text_tokenizer(config: TextTokenizerConfig) -> TextTokenizer:
     return tokenizer
 
 
-def saved_text_tokenizer(folder: Path, kind: Literal["ernie", "sentencepiece"], vocab_size: int) -> TextTokenizer:
+def saved_text_tokenizer(folder: Path, kind: TokenizerKind, vocab_size: int) -> TextTokenizer:
     """The tokenizer that `save` put into a model's folder, which may have at most `vocab_size` tokens."""
     vocabulary = next((folder / "text").glob("*"), None)
     if vocabulary is None:
@@ -177,9 +187,9 @@ def encode_prompt(tokenizer: TextTokenizer, text: str, max_length: int) -> list[
     check_texts("prompt", text)
     ids = tokenizer.encode(text)
     if len(ids) > max_length:
-        raise ValueError(
-            f"the text {_shown(text)} has {len(ids) - 2} tokens, but the model reads at most {max_length - 2}: shorten it"
-        )
+        around = len(tokenizer.encode(""))
+        found, most = len(ids) - around, max_length - around
+        raise ValueError(f"the text {_shown(text)} has {found} tokens, but the model reads at most {most}: shorten it")
     return ids
 
 

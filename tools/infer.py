@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from ppvilg.cli import run
+from ppvilg.cli import add_lora_arguments, run
 
 
 def main() -> None:
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--length-penalty", type=float, default=1.0, help="beam search divides log p by length to this power (default: 1)"
     )
+    add_lora_arguments(parser)
     arguments = parser.parse_args()
     if arguments.samples < 1:
         raise ValueError(f"--samples is {arguments.samples}: give at least 1")
@@ -74,7 +75,7 @@ def text_to_image(arguments: argparse.Namespace) -> None:
 
     from ppvilg import ViLGPipeline
 
-    pipe = ViLGPipeline.from_pretrained(arguments.model, dual_encoder)
+    pipe = ViLGPipeline.from_pretrained(arguments.model, dual_encoder, lora=arguments.lora, lora_scale=arguments.lora_scale)
     save_images(arguments, prompts, pipe(prompts, **options).images)
 
 
@@ -91,7 +92,8 @@ def complete(arguments: argparse.Namespace) -> None:
 
     from ppvilg import ViLGPipeline
 
-    pipe, images = ViLGPipeline.from_pretrained(arguments.model), []
+    pipe = ViLGPipeline.from_pretrained(arguments.model, lora=arguments.lora, lora_scale=arguments.lora_scale)
+    images = []
     for image, prompt in zip(arguments.image, arguments.text, strict=True):
         images += pipe.complete(image, arguments.keep_rows, prompt, **options).images
     save_images(arguments, arguments.text, images)
@@ -113,7 +115,8 @@ def image_to_text(arguments: argparse.Namespace) -> None:
 
     from ppvilg import ViLGPipeline
 
-    captions = ViLGPipeline.from_pretrained(arguments.model).caption(arguments.image, **options)
+    pipe = ViLGPipeline.from_pretrained(arguments.model, lora=arguments.lora, lora_scale=arguments.lora_scale)
+    captions = pipe.caption(arguments.image, **options)
     for image, texts in zip(arguments.image, captions, strict=True):
         for text in texts:
             print(f"{image}  {text}")

@@ -15,6 +15,7 @@ from ppvilg.config.models import (
     Count,
     Decay,
     DualEncoderConfig,
+    LoRAConfig,
     Positive,
     PositiveFloat,
     Probability,
@@ -293,6 +294,8 @@ class ViLGExperiment(ImageTokensExperiment):
     vqgan: VQGANConfig = field(default_factory=VQGANConfig)
     """The image tokenizer in `train.tokenizer`."""
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    lora: LoRAConfig | None = None
+    """Train low-rank updates of the model in `train.init_from`, which stays as it is; null: train the weights themselves."""
     train: ViLGTrainConfig = field(default_factory=ViLGTrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -339,6 +342,23 @@ class ViLGExperiment(ImageTokensExperiment):
             yield "parallel.sequence_parallel", True, expected
         if parallel.pp_degree > model.layers:
             yield "parallel.pp_degree", parallel.pp_degree, f"expected at most transformer.layers = {model.layers}"
+        if self.lora is not None:
+            yield from self._lora_conflicts(self.lora)
+
+    def _lora_conflicts(self, lora: LoRAConfig) -> Conflicts:
+        model, parallel = self.transformer, self.parallel
+        if self.train.init_from is None:
+            yield "train.init_from", None, "expected the folder of the model that lora updates"
+        if lora.rank > model.hidden:
+            yield "lora.rank", lora.rank, f"expected at most transformer.hidden = {model.hidden}"
+        if lora.layers is not None and max(lora.layers, default=0) >= model.layers:
+            yield "lora.layers", lora.layers, f"expected numbers below transformer.layers = {model.layers}"
+        if "head" in lora.targets and model.tie_embeddings:
+            yield "lora.targets", lora.targets, "expected no head with transformer.tie_embeddings, which makes it a table"
+        for name in ("mp_degree", "pp_degree", "sharding_degree"):
+            if (degree := getattr(parallel, name)) > 1:
+                how = "every process holds the frozen weights whole, and there is little else: use dp_degree"
+                yield f"parallel.{name}", degree, f"expected 1 with lora, where {how}"
 
 
 @dataclass(frozen=True)
@@ -407,6 +427,8 @@ class EvalExperiment:
     """Run folder of a dual encoder, or an ErnieViL: retrieval, scores, and the best of several candidates."""
     best_of: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [1])
     """Candidates per prompt of which the dual encoder takes the best."""
+    style_pictures: Count = 0
+    """Training pictures of each style that a classifier of styles is fitted to; 0: without that measure."""
     pool: Annotated[int, Field(ge=2)] = 100
     """Captions among which an image has to find its own (R@1, R@5)."""
     blur: Annotated[list[Weight], Field(min_length=1)] = field(default_factory=lambda: [0.0])

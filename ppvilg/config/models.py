@@ -13,7 +13,9 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+LoRATarget = Literal["query", "key", "value", "out", "up", "down", "head"]
 AttentionKind = Literal["dense", "row", "column", "convolution"]
+TokenizerKind = Literal["ernie", "wordpiece", "sentencepiece"]
 ImagePositions = Literal["grid", "flat"]
 TextPadding = Literal["hidden", "visible", "positional"]
 
@@ -92,7 +94,8 @@ class TextTokenizerConfig:
     """The text tokenizer and its vocabulary."""
 
     __pydantic_config__ = STRICT
-    tokenizer: Literal["ernie", "sentencepiece"] = "ernie"
+    tokenizer: TokenizerKind = "ernie"
+    """ernie: WordPiece as ERNIE does it, with a begin and an end token; wordpiece: without them."""
     vocabulary: str = "data/emoji/vocab.txt"
     """A vocab.txt, a folder with one, a name of an ERNIE model (downloaded), or a sentencepiece .model file."""
     vocabulary_size: Positive = 40000
@@ -165,6 +168,23 @@ class TransformerConfig:
     """grid: one table for rows plus one for columns (DALL·E); flat: one table for all slots of the image."""
     reconstructor: bool = False
     """A second way from the last hidden states to a picture, trained with the transformer (end to end; paper 3.1.3)."""
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank updates of a frozen model (Hu et al. 2021): in place of weights W, ΔW = alpha/rank · A B is trained."""
+
+    __pydantic_config__ = STRICT
+    rank: Positive = 8
+    """Columns of A and rows of B."""
+    alpha: PositiveFloat = 16.0
+    """Weight of the updates, which with alpha/rank does not depend on the rank."""
+    targets: Annotated[list[LoRATarget], Field(min_length=1)] = field(
+        default_factory=lambda: ["query", "key", "value", "out", "up", "down", "head"]
+    )
+    """Which matrices have one: of each layer's attention, of its MLP, and the output head's."""
+    layers: list[Count] | None = None
+    """Numbers of the layers, counted from 0, in which they do; null: all. The head belongs to none."""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ A function takes the paths that it reads, in the order of the command line, and 
 print. Its docstring's first line is the help of the tool (tools/convert.py).
 """
 
+from ppvilg.convert.artist import convert_artist
 from ppvilg.convert.inception import convert_inception
 from ppvilg.convert.llamagen import convert_llamagen
 from ppvilg.convert.lpips import convert_lpips
 from ppvilg.convert.taming import convert_taming
 
 KINDS = {
+    "artist": convert_artist,
     "taming": convert_taming,
     "llamagen": convert_llamagen,
     "lpips": convert_lpips,

@@ -14,7 +14,7 @@ from ppvilg.files import read_arrays, write_whole
 _TEMPLATE = Path(__file__).parents[1] / "assets" / "report.html"
 # Where a smaller value is the better one; of the others the larger one is, and precision and recall trade off.
 _FALLING = ("FD", "FID", "bits")
-_PERCENT = ("R@", "precision", "recall", "nearest style", "exact match")
+_PERCENT = ("R@", "precision", "recall", "nearest style", "style", "exact match")
 
 
 def write_page(path: Path, folders: list[Path]) -> None:

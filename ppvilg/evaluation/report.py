@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.pipeline import Pipeline
 
+from ppvilg.data.splits import load_images
+from ppvilg.evaluation.blur import blurred
 from ppvilg.evaluation.captions import caption_scores
 from ppvilg.evaluation.frechet import frechet_distance, has_singular_covariance
 from ppvilg.evaluation.inception_score import inception_score
 from ppvilg.evaluation.parts import Arrays, Evaluation
 from ppvilg.evaluation.precision_recall import precision_recall
 from ppvilg.evaluation.retrieval import pooled_recall, style_accuracy
+from ppvilg.evaluation.style import fit_style_classifier, predicted_share, style_pictures
+from ppvilg.generate.engine import ImageTokens
+from ppvilg.generate.images import decode_images
 
 Report = dict[str, Any]
 
@@ -53,10 +59,11 @@ def summarise(evaluation: Evaluation, arrays: Arrays) -> Report:
     """All measures. FD compares each set with the real images of the captions; see the modules of the measures."""
     settings, pairs = evaluation.config, evaluation.pairs
     drawn = [f"best of {count}" for count in evaluation.best_of]
+    classifier = _style_classifier(evaluation)
     names = [name for name in BASELINES if f"logits/{name}" in arrays]
-    rows = [_row(evaluation, arrays, name, BASELINES[name], "baseline") for name in names]
+    rows = [_row(evaluation, arrays, name, BASELINES[name], "baseline", classifier) for name in names]
     titles = {"best of 1": "drawn by the model"} | {name: f"drawn, {name}" for name in drawn if name != "best of 1"}
-    rows += [_row(evaluation, arrays, name, titles[name], "model") for name in drawn]
+    rows += [_row(evaluation, arrays, name, titles[name], "model", classifier) for name in drawn]
     rows.append(_shuffled_row(evaluation, arrays, drawn[0], f"{titles[drawn[0]]}, for wrong captions"))
     references = [pair.references for pair in pairs]
     wrong = [pairs[i].caption for i in evaluation.partner]
@@ -98,7 +105,22 @@ def _examples(evaluation: Evaluation, arrays: Arrays) -> list[Report]:
     return found
 
 
-def _row(evaluation: Evaluation, arrays: Arrays, name: str, title: str, kind: str) -> Report:
+def _style_classifier(evaluation: Evaluation) -> Pipeline | None:
+    """Fitted to training pictures of each style, each as it is and as the tokenizer paints it; none that is evaluated."""
+    found = style_pictures(evaluation.config, {pair.key for pair in evaluation.pairs})
+    if found is None:
+        return None
+    source, indices = found
+    pipeline = evaluation.pipeline
+    styles = [source.records[i].metadata["style"] for i in indices]
+    images = load_images(source, indices, pipeline.config.image_size)
+    tokens = ImageTokens(pipeline.encode_images(images))
+    rebuilt = np.stack(decode_images(pipeline.model, pipeline.vqgan, tokens))
+    features, _ = evaluation.extractor.network(blurred(np.concatenate([images, rebuilt]), evaluation.radii[0]))
+    return fit_style_classifier(features, styles * 2)
+
+
+def _row(evaluation: Evaluation, arrays: Arrays, name: str, title: str, kind: str, classifier: Pipeline | None) -> Report:
     settings, pairs = evaluation.config, evaluation.pairs
     extractor = evaluation.extractor
     real, made = _sharp(evaluation, arrays, "real"), _sharp(evaluation, arrays, name)
@@ -119,6 +141,9 @@ def _row(evaluation: Evaluation, arrays: Arrays, name: str, title: str, kind: st
     measures[extractor.score] = inception_score(probabilities[shuffled], splits)[0]
     if name != "others":  # which were not chosen for the captions
         measures |= _fit(evaluation, arrays, name, np.arange(len(pairs)))
+    styles = [pair.style for pair in pairs]
+    if classifier is not None and None not in styles:
+        measures["style"] = predicted_share(classifier, made, styles)
     if name == "reconstruction":
         measures["PSNR"] = float(arrays["psnr"].mean())
     return {"id": name, "title": title, "kind": kind, "measures": measures}

@@ -8,7 +8,7 @@ from paddle.nn import functional as F
 
 from ppvilg import ops
 from ppvilg.model.kv_cache import Cache, Prefix, StepInputs
-from ppvilg.model.layers import column_linear, row_linear
+from ppvilg.model.layers import column_linear, matrix, row_linear
 from ppvilg.model.mask import AttentionMask
 
 
@@ -56,8 +56,8 @@ class Attention(nn.Layer):
         """Keep the matrices of keys and values by head as well, as an `AbsorbedCache` reads them: `key_by_head`
         [heads, width, hidden] and `value_by_head` [heads, hidden, width]; they are no part of the state_dict."""
         by_head = [self.key.weight.shape[0], self.heads, self.width]
-        key = self.key.weight.detach().reshape(by_head).transpose([1, 2, 0])
-        value = self.value.weight.detach().reshape(by_head).transpose([1, 0, 2])
+        key = matrix(self.key).reshape(by_head).transpose([1, 2, 0])
+        value = matrix(self.value).reshape(by_head).transpose([1, 0, 2])
         self.register_buffer("key_by_head", key, persistable=False)
         self.register_buffer("value_by_head", value, persistable=False)
 

@@ -12,14 +12,17 @@ from ppvilg import ops
 
 
 class Linear(nn.Linear):
-    """y = x W + b; W float [in, out], b float [out] or none."""
+    """y = x W + b; W float [in, out], b float [out] or none. With a low-rank update (LoRA) y = x (W + ΔW) + b."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True):
         super().__init__(inputs, outputs, bias_attr=None if bias else False)
+        self.lora: nn.Layer | None = None
+        """What is trained in place of W: a layer of ΔW, with `forward` for x ΔW and `delta` for ΔW [in, out]."""
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[..., in] -> [..., out]."""
-        return ops.linear(x, self.weight, self.bias)
+        y = ops.linear(x, self.weight, self.bias)
+        return y if self.lora is None else y + self.lora(x)
 
 
 class LayerNorm(nn.Layer):
@@ -58,6 +61,12 @@ def row_linear(inputs: int, outputs: int, mp_group=None) -> nn.Layer:
 
     layer = RowSequenceParallelLinear if sequence_parallel(mp_group) else RowParallelLinear
     return layer(inputs, outputs, has_bias=True, input_is_parallel=True, mp_group=mp_group)
+
+
+def matrix(layer: nn.Layer) -> paddle.Tensor:
+    """The matrix [in, out] that a linear layer multiplies with, a low-rank update included."""
+    lora = getattr(layer, "lora", None)  # Fleet's layers have none
+    return layer.weight.detach() if lora is None else layer.weight.detach() + lora.delta().detach()
 
 
 def sequence_parallel(mp_group) -> bool:

@@ -231,6 +231,7 @@ class JobFactory:
                 f"beams is {form.beams}, but a beam search finds one caption and draws nothing: leave n and temperature out"
             )
         with request_errors():
+            self._pipeline.check_captions()
             sampling = Sampling(form.temperature, form.top_k, form.top_p)
         image = await self._picture(form.image)
         return CaptionJob(seeds=_seeds(form.seed, form.n), sampling=sampling, image=image, num_beams=form.beams)
@@ -245,7 +246,7 @@ class JobFactory:
             rows=config.transformer.rows,
             columns=config.transformer.columns,
             image_tokens=config.transformer.image_length,
-            max_text=config.transformer.max_text_length - 2,
+            max_text=config.transformer.max_text_length - len(self._pipeline.text_tokenizer.encode("")),
             dual_encoder=self._pipeline.dual_encoder is not None,
             guidance=config.classifier_free_guidance,
             limits=Limits(

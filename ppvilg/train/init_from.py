@@ -19,7 +19,7 @@ from paddle import nn
 from ppvilg.checkpoint import CheckpointReader, ShardedTensor, weights_reader
 from ppvilg.config import TrainingExperiment, ViLGExperiment
 from ppvilg.export.folder import is_export
-from ppvilg.folder import ImageTokenizerConfig, PipelineConfig, ScorerConfig, read_config
+from ppvilg.folder import ImageTokenizerConfig, PipelineConfig, ScorerConfig, base_file, read_config
 from ppvilg.model.config import ViLGConfig, vilg_config
 from ppvilg.model.dual_encoder import dual_encoder_sizes
 from ppvilg.model.init import draw_weight, own_part, whole_shape
@@ -65,10 +65,15 @@ def init_from(task: Task, context: ParallelContext) -> str:
     """
     folder = Path(task.config.train.init_from)
     try:
+        if base_file(folder) is not None:
+            raise ValueError(f"{folder} holds an adapter and its base: merge them first, tools/merge_checkpoint.py {folder}")
         fits = _FITS[task.config.task](task, folder)
         reader = _reader(folder, "model")
         for name, tensor in named_tensors(task.modules["model"]).items():
-            _set(name, tensor, fits.get(name), reader, task, context.mp_group)
+            if name in reader.shapes and (name not in fits or fits[name].how != "new"):
+                _set(name, tensor, fits.get(name), reader, task, context.mp_group)
+            elif getattr(task.config, "lora", None) is not None:
+                raise ValueError(f"{folder} has no {name} for this model: lora trains no new weights, so train without it")
     except ValueError as error:
         raise ValueError(f"train.init_from: {error}") from None
     stored = {name for name in reader.shapes if not name.endswith(_DERIVED)}
@@ -85,8 +90,6 @@ def _reader(folder: Path, part: str) -> CheckpointReader:
 
 def _set(name: str, tensor: paddle.Tensor, fit: Fit | None, reader: CheckpointReader, task: Task, mp_group) -> None:
     """Give one tensor what it begins with."""
-    if name not in reader.shapes or (fit is not None and fit.how == "new"):
-        return
     if fit is not None and fit.make is not None:
         drawn = _drawn(name, tensor, task, mp_group)
         value = own_part(tensor, fit.make(reader.read(name).astype(drawn.dtype), drawn), mp_group)

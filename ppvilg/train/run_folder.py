@@ -12,10 +12,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ppvilg.checkpoint import checkpoints, checksum, weights_file
+from ppvilg.checkpoint import check_weights, checkpoints, checksum, load_arrays, save_arrays, weights_file
 from ppvilg.config import DualEncoderExperiment, TrainingExperiment, ViLGExperiment, load_config
 from ppvilg.files import write_whole
-from ppvilg.folder import CONFIG, ImageTokenizerConfig, read_config, write_config
+from ppvilg.folder import BASE, CONFIG, WEIGHTS, ImageTokenizerConfig, read_config, write_config
 from ppvilg.train.task import Task
 
 _INPUTS = "inputs.json"
@@ -28,7 +28,7 @@ _DATA_KEYS = (  # what decides which pairs the splits have, besides data.path
     "data.validation_fraction",
     "train.seed",
 )
-_MODEL_SECTIONS = ("task", "data.image_size", "text", "vqgan", "transformer", "dual_encoder")
+_MODEL_SECTIONS = ("task", "data.image_size", "text", "vqgan", "transformer", "lora", "dual_encoder")
 _FREE = (  # of those sections, what may change from one part of a run to the next
     "text.vocabulary",  # the file itself is compared
     "text.embeddings",
@@ -128,7 +128,19 @@ def save_inputs(run: Path, task: Task) -> None:
         (run / "tokenizer").mkdir(exist_ok=True)
         shutil.copyfile(weights_file(task.image_tokenizer), run / "tokenizer" / "model.safetensors")
         write_config(read_config(task.image_tokenizer, ImageTokenizerConfig), run / "tokenizer")
+    if task.base is not None:
+        (run / BASE).mkdir(exist_ok=True)
+        save_arrays({name: weight.numpy() for name, weight in task.base.items()}, run / BASE / WEIGHTS)
     write_whole(run / _INPUTS, json.dumps(inputs(task), indent=2) + "\n")
+
+
+def load_base(run: Path, task: Task) -> None:
+    """Give a task the frozen weights that a run's checkpoints are updates of, if they are."""
+    if task.base is not None:
+        arrays = load_arrays(run / BASE / WEIGHTS)
+        check_weights(arrays, {name: weight.shape for name, weight in task.base.items()}, str(run / BASE / WEIGHTS))
+        for name, weight in task.base.items():
+            weight.set_value(arrays[name])
 
 
 def _own_inputs(run: Path) -> dict[str, str]:

@@ -27,6 +27,9 @@ class Task(ABC):
     image_tokenizer: Path | None = None
     """The folder of a frozen image tokenizer."""
 
+    base: dict[str, paddle.Tensor] | None = None
+    """Frozen weights that are no part of the modules' own, by name, where those are updates of them (LoRA)."""
+
     def __init__(self, config: TrainingExperiment):
         self.config = config
         self.training, self.validation = open_splits(config.data, config.train.seed)
@@ -53,5 +56,11 @@ class Task(ABC):
         """Fixed samples, to look at."""
         return Preview()
 
+    def begin(self) -> None:  # noqa: B027, nothing by default
+        """Make of the modules what is trained, once they have the weights to start from."""
+
     def prepare(self) -> None:  # noqa: B027, nothing by default
         """Compute what training needs besides the data, once everything has been checked."""
+
+    def saved(self, run: Path) -> None:  # noqa: B027, nothing by default
+        """Write into the run's folder what goes with its newest checkpoint; one process does."""

@@ -19,7 +19,7 @@ from ppvilg.train.ema import EMA
 from ppvilg.train.fleet import distribute
 from ppvilg.train.logs import Logs, Preview
 from ppvilg.train.optimizer import build_optimizer, build_schedule
-from ppvilg.train.run_folder import check_config, check_inputs, check_output, save_inputs
+from ppvilg.train.run_folder import check_config, check_inputs, check_output, load_base, save_inputs
 from ppvilg.train.task import Losses, Task
 
 _SEEDS_APART = 1_000_003  # so that the steps of one data rank do not draw what those of another do
@@ -33,6 +33,7 @@ class Trainer:
         self.run = Path(config.train.output)
         self.step = 0
         """Optimizer steps done."""
+        task.begin()
         self.schedule = build_schedule(config.train)
         self.models = {}
         """`task.modules` as Fleet trains them, each with its optimizer."""
@@ -130,6 +131,8 @@ class Trainer:
             files["average"] = self.ema.shards()
         state = {"step": self.step, "samples": self._position(self.step), "loss_scale": self.models["model"].loss_scale()}
         save_checkpoint(self.run, state, files, self.config.train.keep_checkpoints, self.context)
+        if self.context.is_main_process:
+            self.task.saved(self.run)
 
     def resume(self) -> None:
         """Go on from the run's newest checkpoint, if it has one; writes nothing.
@@ -141,6 +144,7 @@ class Trainer:
             return
         check_config(self.run, self.config)
         check_inputs(self.config, self.task)
+        load_base(self.run, self.task)
         newest = found[-1]
         for name, model in self.models.items():
             model.state.load_model(CheckpointReader(newest, name))

@@ -1,22 +1,25 @@
 """Training the transformer over a frozen image tokenizer."""
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ppvilg.checkpoint import checksum, weights_file
+from ppvilg.checkpoint import checksum, load_arrays, weights_file
 from ppvilg.config import ViLGExperiment
 from ppvilg.data.loader import canonical_caption, draw_caption
 from ppvilg.data.sources import Source
 from ppvilg.data.splits import evenly_spaced, load_images
-from ppvilg.folder import ImageTokenizerConfig, read_config
+from ppvilg.folder import AdapterConfig, ImageTokenizerConfig, read_config
 from ppvilg.generate.engine import generate_images, generate_texts
 from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
+from ppvilg.lora import ADAPTER, adapter_config, save_adapter
 from ppvilg.model.batch import Batch, pad_prompts
 from ppvilg.model.config import trained_directions, vilg_config
 from ppvilg.model.init import draw_weight, init_weights, set_weights
+from ppvilg.model.lora import add_lora
 from ppvilg.model.loss import LossWeights, ReconstructionWeights, vilg_accuracy, vilg_loss
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import Outputs, ViLG, unused_parameters
@@ -56,13 +59,31 @@ class ViLGTask(Task):
             self.model = ViLGPipe(vilg_config(config), context, config.parallel.recompute == "full", self.directions)
         self.modules = {"model": self.model}
         self._init_weights()
-        for name, parameter in named_parameters(self.model).items():
-            if name.startswith(unused_parameters(self.directions)):
-                parameter.stop_gradient = True
+        self._freeze_unused()
         self.reconstruction = None
         if config.transformer.reconstructor:
             weight, loss = config.train.reconstruction_weight, config.vqgan.loss
             self.reconstruction = ReconstructionWeights(weight * loss.l1, weight * loss.l2)
+
+    def begin(self) -> None:
+        """Freeze the model and give it updates to train, if the config says so."""
+        if self.config.lora is not None:
+            self.base = add_lora(self.model, self.config.lora, self.config.train.seed)
+            self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        for name, parameter in named_parameters(self.model).items():
+            if name.startswith(unused_parameters(self.directions)):
+                parameter.stop_gradient = True
+
+    def saved(self, run: Path) -> None:
+        """The adapter as a folder of its own."""
+        if self.base is not None:
+            save_adapter(self._adapter_config, load_arrays(weights_file(run)), run / ADAPTER)
+
+    @cached_property
+    def _adapter_config(self) -> AdapterConfig:
+        return adapter_config(self.config.lora, self.base)
 
     def prepare(self) -> None:
         """The image tokens of both splits."""

@@ -19,7 +19,7 @@ def test_every_kind_is_in_the_help():
         (["taming", "none.ckpt", "none.yaml", "--out", "OUT/new"], "error: cannot read none.yaml: No such file or directory"),
         (["taming", "none.ckpt", "none.yaml", "--out", "OUT"], "which exists already: give a new name"),
         (["lpips", "vgg16.pth", "--out", "OUT/new"], "the following arguments are required: LPIPS"),
-        (["dalle", "x.pt", "--out", "OUT/new"], "invalid choice: 'dalle' (choose from 'taming', "),
+        (["dalle", "x.pt", "--out", "OUT/new"], "invalid choice: 'dalle' (choose from 'artist', "),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path):
