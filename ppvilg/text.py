@@ -1,4 +1,4 @@
-"""Text <-> token ids: ERNIE's tokenizer, or a sentencepiece model."""
+"""Text <-> token ids: ERNIE's tokenizer, a sentencepiece model, or one of YouTokenToMe."""
 
 import re
 import shutil
@@ -10,6 +10,7 @@ import numpy as np
 
 from ppvilg.config import TextTokenizerConfig, TokenizerKind
 from ppvilg.options import check_texts
+from ppvilg.yttm import YttmText
 
 
 class TextTokenizer(Protocol):
@@ -157,7 +158,7 @@ class SentencePieceText:
         return "text.model"
 
 
-_KINDS = {"ernie": ErnieText, "wordpiece": WordPieceText, "sentencepiece": SentencePieceText}
+_KINDS = {"ernie": ErnieText, "wordpiece": WordPieceText, "sentencepiece": SentencePieceText, "yttm": YttmText}
 
 
 def load_text_tokenizer(config: TextTokenizerConfig) -> TextTokenizer:
@@ -166,10 +167,12 @@ def load_text_tokenizer(config: TextTokenizerConfig) -> TextTokenizer:
     Raises `ValueError` where it cannot be had or has more tokens than the text table has rows.
     """
     tokenizer = _KINDS[config.tokenizer](config.vocabulary)
-    if tokenizer.size > config.vocabulary_size:
+    if tokenizer.size > config.token_rows:
+        padding = config.vocabulary_size - config.token_rows
+        more = f" and {padding} padding tokens" if padding else ""
         raise ValueError(
-            f"text.vocabulary_size is {config.vocabulary_size}, but {config.vocabulary} has {tokenizer.size} tokens: "
-            f"give at least that many"
+            f"text.vocabulary_size is {config.vocabulary_size}, but {config.vocabulary} has {tokenizer.size} tokens{more}: "
+            f"give at least {'their sum' if padding else 'that many'}"
         )
     return tokenizer
 

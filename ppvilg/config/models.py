@@ -15,7 +15,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 LoRATarget = Literal["query", "key", "value", "out", "up", "down", "head"]
 AttentionKind = Literal["dense", "row", "column", "convolution"]
-TokenizerKind = Literal["ernie", "wordpiece", "sentencepiece"]
+TokenizerKind = Literal["ernie", "wordpiece", "sentencepiece", "yttm"]
 ImagePositions = Literal["grid", "flat"]
 TextPadding = Literal["hidden", "visible", "positional"]
 
@@ -97,11 +97,17 @@ class TextTokenizerConfig:
     tokenizer: TokenizerKind = "ernie"
     """ernie: WordPiece as ERNIE does it, with a begin and an end token; wordpiece: without them."""
     vocabulary: str = "data/emoji/vocab.txt"
-    """A vocab.txt, a folder with one, a name of an ERNIE model (downloaded), or a sentencepiece .model file."""
+    """A vocab.txt, a folder with one, a name of an ERNIE model (downloaded), a sentencepiece .model file, or one of
+    YouTokenToMe (yttm; ruDALL-E's)."""
     vocabulary_size: Positive = 40000
     """Rows of the text embedding table; at least as many as the tokenizer has tokens."""
     max_length: Annotated[int, Field(ge=3)] = 64
     """Text tokens per sequence, begin and end tokens included; longer captions are cut in training."""
+
+    @property
+    def token_rows(self) -> int:
+        """How many tokens the tokenizer may have."""
+        return self.vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,11 @@ class TextConfig(TextTokenizerConfig):
     styles: dict[str, dict[str, str]] = field(default_factory=dict)
     """Named styles and how a prompt asks for each, by language, with {} for what is shown, e.g.
     `{noto: {zh: "Noto风格的{}", en: "{} in Noto style"}}`: what an API or a page offers to choose from."""
+
+    @property
+    def token_rows(self) -> int:
+        """Positional padding has rows of its own."""
+        return self.vocabulary_size - (self.max_length if self.padding == "positional" else 0)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from ppvilg.convert.artist import convert_artist
 from ppvilg.convert.inception import convert_inception
 from ppvilg.convert.llamagen import convert_llamagen
 from ppvilg.convert.lpips import convert_lpips
+from ppvilg.convert.rudalle import convert_rudalle
 from ppvilg.convert.taming import convert_taming
 
 KINDS = {
     "artist": convert_artist,
     "taming": convert_taming,
     "llamagen": convert_llamagen,
+    "rudalle": convert_rudalle,
     "lpips": convert_lpips,
     "inception": convert_inception,
 }

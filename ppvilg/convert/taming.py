@@ -23,15 +23,21 @@ def convert_taming(checkpoint: Path, model_yaml: Path, out: Path) -> str:
     asks for something our network lacks, or the weights do not fit the YAML.
     """
     config = taming_config(model_yaml)
+    model = load_taming(checkpoint, config)
+    with new_folder(out) as folder:
+        save_vqgan(model, folder)
+    return f"{out}: {summary(config)}"
+
+
+def load_taming(checkpoint: Path, config: ImageTokenizerConfig) -> VQGAN:
+    """The image tokenizer of a config with a checkpoint's weights; raises `ValueError` as `convert_taming` does."""
     weights = {}
     for name, array in read_torch(checkpoint).items():
         if not name.startswith("loss."):
             weights[name.replace("quantize.embed.", "quantize.embedding.")] = array
     model = VQGAN(config.vqgan, config.image_size)
     fill(model, weights, str(checkpoint))
-    with new_folder(out) as folder:
-        save_vqgan(model, folder)
-    return f"{out}: {summary(config)}"
+    return model
 
 
 def taming_config(path: Path) -> ImageTokenizerConfig:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 
-def read_torch(path: Path, entries: tuple[str, ...] = ("state_dict",)) -> dict[str, np.ndarray]:
-    """The tensors of a torch pickle, either a state_dict or a training checkpoint with one, as float32 arrays by name.
+def read_torch(path: Path, entries: tuple[str, ...] = ("state_dict",), keep_precision: bool = False) -> dict[str, np.ndarray]:
+    """The tensors of a torch pickle, either a state_dict or a training checkpoint with one, by name: as float32 arrays, or with
+    `keep_precision` in the file's precision, where numpy has it.
 
     In a checkpoint it is the first of `entries` that is there.
 
@@ -40,7 +41,8 @@ def read_torch(path: Path, entries: tuple[str, ...] = ("state_dict",)) -> dict[s
         state = next((content[entry] for entry in entries if entry in content), content)
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"{path} holds no state_dict: expected weights by name, or a checkpoint with `{entries[-1]}`")
-    return {name: tensor.float().contiguous().numpy() for name, tensor in state.items()}
+    keeps = (torch.float16,) if keep_precision else ()
+    return {name: (x if x.dtype in keeps else x.float()).contiguous().numpy() for name, x in state.items()}
 
 
 class _StandIn:
