@@ -1,10 +1,10 @@
 """What the transformer is trained on: noise, cached tokens, validation measures."""
 
-from pathlib import os
+import os
+from pathlib import Path
 
 import numpy as np
 import paddle
-import Path
 import pytest
 
 from ppvilg.config import load_config
