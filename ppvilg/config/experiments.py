@@ -126,8 +126,6 @@ class ViLGTrainConfig(PreviewTrainConfig):
     """Weight of the loss of text -> image; 0: images are not generated in training, which then takes half the time."""
     img2txt_weight: Weight = 1.0
     """Weight of the loss of image -> text; 0: texts are not."""
-    freeze: list[Annotated[str, Field(min_length=1)]] = field(default_factory=list)
-    """What the names of parameters begin with that are not trained, e.g. `[blocks., embedding.image, head.image]`."""
     reconstruction_weight: PositiveFloat = 1.0
     """Weight of the reconstruction loss beside the generation losses (transformer.reconstructor)."""
 
@@ -330,9 +328,6 @@ class ViLGExperiment(ImageTokensExperiment):
             )
         if model.reconstructor and not self.train.txt2img_weight:
             yield "transformer.reconstructor", True, "expected false with train.txt2img_weight: 0, which generates no images"
-        if self.train.freeze and parallel.pp_degree > 1:
-            why = "a pipeline's stages send each other gradients of what they hold"
-            yield "train.freeze", self.train.freeze, f"expected [] with parallel.pp_degree > 1: {why}"
         yield from parallel.conflicts()
         for name, size in (
             ("transformer.heads", model.heads),
@@ -354,8 +349,6 @@ class ViLGExperiment(ImageTokensExperiment):
         model, parallel = self.transformer, self.parallel
         if self.train.init_from is None:
             yield "train.init_from", None, "expected the folder of the model that lora updates"
-        if self.train.freeze:
-            yield "train.freeze", self.train.freeze, "expected [] with lora, which trains nothing but its own weights"
         if lora.rank > model.hidden:
             yield "lora.rank", lora.rank, f"expected at most transformer.hidden = {model.hidden}"
         if lora.layers is not None and max(lora.layers, default=0) >= model.layers:

@@ -91,7 +91,7 @@ def stages(config: ViLGExperiment) -> list[Stage]:
     everything, count = parameter_sizes(model, parallel.mp_degree), parallel.pp_degree
     # Layer 0 is the embedding, layer i block i - 1.
     ends = [*stage_starts(model, count)[1:-1], model.layers + 1]
-    unused = (*unused_parameters(trained_directions(config.train)), *config.train.freeze)
+    unused = unused_parameters(trained_directions(config.train))
     found, tables = [], ("embedding.text.weight", "embedding.image.weight")
     tied = tables if model.tie_embeddings and count > 1 else ()
     for number, (start, end) in enumerate(pairwise([1, *ends])):

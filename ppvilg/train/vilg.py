@@ -60,7 +60,7 @@ class ViLGTask(Task):
             self.model = ViLGPipe(vilg_config(config), context, config.parallel.recompute == "full", self.directions)
         self.modules = {"model": self.model}
         self._init_weights()
-        self._freeze()
+        self._freeze_unused()
         self.reconstruction = None
         if config.transformer.reconstructor:
             weight, loss = config.train.reconstruction_weight, config.vqgan.loss
@@ -70,26 +70,12 @@ class ViLGTask(Task):
         """Freeze the model and give it updates to train, if the config says so."""
         if self.config.lora is not None:
             self.base = add_lora(self.model, self.config.lora, self.config.train.seed)
-            self._freeze()
+            self._freeze_unused()
 
-    def _freeze(self) -> None:
-        """Do not train what the directions do not reach, and what the config names; raises `ValueError` where it names nothing
-        that there is, or all that there is."""
-        parameters, freeze = named_parameters(self.model), self.config.train.freeze
-        for prefix in freeze:
-            if not any(name.startswith(prefix) for name in parameters):
-                known = ", ".join(dict.fromkeys(".".join(name.split(".")[:2]) for name in parameters))
-                raise ValueError(f"train.freeze: no parameter's name begins with {prefix!r}: they begin with {known}")
-        for name, parameter in parameters.items():
-            if name.startswith((*unused_parameters(self.directions), *freeze)):
+    def _freeze_unused(self) -> None:
+        for name, parameter in named_parameters(self.model).items():
+            if name.startswith(unused_parameters(self.directions)):
                 parameter.stop_gradient = True
-        trained = {name.partition(".")[0] for name, parameter in parameters.items() if not parameter.stop_gradient}
-        if not trained:
-            raise ValueError("train.freeze: it leaves nothing to train: name fewer parts")
-        if freeze and self.config.parallel.recompute == "full" and "embedding" not in trained:
-            raise ValueError(
-                "train.freeze: with parallel.recompute: full, gradients need a trained part of the embedding: leave one"
-            )
 
     def saved(self, run: Path) -> None:
         """The adapter as a folder of its own."""

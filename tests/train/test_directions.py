@@ -1,4 +1,4 @@
-"""What a step trains: one direction alone or both by their weights, parts of the model."""
+"""One direction alone, or both by their weights."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,6 @@ from ppvilg.model.loss import LossWeights
 from ppvilg.train import build_task
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.shards import named_parameters
-from ppvilg.train.trainer import Trainer
 from ppvilg.train.vilg import ViLGTask
 from tests.helpers import metrics, run_tool
 
@@ -86,52 +85,8 @@ def test_a_run_of_one_direction_says_nothing_of_the_other(tiny_configs, tiny_run
         (["train.txt2img_weight=0", "train.img2txt_weight=0"], r"train\.img2txt_weight.*nothing to train"),
         (["train.txt2img_weight=-1"], "train.txt2img_weight.*greater than or equal to 0"),
         (["train.txt2img_weight=0", "transformer.reconstructor=true"], "expected false with train.txt2img_weight: 0"),
-        (["train.freeze=[blocks.]", "parallel.pp_degree=2"], r"train\.freeze.*expected \[\] with parallel\.pp_degree > 1"),
-        (["train.freeze=['']"], r"train\.freeze"),
     ],
 )
 def test_what_is_refused(tiny_configs, overrides, said):
     with pytest.raises(ValueError, match=said):
         load_config(tiny_configs / "vilg.yml", overrides)
-
-
-def test_what_is_frozen_stays_and_the_rest_is_trained_as_before(tiny_configs, tiny_runs, tmp_path):
-    freeze = ["blocks.0.", "embedding.image", "head.image"]
-    frozen = build_trainer(
-        tiny_configs / "vilg.yml", f"train.freeze={freeze}", "train.clip_norm=0.0", "transformer.dropout=0.0"
-    )
-    whole = build_trainer(tiny_configs / "vilg.yml", "train.clip_norm=0.0", "transformer.dropout=0.0")
-    before = weights(frozen)
-    for trainer in (frozen, whole):
-        trainer.train_step(trainer.micro_batches(0))
-    after, expected = weights(frozen), weights(whole)
-    for name in before:
-        stays = name.startswith(tuple(freeze))
-        np.testing.assert_allclose(after[name], before[name] if stays else expected[name], atol=1e-6, err_msg=name)
-        assert stays or (after[name] != before[name]).any()
-    shards = frozen.models["model"].state.model_shards()
-    assert shards.keys() == before.keys(), "a checkpoint has all of the model"
-    with frozen.ema.applied():
-        np.testing.assert_array_equal(weights(frozen)["head.image.weight"], before["head.image.weight"])
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["train.freeze=[block.]"], r"no parameter's name begins with 'block\.': they begin with embedding\.text, .*blocks\.0"),
-        (["train.freeze=[embedding, blocks, head]"], "leaves nothing to train"),
-        (["train.freeze=[embedding]", "parallel.recompute=full"], "gradients need a trained part of the embedding"),
-    ],
-)
-def test_what_cannot_be_frozen(tiny_configs, tiny_runs, overrides, said):
-    with pytest.raises(ValueError, match=said):
-        build(tiny_configs / "vilg.yml", *overrides)
-
-
-def build_trainer(path: Path, *overrides: str) -> Trainer:
-    task = build(path, *overrides)
-    return Trainer(task.config, task)
-
-
-def weights(trainer: Trainer) -> dict[str, np.ndarray]:
-    return {name: parameter.numpy().copy() for name, parameter in named_parameters(trainer.task.model).items()}
