@@ -280,12 +280,6 @@ class ViLG(nn.Layer):
                 block.attention.absorb_projections()
 
 
-def unused_parameters(directions: tuple[Direction, ...]) -> tuple[str, ...]:
-    """What the names of parameters begin with that training these directions alone does not reach."""
-    heads = {Direction.TEXT_TO_IMAGE: "head.image.", Direction.IMAGE_TO_TEXT: "head.text."}
-    return tuple(name for direction, name in heads.items() if direction not in directions)
-
-
 def last_real_token(states: paddle.Tensor, text_mask: paddle.Tensor) -> paddle.Tensor:
     """The state [B, hidden] of each text's last real token; states [B, m, hidden], text_mask bool [B, m]."""
     batch, m = text_mask.shape

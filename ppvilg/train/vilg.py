@@ -23,11 +23,12 @@ from ppvilg.model.init import draw_weight, init_weights, set_weights
 from ppvilg.model.lora import add_lora
 from ppvilg.model.loss import LossWeights, ReconstructionWeights, vilg_accuracy, vilg_loss
 from ppvilg.model.mask import Direction
-from ppvilg.model.vilg import Outputs, ViLG, unused_parameters
+from ppvilg.model.vilg import Outputs, ViLG
 from ppvilg.pictures import labelled_grid, to_model
 from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.fleet import DistributedModel
+from ppvilg.train.frozen import check_frozen, untrained_parameters
 from ppvilg.train.image_tokens import image_tokens
 from ppvilg.train.logs import Preview
 from ppvilg.train.pipe import ViLGPipe
@@ -60,7 +61,8 @@ class ViLGTask(Task):
             self.model = ViLGPipe(vilg_config(config), context, config.parallel.recompute == "full", self.directions)
         self.modules = {"model": self.model}
         self._init_weights()
-        self._freeze_unused()
+        check_frozen(config)
+        self._freeze()
         self.reconstruction = None
         if config.transformer.reconstructor:
             weight, loss = config.train.reconstruction_weight, config.vqgan.loss
@@ -70,11 +72,11 @@ class ViLGTask(Task):
         """Freeze the model and give it updates to train, if the config says so."""
         if self.config.lora is not None:
             self.base = add_lora(self.model, self.config.lora, self.config.train.seed)
-            self._freeze_unused()
+            self._freeze()
 
-    def _freeze_unused(self) -> None:
+    def _freeze(self) -> None:
         for name, parameter in named_parameters(self.model).items():
-            if name.startswith(unused_parameters(self.directions)):
+            if name.startswith(untrained_parameters(self.config.train)):
                 parameter.stop_gradient = True
 
     def saved(self, run: Path) -> None:
