@@ -31,7 +31,13 @@ def test_one_direction(train_layout, alone, layout, other):
     assert of_weights < 1e-5
 
 
-FROZEN = [{"mp_degree": 2, "recompute": "full"}, {"sharding_degree": 2}, {"sharding_degree": 2, "sharding_stage": 2}, ZERO3]
+FROZEN = [
+    {"mp_degree": 2, "sequence_parallel": True, "recompute": "full"},
+    {"sharding_degree": 2},
+    {"sharding_degree": 2, "sharding_stage": 2},
+    {"pp_degree": 4},
+    ZERO3,
+]
 
 
 @pytest.mark.parametrize(
