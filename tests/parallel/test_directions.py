@@ -35,7 +35,7 @@ FROZEN = [
     {"mp_degree": 2, "sequence_parallel": True, "recompute": "full"},
     {"sharding_degree": 2},
     {"sharding_degree": 2, "sharding_stage": 2},
-    {"pp_degree": 4},
+    {"pp_degree": 2},
     ZERO3,
 ]
 
