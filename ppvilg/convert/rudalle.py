@@ -4,17 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import paddle
 
-from ppvilg.checkpoint import Arrays, check_weights, save_arrays
+from ppvilg.checkpoint import Arrays
 from ppvilg.config import AttentionConfig, CodebookConfig, VQGANConfig
+from ppvilg.convert.model_folder import write_transformer
 from ppvilg.convert.taming import load_taming
 from ppvilg.convert.torch_file import read_torch
-from ppvilg.folder import WEIGHTS, ImageTokenizerConfig, PipelineConfig, new_folder, write_config
+from ppvilg.folder import ImageTokenizerConfig, PipelineConfig
 from ppvilg.model.config import ViLGConfig
 from ppvilg.model.mask import Direction
-from ppvilg.model.vilg import ViLG
-from ppvilg.vqgan.folder import save_vqgan
 from ppvilg.yttm import YttmText
 
 HEADS = {(24, 2048): 16, (64, 3840): 60, (12, 768): 12}
@@ -54,15 +52,8 @@ def convert_rudalle(checkpoint: Path, bpe_model: Path, vqgan: Path, out: Path) -
         raise ValueError(f"{checkpoint} does not hold the expected weights: it lacks {error.args[0]}") from None
     if state:
         raise ValueError(f"{checkpoint} does not hold the expected weights: it has the unknown {min(state)}")
-    with paddle.LazyGuard():
-        shapes = {name: parameter.shape for name, parameter in ViLG(config).state_dict().items()}
-    check_weights(arrays, shapes, str(checkpoint))
-    with new_folder(out) as folder:
-        save_arrays(arrays, folder / WEIGHTS)
-        save_vqgan(image_tokenizer, folder / "tokenizer")
-        (folder / "text").mkdir()
-        text_tokenizer.save(folder / "text")
-        write_config(PipelineConfig(config, IMAGE_TOKENIZER.image_size, "yttm"), folder)
+    model = PipelineConfig(config, IMAGE_TOKENIZER.image_size, "yttm", writes_texts=False)
+    write_transformer(out, model, arrays, checkpoint, text_tokenizer, image_tokenizer)
     said = f"{out}: {config.layers} layers of width {config.hidden}, {config.rows}x{config.columns} image tokens"
     if has_masks:
         return said

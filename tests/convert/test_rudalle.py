@@ -1,6 +1,8 @@
 """Parity with ruDALL-E's own code: from a converted checkpoint the same logits for every slot and the same tokens drawn."""
 
+import dataclasses
 import importlib.util
+import json
 import sys
 import types
 from pathlib import Path
@@ -11,8 +13,8 @@ import paddle
 import pytest
 from safetensors import safe_open
 
-from ppvilg.checkpoint import check_shapes
-from ppvilg.config import CodebookConfig, VQGANConfig
+from ppvilg.checkpoint import check_shapes, checkpoints, load_arrays
+from ppvilg.config import CodebookConfig, VQGANConfig, load_config
 from ppvilg.convert import rudalle
 from ppvilg.convert.rudalle import convert_rudalle
 from ppvilg.folder import ImageTokenizerConfig
@@ -22,6 +24,7 @@ from ppvilg.model.batch import pad_prompts
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import ViLG
 from ppvilg.pipeline import ViLGPipeline
+from ppvilg.train import train
 from tests.convert.test_taming import SMALL, Original, write_original
 
 torch = pytest.importorskip("torch")
@@ -176,6 +179,8 @@ def test_every_logit_and_every_token(original_model, publish, sizes):
     grid = f"{sizes.side}x{sizes.side}"
     assert said == f"{published.out}: {sizes.layers} layers of width {sizes.hidden}, {grid} image tokens"
     pipe = ViLGPipeline.from_pretrained(published.out)
+    with pytest.raises(ValueError, match="writes no captions"):
+        pipe.check_captions()
     texts = pipe.encode_prompts(list(PROMPTS))
     assert texts == list(PROMPTS.values())
 
@@ -186,7 +191,7 @@ def test_every_logit_and_every_token(original_model, publish, sizes):
     *_, output = generate_images(pipe.model, texts, pipe.text_tokenizer, [0] * 3, Sampling(0))
     expected = drawn(original, padded)
     with torch.no_grad(), paddle.no_grad():
-        ids = expected.reshape(3, sizes.side, sizes.side)
+        ids = images.reshape(3, sizes.side, sizes.side)
         theirs["picture"] = published.image_tokenizer.decode(torch.tensor(ids)).numpy()
         ours["picture"] = pipe.vqgan.decode(paddle.to_tensor(ids)).numpy()
     kinds = pipe.config.transformer.kinds
@@ -276,3 +281,33 @@ def test_published_sizes(sizes, monkeypatch):
         expected = {name: parameter.shape for name, parameter in ViLG(config).state_dict().items()}
     check_shapes({name: array.shape for name, array in rudalle._renamed(state, config)}, expected, "")
     assert not state
+
+
+def test_it_learns_chinese_with_its_image_part_frozen(original_model, publish, tiny_data, tmp_path):
+    """configs/finetune_rudalle_zh.yml at small sizes: everything but the texts is taken over and stays, then all is trained."""
+    published, run = publish(), tmp_path / "run"
+    published.converted(build(original_model).state_dict())
+    before = load_arrays(published.out / "model.safetensors")
+    network = dataclasses.asdict(rudalle.IMAGE_TOKENIZER.vqgan)
+    small = {
+        "data": {"path": str(tiny_data), "image_size": rudalle.IMAGE_TOKENIZER.image_size, "validation_fraction": 0.25},
+        "vqgan": {key: network[key] for key in network if key != "loss"},
+        "text": {"vocabulary": str(tiny_data / "vocab.txt"), "vocabulary_size": 40 + TINY.text, "max_length": TINY.text},
+        "transformer": {"layers": TINY.layers, "hidden": TINY.hidden, "heads": TINY.heads},
+        "train": {"steps": 2, "warmup_steps": 1, "batch_size": 2, "validation_samples": 2, "preview_samples": 2},
+    }
+    overrides = [f"{section}={json.dumps(values)}" for section, values in small.items()]
+    config = load_config(
+        "configs/finetune_rudalle_zh.yml", [*overrides, f"train.init_from={published.out}", f"train.output={run}"]
+    )
+    assert train(config)
+    after = load_arrays(checkpoints(run)[-1] / "model.safetensors")
+    changed = {name for name in after if before[name].shape != after[name].shape or (before[name] != after[name]).any()}
+    texts = {f"embedding.{name}.weight" for name in ("text", "text_position", "segment")}
+    assert changed == texts | {"head.text.weight", "head.text.bias"}, "the latter have another number of tokens"
+    np.testing.assert_allclose(after["embedding.text.weight"][-16:], before["embedding.text.weight"][-16:], atol=0.01)
+    own, then = ViLGPipeline.from_pretrained(run), tmp_path / "then"
+    assert own.text_tokenizer.encode("红色方块") != [own.text_tokenizer.unknown] * 6
+    assert train(load_config(run / "config.yml", [f"train.init_from={run}", f"train.output={then}", "train.frozen=[]"]))
+    last = load_arrays(checkpoints(then)[-1] / "model.safetensors")
+    assert (last["blocks.0.mlp.up.weight"] != after["blocks.0.mlp.up.weight"]).any()

@@ -9,11 +9,12 @@ from paddle.nn import functional as F
 
 from ppvilg.generate.engine import GenerationEngine, GenerationRequest, generate_images, generate_texts
 from ppvilg.generate.sampling import Sampling
+from ppvilg.model.batch import pad_prompts
 from ppvilg.model.config import ViLGConfig
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import ViLG, last_real_token
 from ppvilg.text import pad_batch
-from tests.model.test_vilg import CONFIG, PLANS, N, with_plan
+from tests.model.test_vilg import CONFIG, OPTIONS, PLANS, N
 from tests.model.test_vilg import build as build_random
 
 SAMPLINGS = [Sampling(0), Sampling(0.9, top_k=8, top_p=0.95), Sampling(guidance=2.0), Sampling(0, guidance=3.0)]
@@ -51,7 +52,7 @@ def likeliest(model: ViLG, texts: list[list[int]], tokens: np.ndarray, guidance:
     """The likeliest token at every slot, each by a full forward pass over the tokens before it."""
 
     def logits(texts):
-        text, mask = map(paddle.to_tensor, pad_batch(texts, TEXT.pad))
+        text, mask = map(paddle.to_tensor, pad_prompts(texts, TEXT.pad, model.config))
         text_states, states = model.hidden_states(text, mask, paddle.to_tensor(tokens), Direction.TEXT_TO_IMAGE)
         first = last_real_token(text_states, mask).unsqueeze(1)
         return model.image_logits(paddle.concat([first, states[:, :-1]], 1)).numpy()
@@ -60,10 +61,11 @@ def likeliest(model: ViLG, texts: list[list[int]], tokens: np.ndarray, guidance:
     return (empty + guidance * (logits(texts) - empty)).argmax(-1)
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("option", [*PLANS, "all of them", "visible", "positional"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0, 0.0])
-def test_greedy_images_are_the_full_forwards_choice(plan, guidance):
-    model = build(with_plan(plan))
+def test_greedy_images_are_the_full_forwards_choice(option, guidance):
+    """For each plan, the options of other projects' models, and what may follow a text."""
+    model = build(OPTIONS[option] if option in OPTIONS else replace(OPTIONS["all of them"], text_padding=option))
     tokens = generate(model, PROMPTS, [0, 0], Sampling(0, guidance=guidance))
     np.testing.assert_array_equal(tokens, likeliest(model, PROMPTS, tokens, guidance))
 
