@@ -1,5 +1,6 @@
 """What a model of a config's sizes takes to draw an image, from its folder on, with random weights."""
 
+import multiprocessing
 import tempfile
 from pathlib import Path
 
@@ -22,7 +23,10 @@ def drawing_line(config: ViLGExperiment) -> str:
     """`start_line` of a folder that is written for it."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "random"
-        write_random_model(config, folder)
+        # In a process of its own, whose memory is free again when the model is loaded.
+        writer = multiprocessing.get_context("spawn").Process(target=write_random_model, args=(config, folder))
+        writer.start()
+        writer.join()
         line = start_line(str(folder), "红苹果")
     return line.removeprefix(f"{folder}: ")
 

@@ -110,7 +110,7 @@ def _renamed(state: Arrays, config: ViLGConfig) -> Iterator[tuple[str, np.ndarra
     """
 
     def linear(to: str, weight: np.ndarray, bias: np.ndarray | None) -> Iterator[tuple[str, np.ndarray]]:
-        yield f"{to}.weight", weight.T
+        yield f"{to}.weight", np.ascontiguousarray(weight.T)  # a copy, so that the original is freed
         if bias is not None:
             yield f"{to}.bias", bias
 

@@ -90,8 +90,8 @@ def build(original_model, sizes: Sizes = TINY, version: str = "v3"):
         hf_version=version,
         **dict.fromkeys(("embedding_dropout_prob", "attention_dropout_prob", "output_dropout_prob"), 0.0),
     ).eval()
-    for parameter in model.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    for name, parameter in model.named_parameters():  # positions say most, so that what is drawn does not repeat itself
+        parameter.data.add_((1.0 if "_embeddings" in name else 0.1) * torch.randn_like(parameter))
     return model
 
 
@@ -201,7 +201,7 @@ def test_every_logit_and_every_token(original_model, publish, sizes):
         np.testing.assert_allclose(ours[name], values, atol=1e-4, rtol=0, err_msg=name)
     print(f"| tokens drawn with caches | {list(expected.shape)} | | {(output.tokens != expected).sum()} differ |")
     np.testing.assert_array_equal(output.tokens, expected)
-    assert all(len(set(tokens)) > 3 for tokens in expected.tolist()), "the weights say something"
+    assert all(len(set(tokens)) > CODES // 2 for tokens in expected.tolist()), "the weights say something"
 
 
 def test_half_precision_stays_half_precision(original_model, publish):
@@ -249,7 +249,7 @@ def test_published_sizes(sizes, monkeypatch):
     layers, hidden = sizes
 
     def zeros(*shape: int) -> np.ndarray:
-        return np.broadcast_to(np.float32(0), shape)
+        return np.broadcast_to(np.int8(0), shape)  # the narrowest, since matrices are copied
 
     monkeypatch.setattr(rudalle, "_folded", lambda bias, *_: bias)
     state = {
