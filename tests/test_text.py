@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppvilg.config import TextConfig, TransformerConfig, ViLGExperiment, load_config
+from ppvilg.ernie import ernie_embeddings
 from ppvilg.model.config import vilg_config
 from ppvilg.model.init import init_weights
 from ppvilg.model.vilg import ViLG
@@ -21,7 +22,6 @@ from ppvilg.text import (
     check_known,
     cut,
     encode_prompt,
-    ernie_embeddings,
     load_text_tokenizer,
     pad_batch,
 )

@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from ppvilg.config import AttentionConfig, ImagePositions, TextPadding, ViLGExperiment, ViLGTrainConfig, VQGANConfig
+from ppvilg.config import (
+    AttentionConfig,
+    ImagePositions,
+    TextEncoderConfig,
+    TextPadding,
+    ViLGExperiment,
+    ViLGTrainConfig,
+    VQGANConfig,
+)
 from ppvilg.model.mask import AttentionMask, Direction
 
 
@@ -24,6 +32,8 @@ class ViLGConfig:
     """Use the embedding tables as the output head."""
     text_embedding_width: int | None = None
     """Width of the text table where it differs from `hidden`; it is then projected."""
+    text_encoder: TextEncoderConfig | None = None
+    """What reads the texts that images are generated from, sizes included; None: the text table."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     causal_text: bool = False
     sandwich_norm: bool = False
@@ -36,6 +46,8 @@ class ViLGConfig:
     """The decoder that end-to-end training draws pixels with (paper 3.1.3); None: without."""
 
     def __post_init__(self):
+        if self.text_encoder is not None and self.text_encoder.sizes is None:
+            raise ValueError("the sizes of text.encoder are not known: train with it first, or give text.encoder.sizes")
         if self.hidden % self.heads:
             raise ValueError(f"hidden is {self.hidden}: give a multiple of the number of heads, {self.heads}")
         if self.tie_embeddings and self.head_bias:
@@ -82,6 +94,7 @@ def vilg_config(experiment: ViLGExperiment) -> ViLGConfig:
         dropout=transformer.dropout,
         tie_embeddings=transformer.tie_embeddings,
         text_embedding_width=text.embedding_width,
+        text_encoder=text.encoder,
         attention=transformer.attention,
         causal_text=transformer.causal_text,
         sandwich_norm=transformer.sandwich_norm,

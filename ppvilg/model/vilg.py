@@ -30,6 +30,7 @@ from ppvilg.model.layers import (
 )
 from ppvilg.model.mask import Direction
 from ppvilg.model.reconstructor import Reconstructor
+from ppvilg.model.text_encoder import TextEncoder
 
 BOTH = (Direction.TEXT_TO_IMAGE, Direction.IMAGE_TO_TEXT)
 _TEXT_PREFIX, _TEXT_TARGET, _IMAGE_PREFIX, _IMAGE_TARGET = range(4)  # segments
@@ -48,7 +49,10 @@ class Outputs:
 
 
 class Embedding(nn.Layer):
-    """Tokens, their positions, and a segment that says which modality they are and whether prefix or target."""
+    """Tokens, their positions, and a segment that says which modality they are and whether prefix or target.
+
+    With a text encoder its states stand in for the table's vectors of the texts that images are generated from.
+    """
 
     def __init__(self, config: ViLGConfig, mp_group=None):
         super().__init__()
@@ -56,6 +60,9 @@ class Embedding(nn.Layer):
         self.columns, self.mp_group = config.columns, mp_group
         self.text = embedding(config.text_vocab_size, text_width, mp_group)
         self.text_projection = nn.Linear(text_width, hidden, bias_attr=False) if text_width != hidden else None
+        self.text_encoder = None
+        if config.text_encoder is not None:
+            self.text_encoder = TextEncoder(config.text_encoder, hidden, config.dropout)
         self.image = embedding(config.image_vocab_size, hidden, mp_group)
         self.text_position = nn.Embedding(config.max_text_length, hidden)
         self.image_position = self.row_position = self.column_position = None
@@ -71,22 +78,35 @@ class Embedding(nn.Layer):
         padding."""
         texts = {Direction.TEXT_TO_IMAGE: batch.prompt, Direction.IMAGE_TO_TEXT: batch.text}
         masks = {Direction.TEXT_TO_IMAGE: batch.prompt_mask, Direction.IMAGE_TO_TEXT: batch.text_mask}
-        sequences = [self.sequence(texts[direction], batch.image_input, direction) for direction in directions]
+        sequences = [self.sequence(texts[d], masks[d], batch.image_input, d) for d in directions]
         x = scatter_sequences(paddle.concat(sequences), self.mp_group)
         return x, key_mask(paddle.concat([masks[direction] for direction in directions]), batch.image.shape[1])
 
-    def sequence(self, text: paddle.Tensor, image: paddle.Tensor, direction: Direction) -> paddle.Tensor:
-        """One direction of texts int64 [B, m] with images int64 [B, n] -> [B, m+n, hidden]."""
-        return paddle.concat([self.embed_text(text, direction), self.embed_image(image, direction)], axis=1)
+    def sequence(
+        self, text: paddle.Tensor, text_mask: paddle.Tensor, image: paddle.Tensor, direction: Direction
+    ) -> paddle.Tensor:
+        """One direction of texts int64 [B, m], text_mask bool [B, m], with images int64 [B, n] -> [B, m+n, hidden]."""
+        return paddle.concat([self.embed_text(text, direction, mask=text_mask), self.embed_image(image, direction)], axis=1)
 
-    def embed_text(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
-        """Ids int64 [B, L] in slots int64 [L] or [B, L] of the text (None: 0 .. L-1) -> [B, L, hidden]."""
+    def embed_text(
+        self,
+        ids: paddle.Tensor,
+        direction: Direction,
+        slots: paddle.Tensor | None = None,
+        mask: paddle.Tensor | None = None,
+    ) -> paddle.Tensor:
+        """Ids int64 [B, L] in slots int64 [L] or [B, L] of the text (None: 0 .. L-1) -> [B, L, hidden]; mask bool [B, L], True
+        for real tokens, of a text that an image is generated from."""
         slots = paddle.arange(ids.shape[1]) if slots is None else slots
-        vectors = self.text(ids)
-        if self.text_projection is not None:
-            vectors = self.text_projection(vectors)
-        segment = _TEXT_PREFIX if direction is Direction.TEXT_TO_IMAGE else _TEXT_TARGET
+        is_prefix = direction is Direction.TEXT_TO_IMAGE
+        vectors = self.text_encoder(ids, mask) if is_prefix and self.text_encoder is not None else self._text_vectors(ids)
+        segment = _TEXT_PREFIX if is_prefix else _TEXT_TARGET
         return vectors + (self.text_position(slots) + self.segment.weight[segment])
+
+    def _text_vectors(self, ids: paddle.Tensor) -> paddle.Tensor:
+        """The table's."""
+        vectors = self.text(ids)
+        return vectors if self.text_projection is None else self.text_projection(vectors)
 
     def embed_image(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
         """Ids int64 [B, L] in slots int64 [L] or [B, L] of the image (None: 0 .. L-1) -> [B, L, hidden]."""
@@ -98,10 +118,18 @@ class Embedding(nn.Layer):
         segment = _IMAGE_TARGET if direction is Direction.TEXT_TO_IMAGE else _IMAGE_PREFIX
         return self.image(ids) + (position + self.segment.weight[segment])
 
-    def embed(self, ids: paddle.Tensor, direction: Direction, target: bool, slots: paddle.Tensor) -> paddle.Tensor:
+    def embed(
+        self,
+        ids: paddle.Tensor,
+        direction: Direction,
+        target: bool,
+        slots: paddle.Tensor,
+        mask: paddle.Tensor | None = None,
+    ) -> paddle.Tensor:
         """The target's or the prefix's tokens of a direction, as `embed_text` and `embed_image`."""
-        is_image = (direction is Direction.TEXT_TO_IMAGE) == target
-        return (self.embed_image if is_image else self.embed_text)(ids, direction, slots)
+        if (direction is Direction.TEXT_TO_IMAGE) == target:
+            return self.embed_image(ids, direction, slots)
+        return self.embed_text(ids, direction, slots, mask)
 
 
 def key_mask(text_mask: paddle.Tensor, image_length: int) -> paddle.Tensor:
@@ -234,7 +262,7 @@ class ViLG(nn.Layer):
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Last hidden states of one direction of texts int64 [B, m], text_mask bool [B, m], with images int64 [B, n]:
         of the text slots [B, m, hidden] and of the image slots [B, n, hidden]."""
-        x, mask = self.embedding.sequence(text, image, direction), key_mask(text_mask, image.shape[1])
+        x, mask = self.embedding.sequence(text, text_mask, image, direction), key_mask(text_mask, image.shape[1])
         for block in self.blocks:
             x = block(x, mask, (direction,))
         return tuple(self.head.norm(x).split([text.shape[1], image.shape[1]], axis=1))
@@ -255,7 +283,7 @@ class ViLG(nn.Layer):
         """
         if paddle.in_dynamic_mode():  # the weights may have changed
             self.absorb_projections(direction)
-        x = self.embedding.embed(ids, direction, target=False, slots=paddle.arange(sizes(ids)[1]))
+        x = self.embedding.embed(ids, direction, target=False, slots=paddle.arange(sizes(ids)[1]), mask=mask)
         prefixes = []
         for block in self.blocks:
             x, prefix = block.prefill(x, mask, direction)

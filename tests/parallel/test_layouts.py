@@ -42,8 +42,22 @@ TIED_LAYOUTS = [
     {"sharding_degree": 2, "sharding_stage": 3},
 ]
 E2E_LAYOUTS = [{"pp_degree": 2}, {"mp_degree": 2}, {"dp_degree": 2}, {"sharding_degree": 2, "sharding_stage": 3}]
+ENCODER_LAYOUTS = [
+    {"dp_degree": 2},
+    {"mp_degree": 2},
+    {"mp_degree": 2, "sequence_parallel": True},
+    {"pp_degree": 2},
+    {"sharding_degree": 2},
+    {"sharding_degree": 2, "pp_degree": 2},
+    {"sharding_degree": 2, "sharding_stage": 2},
+    {"sharding_degree": 2, "sharding_stage": 3},
+]
 TIED = {"transformer.tie_embeddings": True}
 E2E = {"transformer.reconstructor": True}
+ENCODER = {
+    "text.encoder.sizes": "{vocab_size: 40, hidden_size: 12, num_hidden_layers: 2, num_attention_heads: 3, "
+    "intermediate_size: 24, max_position_embeddings: 12}"
+}
 
 
 def name(layout: dict) -> str:
@@ -85,6 +99,13 @@ def test_tied_tables(train_layout, alone, layout):
 @pytest.mark.parametrize("layout", E2E_LAYOUTS, ids=name)
 def test_end_to_end_training(train_layout, alone, layout):
     check(train_layout, alone, layout, SGD, 1e-5, E2E)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("layout", ENCODER_LAYOUTS, ids=name)
+def test_text_encoder(train_layout, alone, layout, trained):
+    check(train_layout, alone, layout, SGD, 1e-5, ENCODER | {"text.encoder.train": trained})
 
 
 @pytest.mark.slow
