@@ -248,6 +248,9 @@ class ViLGExperiment(ImageTokensExperiment):
                 0.0,
                 "expected more than 0 with train.txt2img_weight: 0, else there is nothing to train",
             )
+        if self.train.frozen and parallel.sharding_stage == 3:
+            why = "Fleet's stage 3 does not free weights again that have no gradient"
+            yield "train.frozen", self.train.frozen, f"expected [] with parallel.sharding_stage: 3: {why}"
         whole = any("embedding.".startswith(start) for start in self.train.frozen)
         if whole and (parallel.recompute == "full" or parallel.pp_degree > 1):
             why = "what a layer is given needs a gradient with recompute: full and with pipeline stages"

@@ -56,6 +56,11 @@ def test_what_is_refused(tiny_configs, tiny_runs, frozen, said):
         build_task(config, ParallelContext())
 
 
+def test_sharded_weights_are_refused(tiny_configs):
+    with pytest.raises(ValueError, match=r"train\.frozen.*expected \[\] with parallel\.sharding_stage: 3"):
+        load_config(tiny_configs / "vilg.yml", ["train.frozen=[blocks.]", "parallel={sharding_degree: 2, sharding_stage: 3}"])
+
+
 @pytest.mark.parametrize("layout", ["parallel.recompute=full", "parallel.pp_degree=2"])
 def test_a_frozen_embedding_is_refused_where_layers_need_a_gradient_from_it(tiny_configs, layout):
     with pytest.raises(ValueError, match=r"train\.frozen.*a part of the embedding"):
