@@ -358,8 +358,8 @@ class EvalExperiment:
     """Run folder of a dual encoder, or an ErnieViL: retrieval, scores, and the best of several candidates."""
     best_of: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [1])
     """Candidates per prompt of which the dual encoder takes the best."""
-    style_pictures: Count = 0
-    """Training pictures of each style that a classifier of styles is fitted to; 0: without that measure."""
+    style_keep: Keep | None = None
+    """Fit a classifier of styles to training pictures whose metadata has one of these values; null: without that measure."""
     pool: Annotated[int, Field(ge=2)] = 100
     """Captions among which an image has to find its own (R@1, R@5)."""
     blur: Annotated[list[Weight], Field(min_length=1)] = field(default_factory=lambda: [0.0])
