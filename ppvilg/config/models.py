@@ -15,6 +15,7 @@ Weight = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Conflicts = Iterator[tuple[str, Any, str]]
+"""Values that are each fine but cannot stand together, as (key, value, what to write instead)."""
 LoRATarget = Literal["query", "key", "value", "out", "up", "down", "head"]
 AttentionKind = Literal["dense", "row", "column", "convolution"]
 TokenizerKind = Literal["ernie", "wordpiece", "sentencepiece", "yttm"]
