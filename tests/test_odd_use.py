@@ -52,6 +52,7 @@ def place(tiny_configs, tiny_data, tiny_model, tmp_path_factory) -> Path:
 
 DRAW = ["infer", "--mode", "t2i", "--model", "{}/model", "--output", "{}/new"]
 CAPTION = ["infer", "--mode", "i2t", "--model", "{}/model", "--image", "{}/image.png"]
+ANSWER = ["infer", "--mode", "vqa", *CAPTION[3:]]
 COMPLETE = ["infer", "--mode", "complete", "--model", "{}/model", "--image", "{}/image.png", "--output", "{}/new"]
 COMPLETE += ["--text", "红"]
 TRAIN = ["train", "-c", "CONFIGS/vqgan.yml", "-o", "data.path={}/pictures", "-o", "train.output={}/new"]
@@ -113,12 +114,15 @@ ODD = [
     ([*CAPTION, "--keep-rows", "2"], "--keep-rows is for --mode complete"),
     ([*CAPTION, "--length-penalty", "2"], "--length-penalty does nothing without --beams"),
     ([*CAPTION, "--top-k", "5"], "--top-k does nothing without a --temperature above 0"),
-    ([*DRAW, "--text", "红", "--image", "{}/image.png"], "--image is for --mode i2t and --mode complete"),
+    ([*DRAW, "--text", "红", "--image", "{}/image.png"], "--image is for --mode i2t and --mode vqa and --mode complete"),
     ([*DRAW, "--text", "红", "--beams", "4"], "--beams is for --mode i2t"),
     ([*DRAW, "--text", "红", "--keep-rows", "2"], "--keep-rows is for --mode complete"),
     ([*DRAW, "--text", "红", "--dual-encoder", "{}/model"], "--dual-encoder does nothing without --best-of"),
     ([*COMPLETE, "--keep-rows", "2", "--best-of", "4"], "--best-of is for --mode t2i"),
     ([*COMPLETE, "--keep-rows", "2", "--text-file", "-"], "--text-file is for --mode t2i"),
+    ([*DRAW, "--text", "红", "--question", "什么"], "--question is for --mode vqa"),
+    ([*DRAW, "--text", "红", "--lora-scale", "2"], "--lora-scale does nothing without --lora"),
+    ([*ANSWER, "--question", "红", "--top-p", "0.5"], "--top-p does nothing without a --temperature above 0"),
     ([*DRAW, "--text", "红", "--decoder", "hidden"], "no reconstructor"),
     # Texts and pictures that are none.
     (DRAW, "there is no text"),
@@ -127,6 +131,8 @@ ODD = [
     (COMPLETE, "there is no --keep-rows"),
     ([*COMPLETE, "--keep-rows", "2", "--image", "{}/image.png"], "2 --image and 1 --text"),
     (["infer", "--mode", "i2t", "--model", "{}/model"], "there is no image"),
+    (ANSWER, "there is no question"),
+    ([*ANSWER, "--question", " "], "the text is empty"),
     ([*CAPTION, "--image", "no.png"], "no.png: No such file"),
     ([*CAPTION, "--image", "{}/file"], "{}/file: not an image"),
     ([*DRAW, "--text", "红", "--model", "no/such"], "no folder no/such"),
