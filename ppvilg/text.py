@@ -234,39 +234,3 @@ def pad_batch(texts: list[list[int]], pad: int, multiple: int = 1) -> tuple[np.n
         row[: len(text)] = text
     lengths = np.array([len(text) for text in texts])
     return ids, np.arange(length) < lengths[:, None]
-
-
-def ernie_embeddings(name: str, tokenizer: TextTokenizer) -> np.ndarray:
-    """The token embeddings float32 [V, width] of an ERNIE model (name or local folder), V at least the tokenizer's size.
-
-    Raises `ValueError` where they cannot be had, or their vocabulary is not the tokenizer's.
-    """
-    from paddlenlp.transformers import ErnieModel
-
-    own = _ernie_tokens(name)
-    if own != tokenizer.tokens:
-        different = next((i for i, (a, b) in enumerate(zip(own, tokenizer.tokens, strict=False)) if a != b), None)
-        if different is None:
-            how = f"which has {len(own)} tokens, text.vocabulary {tokenizer.size}"
-        else:
-            how = f"whose token {different} is {own[different]!r}, that of text.vocabulary {tokenizer.tokens[different]!r}"
-        raise ValueError(f"text.embeddings: those of {name} belong to another vocabulary, {how}: set text.vocabulary={name}")
-    try:
-        model = ErnieModel.from_pretrained(name)
-    except Exception as error:  # the hub clients raise whatever their transport does
-        raise ValueError(
-            f"text.embeddings: no ERNIE model could be loaded from {name!r} ({type(error).__name__}): give a local folder "
-            f"with its config, weights and vocab.txt, or go without, -o text.embeddings=null"
-        ) from None
-    return model.get_input_embeddings().weight.numpy()
-
-
-def _ernie_tokens(name: str) -> list[str]:
-    """The tokens by whose ids an ERNIE model's embeddings are ordered."""
-    try:
-        return ErnieText(name).tokens
-    except ValueError:
-        raise ValueError(
-            f"text.embeddings: there is no vocab.txt in {name}, and no ERNIE model of that name could be downloaded: give a "
-            f"local folder with its config, weights and vocab.txt, or go without, -o text.embeddings=null"
-        ) from None

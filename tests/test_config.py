@@ -137,6 +137,9 @@ def test_data_of_an_evaluation_is_that_of_the_training_unless_it_is_given(tmp_pa
     assert own.with_data_of(trained) == own
 
 
+ERNIE = {"vocab_size": 9, "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 24}
+
+
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
@@ -153,6 +156,13 @@ def test_data_of_an_evaluation_is_that_of_the_training_unless_it_is_given(tmp_pa
         ("train.warmup_steps=200000", ["train.warmup_steps", "fewer than train.steps"]),
         ("vqgan.loss.perceptual=1.0", ["vqgan.loss.perceptual", "perceptual_weights"]),
         ("text.styles={flat: {zh: 扁平}}", ["text.styles.flat.zh", "'扁平'", "one {}"]),
+        ("text.encoder={}", ["text.encoder.model", "None", "an ERNIE model's name or folder, or sizes to draw one by"]),
+        ("text.encoder={model: ernie, tran: true}", ["text.encoder.tran", "did you mean `train`"]),
+        ("text.encoder={model: ernie, learning_rate_scale: 0}", ["text.encoder.learning_rate_scale", "greater than 0"]),
+        (f"text.encoder.sizes={ERNIE | {'num_attention_heads': 5}}", ["num_attention_heads", "5", "hidden_size = 12"]),
+        (f"text.encoder.sizes={ERNIE | {'max_position_embeddings': 8}}", ["max_position_embeddings", "text.max_length = 64"]),
+        ("text={tokenizer: sentencepiece, encoder: {model: ernie}}", ["text.encoder", "text.tokenizer other than ernie"]),
+        ("text={padding: visible, encoder: {model: ernie}}", ["text.padding", "'visible'", "hidden with text.encoder"]),
         ("text.max_length=2", ["text.max_length", "2", "greater than or equal to 3"]),
         ("transformer.attention.plan=[row,diagonal]", ["transformer.attention.plan.1", "'diagonal'", "'convolution'"]),
         ("transformer.attention.plan=[]", ["transformer.attention.plan", "at least 1 item"]),

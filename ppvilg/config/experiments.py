@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ppvilg.config.models import (
     STRICT,
+    Conflicts,
     Count,
     Decay,
     DualEncoderConfig,
@@ -23,7 +24,7 @@ from ppvilg.config.models import (
     VQGANConfig,
     Weight,
 )
-from ppvilg.config.parallel import Conflicts, DataParallelConfig, ParallelConfig
+from ppvilg.config.parallel import DataParallelConfig, ParallelConfig
 
 Keep = dict[str, list[str]]
 SampleWeight = Annotated[float, Field(gt=0, le=1)]
@@ -259,11 +260,9 @@ class ViLGExperiment(ImageTokensExperiment):
             yield "text.vocabulary_size", text.vocabulary_size, expected
         if model.attention.kernel % 2 == 0:
             yield "transformer.attention.kernel", model.attention.kernel, "expected an odd number"
-        for name, templates in text.styles.items():
-            for language, template in templates.items():
-                if template.count("{}") != 1:
-                    expected = "expected a prompt with one {} for what is shown"
-                    yield f"text.styles.{name}.{language}", template, expected
+        if model.causal_text and text.encoder is not None:
+            yield "transformer.causal_text", True, "expected false with text.encoder, whose states read the whole text"
+        yield from text.conflicts()
         if not self.train.sequences_per_pair:
             yield (
                 "train.img2txt_weight",

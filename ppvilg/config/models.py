@@ -1,7 +1,8 @@
 """What the models are made of: one dataclass for each section of a config that describes one."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -13,6 +14,8 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Conflicts = Iterator[tuple[str, Any, str]]
+"""Values that are each fine but cannot stand together, as (key, value, what to write instead)."""
 LoRATarget = Literal["query", "key", "value", "out", "up", "down", "head"]
 AttentionKind = Literal["dense", "row", "column", "convolution"]
 TokenizerKind = Literal["ernie", "wordpiece", "sentencepiece", "yttm"]
@@ -111,8 +114,42 @@ class TextTokenizerConfig:
 
 
 @dataclass(frozen=True)
+class ErnieSizes:
+    """What an ERNIE encoder is made of, under the names and with the defaults of PaddleNLP's `ErnieConfig`."""
+
+    __pydantic_config__ = STRICT
+    vocab_size: Positive
+    hidden_size: Positive
+    num_hidden_layers: Positive
+    num_attention_heads: Positive
+    intermediate_size: Positive
+    hidden_act: Literal["gelu", "relu"] = "gelu"
+    max_position_embeddings: Positive = 512
+    type_vocab_size: Positive = 16
+    use_task_id: bool = False
+    task_id: Count = 0
+    task_type_vocab_size: Positive = 3
+    pad_token_id: Count = 0
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """An ERNIE encoder whose contextual states take the place of the source text's embeddings."""
+
+    __pydantic_config__ = STRICT
+    model: str | None = None
+    """An ERNIE model (name or local folder) that its weights start from; null: drawn from the seed, as `sizes` say."""
+    train: bool = False
+    """Whether its weights are trained; false: they stay as they are, and only the projection of its states is trained."""
+    learning_rate_scale: PositiveFloat = 0.1
+    """Its learning rate, as a share of the transformer's, where it is trained."""
+    sizes: ErnieSizes | None = None
+    """What it is made of; null: what `model` says, which a run's own config then has here."""
+
+
+@dataclass(frozen=True)
 class TextConfig(TextTokenizerConfig):
-    """The transformer's text: tokenizer, embedding table, and the styles that prompts can ask for."""
+    """The transformer's text: tokenizer, embedding table, encoder, and the styles that prompts can ask for."""
 
     __pydantic_config__ = STRICT
     question_length: Count = 0
@@ -123,6 +160,8 @@ class TextConfig(TextTokenizerConfig):
     to be its own. With `train.init_from` they are not read."""
     embedding_width: Positive | None = None
     """Width of the text table where it differs from `transformer.hidden`; it is then projected."""
+    encoder: TextEncoderConfig | None = None
+    """What reads the texts that images are generated from; null: the text table, as for the other direction."""
     padding: TextPadding = "hidden"
     """What follows a text that an image is drawn from. hidden: padding that nothing sees; visible: padding tokens up to
     `max_length`, seen like any other; positional: the same, but each place has a token of its own, the last `max_length` rows
@@ -135,6 +174,33 @@ class TextConfig(TextTokenizerConfig):
     def token_rows(self) -> int:
         """Positional padding has rows of its own."""
         return self.vocabulary_size - (self.max_length if self.padding == "positional" else 0)
+
+    def conflicts(self) -> Conflicts:
+        """Of the encoder and of the styles."""
+        if self.encoder is not None:
+            yield from self._encoder_conflicts(self.encoder)
+        for name, templates in self.styles.items():
+            for language, template in templates.items():
+                if template.count("{}") != 1:
+                    expected = "expected a prompt with one {} for what is shown"
+                    yield f"text.styles.{name}.{language}", template, expected
+
+    def _encoder_conflicts(self, encoder: TextEncoderConfig) -> Conflicts:
+        sizes, key = encoder.sizes, "text.encoder.sizes"
+        if self.tokenizer != "ernie":
+            yield "text.encoder", encoder.model, "expected null with a text.tokenizer other than ernie"
+        if self.padding != "hidden":
+            yield "text.padding", self.padding, "expected hidden with text.encoder, which does not see padding"
+        if sizes is None:
+            if encoder.model is None:
+                yield "text.encoder.model", None, "expected an ERNIE model's name or folder, or sizes to draw one by"
+            return
+        if sizes.hidden_size % sizes.num_attention_heads:
+            expected = f"expected a divisor of hidden_size = {sizes.hidden_size}"
+            yield f"{key}.num_attention_heads", sizes.num_attention_heads, expected
+        if sizes.max_position_embeddings < self.max_length:
+            expected = f"expected at least text.max_length = {self.max_length}"
+            yield f"{key}.max_position_embeddings", sizes.max_position_embeddings, expected
 
 
 @dataclass(frozen=True)

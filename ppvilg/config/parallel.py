@@ -1,15 +1,12 @@
 """How the launched processes share out the work, and what they compute in."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ppvilg.config.models import STRICT, Positive
+from ppvilg.config.models import STRICT, Conflicts, Positive
 
-Conflicts = Iterator[tuple[str, Any, str]]
-"""Values that are each fine but cannot stand together, as (key, value, what to write instead)."""
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 Recompute = Literal["none", "full"]

@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from ppvilg.config import AttentionConfig, ImagePositions, TextPadding, ViLGExperiment, ViLGTrainConfig, VQGANConfig
+from ppvilg.config import (
+    AttentionConfig,
+    ImagePositions,
+    TextEncoderConfig,
+    TextPadding,
+    ViLGExperiment,
+    ViLGTrainConfig,
+    VQGANConfig,
+)
 from ppvilg.model.mask import AttentionMask, Direction
 
 
@@ -24,6 +32,8 @@ class ViLGConfig:
     """Use the embedding tables as the output head."""
     text_embedding_width: int | None = None
     """Width of the text table where it differs from `hidden`; it is then projected."""
+    text_encoder: TextEncoderConfig | None = None
+    """What reads the texts that images are generated from, sizes included; None: the text table."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     causal_text: bool = False
     sandwich_norm: bool = False
@@ -40,6 +50,8 @@ class ViLGConfig:
     def __post_init__(self):
         if self.question_length > self.max_text_length:
             raise ValueError(f"question_length is {self.question_length}: give at most max_text_length, {self.max_text_length}")
+        if self.text_encoder is not None and self.text_encoder.sizes is None:
+            raise ValueError("the sizes of text.encoder are not known: train with it first, or give text.encoder.sizes")
         if self.hidden % self.heads:
             raise ValueError(f"hidden is {self.hidden}: give a multiple of the number of heads, {self.heads}")
         if self.tie_embeddings and self.head_bias:
@@ -95,6 +107,7 @@ def vilg_config(experiment: ViLGExperiment) -> ViLGConfig:
         dropout=transformer.dropout,
         tie_embeddings=transformer.tie_embeddings,
         text_embedding_width=text.embedding_width,
+        text_encoder=text.encoder,
         attention=transformer.attention,
         causal_text=transformer.causal_text,
         sandwich_norm=transformer.sandwich_norm,

@@ -31,6 +31,7 @@ from ppvilg.model.layers import (
 )
 from ppvilg.model.mask import Direction
 from ppvilg.model.reconstructor import Reconstructor
+from ppvilg.model.text_encoder import TextEncoder
 
 BOTH = (Direction.TEXT_TO_IMAGE, Direction.IMAGE_TO_TEXT)
 _TEXT_PREFIX, _TEXT_TARGET, _IMAGE_PREFIX, _IMAGE_TARGET = range(4)  # segments
@@ -49,7 +50,10 @@ class Outputs:
 
 
 class Embedding(nn.Layer):
-    """Tokens, their positions, and a segment that says which modality they are and whether prefix or target."""
+    """Tokens, their positions, and a segment that says which modality they are and whether prefix or target.
+
+    With a text encoder its states stand in for the table's vectors of the texts that images are generated from.
+    """
 
     def __init__(self, config: ViLGConfig, mp_group=None):
         super().__init__()
@@ -57,6 +61,9 @@ class Embedding(nn.Layer):
         self.columns, self.question_length, self.mp_group = config.columns, config.question_length, mp_group
         self.text = embedding(config.text_vocab_size, text_width, mp_group)
         self.text_projection = nn.Linear(text_width, hidden, bias_attr=False) if text_width != hidden else None
+        self.text_encoder = None
+        if config.text_encoder is not None:
+            self.text_encoder = TextEncoder(config.text_encoder, hidden, config.dropout)
         self.image = embedding(config.image_vocab_size, hidden, mp_group)
         self.text_position = nn.Embedding(config.max_text_length, hidden)
         self.image_position = self.row_position = self.column_position = None
@@ -72,28 +79,59 @@ class Embedding(nn.Layer):
         padding; [B, m+q+n, hidden] of answers to questions, which come without the other direction."""
         texts = {Direction.TEXT_TO_IMAGE: batch.prompt, Direction.IMAGE_TO_TEXT: batch.text}
         masks = {Direction.TEXT_TO_IMAGE: batch.prompt_mask, Direction.IMAGE_TO_TEXT: batch.text_mask}
-        image = batch.image_input
+        image, image_length = batch.image_input, batch.image.shape[1]
         if batch.question is not None:
             image = paddle.concat([batch.question, image], axis=1)
             masks[Direction.IMAGE_TO_TEXT] = paddle.concat([batch.text_mask, batch.question_mask], axis=1)
-        sequences = [self.sequence(texts[direction], image, direction) for direction in directions]
-        x = scatter_sequences(paddle.concat(sequences), self.mp_group)
-        return x, key_mask(paddle.concat([masks[direction] for direction in directions]), batch.image.shape[1])
+        key_masks = [key_mask(masks[direction], image_length) for direction in directions]
+        sequences = [self.sequence(texts[d], image, mask, d) for d, mask in zip(directions, key_masks, strict=True)]
+        return scatter_sequences(paddle.concat(sequences), self.mp_group), paddle.concat(key_masks)
 
-    def sequence(self, text: paddle.Tensor, image: paddle.Tensor, direction: Direction) -> paddle.Tensor:
+    def sequence(self, text: paddle.Tensor, image: paddle.Tensor, mask: paddle.Tensor, direction: Direction) -> paddle.Tensor:
         """One direction of texts int64 [B, m] with images int64 [B, n] -> [B, m+n, hidden]; before an image that is the prefix
-        stands its question, [B, q+n]."""
+        stands its question, [B, q+n]. Mask bool [B, m+n], True for what may be seen."""
+        m = text.shape[1]
         if direction is Direction.TEXT_TO_IMAGE:
-            return paddle.concat([self.embed_prefix(text, direction), self.embed_target(image, direction)], axis=1)
-        return paddle.concat([self.embed_target(text, direction), self.embed_prefix(image, direction)], axis=1)
+            parts = self.embed_prefix(text, mask[:, :m], direction), self.embed_target(image, direction)
+        else:
+            parts = self.embed_target(text, direction), self.embed_prefix(image, mask[:, m:], direction)
+        return paddle.concat(parts, axis=1)
 
-    def embed_text(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
-        """Ids int64 [B, L] in slots int64 [L] or [B, L] of the text (None: 0 .. L-1) -> [B, L, hidden]."""
+    def embed_prefix(self, ids: paddle.Tensor, mask: paddle.Tensor, direction: Direction) -> paddle.Tensor:
+        """A text int64 [B, m], or an image [B, q+n] with its question before it, mask bool of its shape, True for real tokens
+        -> the same shape with [..., hidden]."""
+        if direction is Direction.TEXT_TO_IMAGE:
+            return self.embed_text(ids, direction, mask=mask)
+        q = self.question_length
+        image = self.embed_image(ids[:, q:], direction)
+        if not q:
+            return image
+        # A question is embedded like the other kind of text that is a prefix, the one that images are generated from.
+        question = self.embed_text(ids[:, :q], Direction.TEXT_TO_IMAGE, mask=mask[:, :q])
+        return paddle.concat([question, image], axis=1)
+
+    def embed_target(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
+        """Target tokens, as `embed_text` and `embed_image`."""
+        return (self.embed_image if direction is Direction.TEXT_TO_IMAGE else self.embed_text)(ids, direction, slots)
+
+    def embed_text(
+        self,
+        ids: paddle.Tensor,
+        direction: Direction,
+        slots: paddle.Tensor | None = None,
+        mask: paddle.Tensor | None = None,
+    ) -> paddle.Tensor:
+        """Ids int64 [B, L] in slots int64 [L] or [B, L] of the text (None: 0 .. L-1) -> [B, L, hidden]; of a prefix also the
+        mask bool [B, L], True for real tokens."""
         slots = paddle.arange(sizes(ids)[1]) if slots is None else slots
-        vectors = self.text(ids)
-        if self.text_projection is not None:
-            vectors = self.text_projection(vectors)
-        segment = _TEXT_PREFIX if direction is Direction.TEXT_TO_IMAGE else _TEXT_TARGET
+        is_prefix = direction is Direction.TEXT_TO_IMAGE
+        if is_prefix and self.text_encoder is not None:
+            vectors = self.text_encoder(ids, mask)
+        else:
+            vectors = self.text(ids)
+            if self.text_projection is not None:
+                vectors = self.text_projection(vectors)
+        segment = _TEXT_PREFIX if is_prefix else _TEXT_TARGET
         return vectors + (self.text_position(slots) + self.segment.weight[segment])
 
     def embed_image(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
@@ -105,21 +143,6 @@ class Embedding(nn.Layer):
             position = self.row_position(slots // self.columns) + self.column_position(slots % self.columns)
         segment = _IMAGE_TARGET if direction is Direction.TEXT_TO_IMAGE else _IMAGE_PREFIX
         return self.image(ids) + (position + self.segment.weight[segment])
-
-    def embed_prefix(self, ids: paddle.Tensor, direction: Direction) -> paddle.Tensor:
-        """A text int64 [B, m], or an image [B, q+n] with its question before it -> the same shape with [..., hidden]."""
-        if direction is Direction.TEXT_TO_IMAGE:
-            return self.embed_text(ids, direction)
-        image = self.embed_image(ids[:, self.question_length :], direction)
-        if not self.question_length:
-            return image
-        # A question is embedded like the other kind of text that is a prefix, the one that images are generated from.
-        question = self.embed_text(ids[:, : self.question_length], Direction.TEXT_TO_IMAGE)
-        return paddle.concat([question, image], axis=1)
-
-    def embed_target(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
-        """The target's tokens, as `embed_text` and `embed_image`."""
-        return (self.embed_image if direction is Direction.TEXT_TO_IMAGE else self.embed_text)(ids, direction, slots)
 
 
 def key_mask(text_mask: paddle.Tensor, image_length: int) -> paddle.Tensor:
@@ -264,7 +287,8 @@ class ViLG(nn.Layer):
         n, mask = image.shape[1], text_mask
         if question is not None:
             image, mask = paddle.concat([question, image], axis=1), paddle.concat([text_mask, question_mask], axis=1)
-        x, mask = self.embedding.sequence(text, image, direction), key_mask(mask, n)
+        mask = key_mask(mask, n)
+        x = self.embedding.sequence(text, image, mask, direction)
         for block in self.blocks:
             x = block(x, mask, (direction,))
         x = self.head.norm(x)
@@ -287,7 +311,7 @@ class ViLG(nn.Layer):
         """
         if paddle.in_dynamic_mode():  # the weights may have changed
             self.absorb_projections(direction)
-        x = self.embedding.embed_prefix(ids, direction)
+        x = self.embedding.embed_prefix(ids, mask, direction)
         prefixes = []
         for block in self.blocks:
             x, prefix = block.prefill(x, mask, direction)

@@ -85,14 +85,16 @@ def without_processes() -> Iterator[None]:
 
 
 def stages(config: ViLGExperiment) -> list[Stage]:
-    """The pipeline of a layout. Raises `ValueError` for a model with a reconstructor, which is not planned."""
+    """The pipeline of a layout. Raises `ValueError` for a reconstructor and for a text encoder, which are not planned."""
     if config.transformer.reconstructor:
         raise ValueError("transformer.reconstructor: its decoder cannot be planned: add -o transformer.reconstructor=false")
+    if config.text.encoder is not None:
+        raise ValueError("text.encoder: its layers cannot be planned: add -o text.encoder=null")
     model, parallel = vilg_config(config), config.parallel
     everything, count = parameter_sizes(model, parallel.mp_degree), parallel.pp_degree
     # Layer 0 is the embedding, layer i block i - 1.
     ends = [*stage_starts(model, count)[1:-1], model.layers + 1]
-    untrained = untrained_parameters(config.train)
+    untrained = untrained_parameters(config)
     found, tables = [], ("embedding.text.weight", "embedding.image.weight")
     tied = tables if model.tie_embeddings and count > 1 else ()
     for number, (start, end) in enumerate(pairwise([1, *ends])):

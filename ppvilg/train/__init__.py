@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ppvilg.config import TrainingExperiment
+from ppvilg.config import TrainingExperiment, ViLGExperiment
 
 
 def build_task(config: TrainingExperiment, context):
@@ -27,6 +27,7 @@ def build_task(config: TrainingExperiment, context):
 def train(config: TrainingExperiment, resume: bool = False) -> bool:
     """Train what a config describes; False if it was interrupted (and saved) before the last step."""
     from ppvilg.checkpoint import checkpoints
+    from ppvilg.ernie import with_encoder_sizes
     from ppvilg.train.fleet import init_distributed
     from ppvilg.train.init_from import init_from, with_image_tokenizer
     from ppvilg.train.run_folder import check_output, resumed_config
@@ -36,6 +37,8 @@ def train(config: TrainingExperiment, resume: bool = False) -> bool:
     config = with_image_tokenizer(config)
     context = init_distributed(config.parallel, config.train.gradient_accumulation_steps)
     goes_on = resume and checkpoints(Path(config.train.output))
+    if isinstance(config, ViLGExperiment):
+        config = with_encoder_sizes(config, config.train.output if goes_on else config.train.init_from)
     task = build_task(resumed_config(config) if goes_on else config, context)
     if config.train.init_from and not goes_on:
         taken = init_from(task, context)

@@ -193,8 +193,7 @@ def distribute(model: nn.Layer, optimizer: paddle.optimizer.AdamW, parallel: Par
             dp_group=context.dp_group,
             offload=parallel.offload,
             segment_size=SEGMENT_SIZE,
-            # Tied tables are read by the head, when stage 3 has freed what their own layer had gathered: leave them whole.
-            exclude_layer=["Embedding"] if parallel.sharding_stage == 3 and model.config.tie_embeddings else None,
+            exclude_layer=_whole_layers(model) if parallel.sharding_stage == 3 else None,
             # Else stage 3 gathers weights ahead, in the order of the first forward. The backward pass has another order where a
             # layer is called twice (text embeddings) or two follow one (heads): it then also gathers what it no longer needs,
             # and the next step computes with these old weights.
@@ -205,3 +204,10 @@ def distribute(model: nn.Layer, optimizer: paddle.optimizer.AdamW, parallel: Par
         scaler = scaler and fleet.distributed_scaler(scaler)
     state = OptimizerState(model, optimizer, adamw, parallel.sharding_stage, context)
     return DistributedModel(model, wrapped, optimizer, scaler, state, parallel.precision)
+
+
+def _whole_layers(model: nn.Layer) -> list[str | int]:
+    """What stage 3 leaves whole: tied tables, which the head reads when stage 3 has freed what their own layer had gathered;
+    layers that are not trained, whose weights it would keep to itself."""
+    frozen = [layer for layer in model.sublayers() if (own := layer.parameters(False)) and all(p.stop_gradient for p in own)]
+    return (["Embedding"] if model.config.tie_embeddings else []) + [id(layer) for layer in frozen]

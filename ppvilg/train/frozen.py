@@ -2,18 +2,24 @@
 
 import paddle
 
-from ppvilg.config import ViLGExperiment, ViLGTrainConfig
+from ppvilg.config import ViLGExperiment
 from ppvilg.model.config import trained_directions, vilg_config
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import ViLG
 
-_HEADS = {Direction.TEXT_TO_IMAGE: "head.image.", Direction.IMAGE_TO_TEXT: "head.text."}
 
-
-def untrained_parameters(train: ViLGTrainConfig) -> tuple[str, ...]:
+def untrained_parameters(config: ViLGExperiment) -> tuple[str, ...]:
     """What their names begin with: those that `train.frozen` names, and those that the directions trained do not reach."""
-    directions = trained_directions(train)
-    return (*train.frozen, *(name for direction, name in _HEADS.items() if direction not in directions))
+    unused = {Direction.TEXT_TO_IMAGE: ["head.image."], Direction.IMAGE_TO_TEXT: ["head.text."]}
+    if config.text.encoder is not None:  # it reads every text that is a prefix; the table, those that are written
+        unused[Direction.IMAGE_TO_TEXT] += ["embedding.text.", "embedding.text_projection."]
+        if not config.text.question_length:
+            unused[Direction.TEXT_TO_IMAGE] += ["embedding.text_encoder."]
+    directions = trained_directions(config.train)
+    return (
+        *config.train.frozen,
+        *(name for direction, names in unused.items() if direction not in directions for name in names),
+    )
 
 
 def check_frozen(config: ViLGExperiment) -> None:
@@ -28,5 +34,5 @@ def check_frozen(config: ViLGExperiment) -> None:
                 f"train.frozen: no parameter's name begins with {start!r}: expected the beginnings of names in a run's "
                 "safetensors files, e.g. embedding.text. or blocks.0."
             )
-    if all(name.startswith(untrained_parameters(config.train)) for name in names):
+    if all(name.startswith(untrained_parameters(config)) for name in names):
         raise ValueError(f"train.frozen: {config.train.frozen} leaves nothing to train: take something out")

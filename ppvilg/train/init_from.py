@@ -121,7 +121,13 @@ def _vilg_fits(task: Task, folder: Path) -> Fits:
     known = saved_text_tokenizer(folder, config.text_tokenizer, old.text_vocab_size)
     text = _token_fit(known, task.text_tokenizer, (old.text_vocab_size, new.text_vocab_size), _paddings(old, new))
     image, grids = _code_fit(folder, task), ((old.rows, old.columns), (new.rows, new.columns))
+    encoder = {}
+    if old.text_encoder is not None and new.text_encoder is not None:
+        rows = old.text_encoder.sizes.vocab_size, new.text_encoder.sizes.vocab_size
+        words = _token_fit(known, task.text_tokenizer, rows, {})(0)
+        encoder["embedding.text_encoder.embeddings.word_embeddings.weight"] = words
     return {
+        **encoder,
         "embedding.text.weight": text(0),
         "head.text.weight": text(1),
         "head.text.bias": text(0),
@@ -172,6 +178,7 @@ _FITS = {"vilg": _vilg_fits, "dual_encoder": _dual_encoder_fits, "vqgan": _vqgan
 _VILG_MAY_DIFFER = (
     "text_vocab_size",
     "max_text_length",
+    "text_encoder",
     "image_vocab_size",
     "rows",
     "columns",
@@ -251,7 +258,7 @@ def _code_fit(folder: Path, task: Task) -> Fit:
     part, own = "image tokens", folder if is_export(folder) else folder / "tokenizer"
     if own.is_dir() and _same_codes(_reader(own, "vqgan"), task.vqgan):
         return Fit(part, "taken", note="the same image tokenizer")
-    return Fit(part, "new", note=f"train.tokenizer {task.image_tokenizer} is not the one of {folder}")
+    return Fit(part, "new", note=f"train.tokenizer {task.image_tokenizer} is not that of {folder}, which null takes")
 
 
 def _same_codes(reader: CheckpointReader, vqgan: VQGAN) -> bool:
@@ -327,4 +334,5 @@ def _report(folder: Path, names: list[str], stored: set[str], fits: Fits) -> str
 
 
 def _part(name: str) -> str:
-    return "reconstructor" if ".reconstructor." in name else name.partition(".")[0]
+    parts = {".reconstructor.": "reconstructor", ".text_encoder.": "text encoder"}
+    return next((part for inside, part in parts.items() if inside in name), name.partition(".")[0])

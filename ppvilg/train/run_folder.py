@@ -32,6 +32,9 @@ _MODEL_SECTIONS = ("task", "data.image_size", "text", "vqgan", "transformer", "l
 _FREE = (  # of those sections, what may change from one part of a run to the next
     "text.vocabulary",  # the file itself is compared
     "text.embeddings",
+    "text.encoder.model",
+    "text.encoder.train",
+    "text.encoder.learning_rate_scale",
     "text.styles",
     "vqgan.loss",
     "vqgan.dropout",
@@ -74,7 +77,8 @@ def resumed_config(config: TrainingExperiment) -> TrainingExperiment:
         same = (train.tokenizer, train.init_from) == (own.train.tokenizer, own.train.init_from)
         if same and not (named and Path(named).exists()):
             train = replace(train, tokenizer=str(run / "tokenizer"))
-        config = replace(config, text=replace(config.text, embeddings=None), train=train)
+        encoder = config.text.encoder and replace(config.text.encoder, model=None)
+        config = replace(config, text=replace(config.text, embeddings=None, encoder=encoder), train=train)
     return config
 
 

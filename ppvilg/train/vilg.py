@@ -1,5 +1,6 @@
 """Training the transformer over a frozen image tokenizer."""
 
+import os
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from ppvilg.data.loader import canonical_caption, canonical_question, draw_capti
 from ppvilg.data.records import Record
 from ppvilg.data.sources import Source
 from ppvilg.data.splits import evenly_spaced, load_images
+from ppvilg.ernie import encoder_weights, ernie_embeddings
 from ppvilg.folder import AdapterConfig, ImageTokenizerConfig, read_config
 from ppvilg.generate.engine import generate_images, generate_texts
 from ppvilg.generate.images import decode_images
@@ -25,7 +27,7 @@ from ppvilg.model.loss import LossWeights, ReconstructionWeights, vilg_accuracy,
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import Outputs, ViLG
 from ppvilg.pictures import labelled_grid, to_model
-from ppvilg.text import cut, ernie_embeddings, load_text_tokenizer, pad_batch
+from ppvilg.text import cut, load_text_tokenizer, pad_batch
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.fleet import DistributedModel
 from ppvilg.train.frozen import check_frozen, untrained_parameters
@@ -79,8 +81,9 @@ class ViLGTask(Task):
             self._freeze()
 
     def _freeze(self) -> None:
+        untrained = untrained_parameters(self.config)
         for name, parameter in named_parameters(self.model).items():
-            if name.startswith(untrained_parameters(self.config.train)):
+            if name.startswith(untrained):
                 parameter.stop_gradient = True
 
     def saved(self, run: Path) -> None:
@@ -93,8 +96,9 @@ class ViLGTask(Task):
         return adapter_config(self.config.lora, self.base)
 
     def prepare(self) -> None:
-        """The image tokens of both splits."""
-        size, cache = self.config.data.image_size, self.image_tokenizer / "tokens"
+        """The image tokens of both splits, kept beside the image tokenizer, or in the run where that cannot be written to."""
+        kept = self.image_tokenizer if os.access(self.image_tokenizer, os.W_OK) else Path(self.config.train.output)
+        size, cache = self.config.data.image_size, kept / "tokens"
         version = checksum(weights_file(self.image_tokenizer))
         self.tokens, self.validation_tokens = (
             image_tokens(source, self.vqgan, version, size, cache, self.context) for source in (self.training, self.validation)
@@ -163,8 +167,8 @@ class ViLGTask(Task):
         return Preview(images, texts)
 
     def _init_weights(self) -> None:
-        """Drawn from the seed; the reconstructor starts from the image tokenizer's decoder, the text table from ERNIE's unless
-        the whole model starts from another."""
+        """Drawn from the seed; the reconstructor starts from the image tokenizer's decoder, text table and encoder from
+        ERNIE's, the table not where the whole model starts from another."""
         config, parameters = self.config, named_parameters(self.model)
         init_weights(parameters, config.train.seed, config.transformer.layers, self.context.mp_group)
         given = {}
@@ -174,6 +178,8 @@ class ViLGTask(Task):
             given |= {f"head.reconstructor.{name}": decoder[name].numpy() for name in names}
         if config.text.embeddings and not config.train.init_from and _TEXT_TABLE in parameters:
             given[_TEXT_TABLE] = text_table(ernie_embeddings(config.text.embeddings, self.text_tokenizer), config)
+        weights = encoder_weights(config, self.text_tokenizer)
+        given |= {f"embedding.text_encoder.{name}": array for name, array in weights.items()}
         set_weights(parameters, given, self.context.mp_group)
 
     def _generated(self, source: Source, chosen: list[int]) -> np.ndarray:

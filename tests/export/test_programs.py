@@ -20,6 +20,7 @@ from ppvilg.model.kv_cache import AbsorbedCache, DecodeState, StepInputs
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import ViLG
 from tests.generate.test_engine import PROMPTS, QUESTIONS, SAMPLINGS, TEXT, build, finish, image_engine, images
+from tests.model.test_text_encoder import ENCODED
 from tests.model.test_vilg import CONFIG, PLANS, VQGAN, M, N, with_plan
 from tests.model.test_vilg import OPTIONS as MODELS
 
@@ -28,6 +29,7 @@ OPTIONS = {
     "reconstructor": replace(CONFIG, reconstructor=VQGAN),
     "projected": replace(CONFIG, text_embedding_width=6),
     "questions": replace(CONFIG, question_length=5),
+    "text encoder": ENCODED,
     "elsewhere": replace(MODELS["all of them"], text_padding="positional"),
 }
 

@@ -319,6 +319,8 @@ def test_what_cannot_be_planned():
         search(config("emoji"), Cluster(gpus=12))
     with pytest.raises(ValueError, match="reconstructor"):
         stages(config("emoji", "transformer.reconstructor=true"))
+    with pytest.raises(ValueError, match=r"text\.encoder=null"):
+        stages(config("emoji", "text.encoder={model: ernie}"))
 
 
 @pytest.mark.parametrize("name", ["10b", "10b_stage3"])
