@@ -17,7 +17,7 @@ test-slow: .venv/installed-dev
 test-distributed: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/parallel
 
-# The comparisons with PyTorch code: taming-transformers, EfficientNet-Lite0, pytorch-fid, and the same transformer written there.
+# The comparisons with PyTorch code: taming-transformers, ruDALL-E, EfficientNet-Lite0, pytorch-fid, and the same transformer written there.
 test-torch: .venv/installed-torch
 	$(BIN)/python -m pytest -q tests/vqgan tests/convert tests/benchmark tests/evaluation/test_efficientnet.py tests/evaluation/test_inception.py
 
@@ -47,5 +47,5 @@ clean:
 .venv/installed-torch: .venv/installed-dev requirements-convert.txt requirements-bench.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-convert.txt -r requirements-bench.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps taming-transformers-rom1504==0.0.6 \
-		efficientnet_lite_pytorch==0.1.0 pytorch-fid==0.3.0 torchvision==0.28.0
+		efficientnet_lite_pytorch==0.1.0 pytorch-fid==0.3.0 torchvision==0.28.0 rudalle==1.1.3
 	touch $@

@@ -198,7 +198,7 @@ def encode_prompt(tokenizer: TextTokenizer, text: str, max_length: int) -> list[
 
 def check_known(tokenizer: TextTokenizer, text: str) -> str | None:
     """Raise `ValueError` for a text of which nothing is in the vocabulary; returns a warning if only some of it is."""
-    tokens = tokenizer.encode(text)[1:-1]
+    tokens = [token for token in tokenizer.encode(text) if token not in (tokenizer.begin, tokenizer.end)]
     known = sum(token != tokenizer.unknown for token in tokens)
     if not known:
         raise ValueError(f"the text {_shown(text)} has no word that the model knows: use words of what it was trained on")

@@ -33,7 +33,7 @@ class YttmText:
         if missing := [name for name in _SPECIAL if name not in ids]:
             raise ValueError(f"text.vocabulary: {vocabulary} has no {missing[0]}: train it with all four special tokens")
         self.tokens = [names[i] for i in range(self.size)]
-        self.pad, self.begin, self.end = (ids[name] for name in _SPECIAL[1:])
+        self.unknown, self.pad, self.begin, self.end = (ids[name] for name in _SPECIAL)
         self._specials = set(special.values())
         self._bpe = Tokenizer(BPE(ids, merges, unk_token="<UNK>", fuse_unk=True))
 

@@ -18,6 +18,8 @@ from ppvilg.model.vilg import ViLG
 from ppvilg.text import (
     ErnieText,
     SentencePieceText,
+    WordPieceText,
+    check_known,
     cut,
     encode_prompt,
     load_text_tokenizer,
@@ -40,6 +42,16 @@ def test_ernie_round_trip(ernie, text):
     assert ernie.decode(ids).replace(" ", "") == text.replace(" ", "")
     assert ernie.decode(ernie.encode("red apple")) == "red apple"
     assert ernie.decode([*ids, ernie.pad, ernie.pad]) == ernie.decode(ids)
+
+
+@pytest.mark.parametrize("kind", [ErnieText, WordPieceText])
+def test_texts_that_the_vocabulary_knows(kind):
+    """With begin and end tokens around a text or without."""
+    tokenizer = kind(EMOJI)
+    assert check_known(tokenizer, "红") is check_known(tokenizer, "红苹果") is None
+    assert check_known(tokenizer, "红\U0001fae0") == "the model knows 1 of the 2 tokens of '红\U0001fae0'"
+    with pytest.raises(ValueError, match="no word that the model knows"):
+        check_known(tokenizer, "\uc548\ub155")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ python tools/bench.py train -c configs/vilg_emoji.yml --vs torch
 python tools/bench.py generate -c configs/vilg_small.yml --batch 16 --vs dense
 python tools/bench.py export -c configs/vilg_emoji.yml --start runs/vilg_emoji export/vilg_emoji
 python tools/bench.py profile -c configs/vilg_emoji.yml
+python tools/bench.py draw -c configs/finetune_artist.yml
 python tools/bench.py serve --model runs/vilg_emoji
 """
 
@@ -43,7 +44,8 @@ def main() -> None:
     export.add_argument("--start", nargs="+", default=[], metavar="FOLDER", help="runs and exports to start anew, too")
     export.add_argument("--prompt", default="红苹果", help="what --start draws (default: %(default)s)")
     profile = commands.add_parser("profile", help="operators of a transformer's training step, by time")
-    for command in (train, generate, export, profile):
+    draw = commands.add_parser("draw", help="a process's start, its first images and its memory, by the config's sizes")
+    for command in (train, generate, export, profile, draw):
         command.add_argument("-c", "--config", required=True)
         command.add_argument("-o", "--override", action="append", default=[], metavar="section.key=value")
     serve = commands.add_parser("serve", help="load on a server over loopback")
@@ -54,8 +56,8 @@ def main() -> None:
     for command in (attention, train, generate, export, profile):
         command.add_argument("--repetitions", type=int, default=10)
     arguments = parser.parse_args()
-    if arguments.command == "serve":
-        serve_table(arguments)
+    if arguments.command in ("serve", "draw"):
+        (serve_table if arguments.command == "serve" else draw_table)(arguments)
         return
     if arguments.repetitions < 1:
         raise ValueError(f"--repetitions is {arguments.repetitions}: give at least 1")
@@ -125,6 +127,14 @@ def export_table(arguments: argparse.Namespace) -> None:
         print(f"batch {batch}, {config.image_tokens} tokens each", table(timings), *lines, sep="\n", flush=True)
     for folder in arguments.start:
         print(start_line(folder, arguments.prompt))
+
+
+def draw_table(arguments: argparse.Namespace) -> None:
+    """A process that loads a model with random weights from its folder and draws."""
+    config = load_config(arguments.config, arguments.override, ViLGExperiment)
+    from ppvilg.benchmark.random_model import drawing_line
+
+    print(drawing_line(config))
 
 
 def profile_table(arguments: argparse.Namespace) -> None:

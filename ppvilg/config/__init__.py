@@ -1,17 +1,13 @@
 """Configs: a dataclass for each kind of experiment with every key it can have and its default, and the loader."""
 
 from ppvilg.config.experiments import (
-    DTYPES,
     DataConfig,
-    DataParallelConfig,
     DualEncoderExperiment,
     EvalDataConfig,
     EvalExperiment,
     Experiment,
     ImageDataConfig,
     ImageTokensExperiment,
-    ParallelConfig,
-    Precision,
     PreviewTrainConfig,
     TrainConfig,
     TrainingExperiment,
@@ -37,6 +33,7 @@ from ppvilg.config.models import (
     VQGANConfig,
     VQGANLossConfig,
 )
+from ppvilg.config.parallel import DTYPES, DataParallelConfig, ParallelConfig, Precision
 
 __all__ = [
     "DTYPES",

@@ -1,11 +1,10 @@
 """The kinds of experiments: training an image tokenizer, a transformer or a dual encoder, and evaluating a transformer.
 
-Each has a dataclass with the keys that do something for it, and `conflicts`: the values that are each fine but cannot stand
-together, as (key, value, what to write instead).
+Each has a dataclass with the keys that do something for it, and `conflicts`.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -25,12 +24,10 @@ from ppvilg.config.models import (
     VQGANConfig,
     Weight,
 )
+from ppvilg.config.parallel import DataParallelConfig, ParallelConfig
 
 Keep = dict[str, list[str]]
 SampleWeight = Annotated[float, Field(gt=0, le=1)]
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-Recompute = Literal["none", "full"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,9 @@ class ImageDataConfig:
     __pydantic_config__ = STRICT
     path: str = "data/emoji"
     """A folder of tar shards with a manifest, or a folder of images with a captions file (JSONL, CSV or TSV)."""
-    captions: str | None = None
-    """The captions file of a folder of images, relative to `path`; null: the only one there."""
+    captions: str | list[str] | None = None
+    """The file with the captions or questions of a folder of images, or several, relative to `path`; null: the only one there.
+    JSON files as COCO, COCO-CN, AIC-ICC, FM-IQA and VQA v2 come with are read as they are."""
     image_size: Positive = 64
     """Images are resized to this many pixels on the shorter side and cropped to a square at the centre."""
     train_split: str = "train"
@@ -125,6 +123,8 @@ class ViLGTrainConfig(PreviewTrainConfig):
     """Weight of the loss of text -> image; 0: images are not generated in training, which then takes half the time."""
     img2txt_weight: Weight = 1.0
     """Weight of the loss of image -> text; 0: texts are not."""
+    frozen: list[str] = field(default_factory=list)
+    """Parameters that stay as they are: those whose names begin like one of these, e.g. `[blocks., embedding.image.]`."""
     reconstruction_weight: PositiveFloat = 1.0
     """Weight of the reconstruction loss beside the generation losses (transformer.reconstructor)."""
 
@@ -134,80 +134,6 @@ class ViLGTrainConfig(PreviewTrainConfig):
         return (self.txt2img_weight > 0) + (self.img2txt_weight > 0)
 
 
-@dataclass(frozen=True)
-class DataParallelConfig:
-    """How the launched processes share out the batch; their number is dp_degree · sharding_degree."""
-
-    __pydantic_config__ = STRICT
-    dp_degree: Positive = 1
-    """Data parallel: groups of processes that each hold everything the others hold (across machines)."""
-    sharding_degree: Positive = 1
-    """Processes that see different samples, as with dp_degree, and share out the optimizer's state (within a machine)."""
-    # What only a transformer's config can set.
-    sharding_stage: ClassVar[int] = 1
-    mp_degree: ClassVar[int] = 1
-    pp_degree: ClassVar[int] = 1
-    sequence_parallel: ClassVar[bool] = False
-    recompute: ClassVar[Recompute] = "none"
-    precision: ClassVar[Precision] = "fp32"
-    offload: ClassVar[bool] = False
-
-    @property
-    def data_world_size(self) -> int:
-        """Into how many parts a batch is divided."""
-        return self.dp_degree * self.sharding_degree
-
-    @property
-    def world_size(self) -> int:
-        """How many processes have to be launched."""
-        return self.data_world_size * self.mp_degree * self.pp_degree
-
-    @property
-    def cuts_model(self) -> bool:
-        """Whether no process holds all weights."""
-        return self.mp_degree * self.pp_degree > 1 or self.sharding_stage == 3
-
-
-@dataclass(frozen=True)
-class ParallelConfig(DataParallelConfig):
-    """How the launched processes share out the work; their number is dp_degree · sharding_degree · mp_degree · pp_degree."""
-
-    __pydantic_config__ = STRICT
-    sharding_stage: Annotated[int, Field(ge=1, le=3)] = 1
-    """What is shared out over the sharding group. 1: the optimizer's state; 2: the gradients too; 3: the weights too."""
-    mp_degree: Positive = 1
-    """Tensor parallel: processes that share each layer's matrices (within a machine)."""
-    pp_degree: Positive = 1
-    """Pipeline stages that share out the layers."""
-    sequence_parallel: bool = False
-    """Share out what lies between the matrices, too: each tensor parallel process has some of a micro-batch's sequences, of
-    which there is one for each direction of a pair (mp_degree > 1)."""
-    recompute: Recompute = "none"
-    """Whether the backward pass computes each layer again instead of keeping its activations."""
-    precision: Precision = "fp32"
-    """Of weights and activations on GPUs; the optimizer always works on float32 weights."""
-    offload: bool = False
-    """Keep the optimizer's state and the float32 weights in the CPU's memory (sharding_stage 3)."""
-
-    def conflicts(self) -> Conflicts:
-        """What Fleet cannot combine."""
-        stage = self.sharding_stage
-        if stage > 1 and self.sharding_degree == 1:
-            yield "parallel.sharding_stage", stage, "expected 1 with sharding_degree: 1, which shares nothing out"
-        if stage > 1 and self.pp_degree > 1:
-            why = "Fleet shares out only the optimizer's state under a pipeline"
-            yield "parallel.sharding_stage", stage, f"{why}: set sharding_stage: 1, or pp_degree: 1"
-        if stage == 3 and self.mp_degree > 1:
-            why = "Fleet's stage 3 clips gradients over the sharding group alone, which is wrong with tensor parallelism"
-            yield "parallel.sharding_stage", stage, f"{why}: set sharding_stage: 2, or mp_degree: 1"
-        if self.offload and stage < 3:
-            why = "Fleet offloads what sharding_stage 3 shares out, and at stage 2 nothing but float16"
-            how = "set sharding_stage: 3 and a sharding_degree of at least 2, or offload: false"
-            yield "parallel.offload", True, f"{why}: {how}"
-        if self.sequence_parallel and self.mp_degree == 1:
-            yield "parallel.sequence_parallel", True, "expected false with mp_degree: 1, whose processes share no sequence"
-
-
 class TrainingExperiment:
     """What the experiments that train have in common."""
 
@@ -215,6 +141,11 @@ class TrainingExperiment:
     data: ImageDataConfig
     train: TrainConfig
     parallel: DataParallelConfig
+
+    @property
+    def reads_questions(self) -> bool:
+        """Whether samples need questions instead of captions."""
+        return False
 
     @property
     def micro_batch(self) -> int:
@@ -298,6 +229,16 @@ class ViLGExperiment(ImageTokensExperiment):
     train: ViLGTrainConfig = field(default_factory=ViLGTrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
+    @property
+    def reads_questions(self) -> bool:
+        """Whether the texts to write are answers to questions."""
+        return self.text.question_length > 0
+
+    @property
+    def text_tokens(self) -> int:
+        """Most text tokens of a sequence, those of a question included."""
+        return self.text.max_length + self.text.question_length
+
     def conflicts(self) -> Conflicts:
         """Of all sections."""
         yield from super().conflicts()
@@ -307,6 +248,11 @@ class ViLGExperiment(ImageTokensExperiment):
         if model.tie_embeddings and text.embedding_width not in (None, model.hidden):
             expected = "expected false where text.embedding_width differs from the width"
             yield "transformer.tie_embeddings", True, expected
+        if text.question_length and self.train.txt2img_weight:
+            why = "expected 0 with text.question_length, since an answer is no text to generate an image from"
+            yield "train.txt2img_weight", self.train.txt2img_weight, why
+        if text.question_length > text.max_length:
+            yield "text.question_length", text.question_length, f"expected at most text.max_length = {text.max_length}"
         if model.tie_embeddings and model.head_bias:
             yield "transformer.head_bias", True, "expected false with tie_embeddings: true, whose head is the tables alone"
         if text.padding == "positional" and text.max_length >= text.vocabulary_size:
@@ -323,6 +269,13 @@ class ViLGExperiment(ImageTokensExperiment):
                 0.0,
                 "expected more than 0 with train.txt2img_weight: 0, else there is nothing to train",
             )
+        if self.train.frozen and parallel.sharding_stage == 3:
+            why = "Fleet's stage 3 does not free weights again that have no gradient"
+            yield "train.frozen", self.train.frozen, f"expected [] with parallel.sharding_stage: 3: {why}"
+        whole = any("embedding.".startswith(start) for start in self.train.frozen)
+        if whole and (parallel.recompute == "full" or parallel.pp_degree > 1):
+            why = "what a layer is given needs a gradient with recompute: full and with pipeline stages"
+            yield "train.frozen", self.train.frozen, f"expected a part of the embedding to be trained: {why}"
         if model.reconstructor and not self.train.txt2img_weight:
             yield "transformer.reconstructor", True, "expected false with train.txt2img_weight: 0, which generates no images"
         yield from parallel.conflicts()
@@ -346,6 +299,8 @@ class ViLGExperiment(ImageTokensExperiment):
         model, parallel = self.transformer, self.parallel
         if self.train.init_from is None:
             yield "train.init_from", None, "expected the folder of the model that lora updates"
+        if self.train.frozen:
+            yield "train.frozen", self.train.frozen, "expected [] with lora, which leaves all weights as they are"
         if lora.rank > model.hidden:
             yield "lora.rank", lora.rank, f"expected at most transformer.hidden = {model.hidden}"
         if lora.layers is not None and max(lora.layers, default=0) >= model.layers:
@@ -387,8 +342,8 @@ class EvalDataConfig:
     __pydantic_config__ = STRICT
     path: str = "data/emoji"
     """As in training: a folder of tar shards, or of images with a captions file."""
-    captions: str | None = None
-    """The captions file of a folder of images, relative to `path`; null: the only one there."""
+    captions: str | list[str] | None = None
+    """As in training: the file or files with the captions or questions of a folder of images."""
     validation_fraction: Probability = 0.05
     """Share of the pairs in the split `validation` where the data has no splits of its own."""
     seed: Count = 0
@@ -424,8 +379,8 @@ class EvalExperiment:
     """Run folder of a dual encoder, or an ErnieViL: retrieval, scores, and the best of several candidates."""
     best_of: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [1])
     """Candidates per prompt of which the dual encoder takes the best."""
-    style_pictures: Count = 0
-    """Training pictures of each style that a classifier of styles is fitted to; 0: without that measure."""
+    style_keep: Keep | None = None
+    """Fit a classifier of styles to training pictures whose metadata has one of these values; null: without that measure."""
     pool: Annotated[int, Field(ge=2)] = 100
     """Captions among which an image has to find its own (R@1, R@5)."""
     blur: Annotated[list[Weight], Field(min_length=1)] = field(default_factory=lambda: [0.0])

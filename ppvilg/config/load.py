@@ -93,7 +93,7 @@ def _nest(key: str, value: Any) -> dict:
 
 
 # These keys hold free-form mappings: a file that sets one replaces it, instead of adding to its base's entries.
-_MAPPINGS = ("data.languages", "data.keep", "text.styles", "keep")
+_MAPPINGS = ("data.languages", "data.keep", "text.styles", "keep", "style_keep")
 
 
 def _merge(into: dict, tree: dict, origins: dict[str, str], origin: str, prefix: str = "") -> None:

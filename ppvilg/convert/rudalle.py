@@ -4,17 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import paddle
 
-from ppvilg.checkpoint import Arrays, check_weights, save_arrays
+from ppvilg.checkpoint import Arrays
 from ppvilg.config import AttentionConfig, CodebookConfig, VQGANConfig
+from ppvilg.convert.model_folder import write_transformer
 from ppvilg.convert.taming import load_taming
 from ppvilg.convert.torch_file import read_torch
-from ppvilg.folder import WEIGHTS, ImageTokenizerConfig, PipelineConfig, new_folder, write_config
+from ppvilg.folder import ImageTokenizerConfig, PipelineConfig
 from ppvilg.model.config import ViLGConfig
 from ppvilg.model.mask import Direction
-from ppvilg.model.vilg import ViLG
-from ppvilg.vqgan.folder import save_vqgan
 from ppvilg.yttm import YttmText
 
 HEADS = {(24, 2048): 16, (64, 3840): 60, (12, 768): 12}
@@ -48,16 +46,14 @@ def convert_rudalle(checkpoint: Path, bpe_model: Path, vqgan: Path, out: Path) -
     if text_tokenizer.size != free:
         raise ValueError(f"{bpe_model} has {text_tokenizer.size} tokens, but {checkpoint} reads {free}: give its own bpe.model")
     image_tokenizer = load_taming(vqgan, IMAGE_TOKENIZER)
-    arrays = dict(_renamed(state, config))
-    with paddle.LazyGuard():
-        shapes = {name: parameter.shape for name, parameter in ViLG(config).state_dict().items()}
-    check_weights(arrays, shapes, str(checkpoint))
-    with new_folder(out) as folder:
-        save_arrays(arrays, folder / WEIGHTS)
-        save_vqgan(image_tokenizer, folder / "tokenizer")
-        (folder / "text").mkdir()
-        text_tokenizer.save(folder / "text")
-        write_config(PipelineConfig(config, IMAGE_TOKENIZER.image_size, "yttm"), folder)
+    try:
+        arrays = dict(_renamed(state, config))
+    except KeyError as error:
+        raise ValueError(f"{checkpoint} does not hold the expected weights: it lacks {error.args[0]}") from None
+    if state:
+        raise ValueError(f"{checkpoint} does not hold the expected weights: it has the unknown {min(state)}")
+    model = PipelineConfig(config, IMAGE_TOKENIZER.image_size, "yttm", writes_texts=False)
+    write_transformer(out, model, arrays, checkpoint, text_tokenizer, image_tokenizer)
     said = f"{out}: {config.layers} layers of width {config.hidden}, {config.rows}x{config.columns} image tokens"
     if has_masks:
         return said
@@ -97,8 +93,8 @@ def _config(state: Arrays, checkpoint: Path) -> ViLGConfig:
 
 
 def _check_masks(state: Arrays, config: ViLGConfig, checkpoint: Path) -> bool:
-    """Whether the checkpoint holds its attention masks; raises `ValueError` where they are not version 3's."""
-    found = {name: mask for name in _MASKS if (mask := state.get(f"transformer.{name}_mask")) is not None}
+    """Whether the checkpoint holds its attention masks, which are taken out; raises `ValueError` for other masks."""
+    found = {name: mask for name in _MASKS if (mask := state.pop(f"transformer.{name}_mask", None)) is not None}
     for name, mask in found.items():
         expected = config.mask(_MASKS[name], Direction.TEXT_TO_IMAGE, config.max_text_length).mask()
         if mask.shape != expected.shape or (mask.astype(bool) != expected).any():
@@ -108,29 +104,29 @@ def _check_masks(state: Arrays, config: ViLGConfig, checkpoint: Path) -> bool:
 
 
 def _renamed(state: Arrays, config: ViLGConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """The weights by the names of `ViLG`.
+    """The weights by the names of `ViLG`; they are taken out of `state`, and missing ones are a `KeyError`.
 
     A key's bias drops out of the softmax, a value's is part of the output's.
     """
-    hidden, texts = config.hidden, config.text_vocab_size
 
     def linear(to: str, weight: np.ndarray, bias: np.ndarray | None) -> Iterator[tuple[str, np.ndarray]]:
-        yield f"{to}.weight", weight.T
+        yield f"{to}.weight", np.ascontiguousarray(weight.T)  # a copy, so that the original is freed
         if bias is not None:
             yield f"{to}.bias", bias
 
     def both(name: str) -> tuple[np.ndarray, np.ndarray]:
-        return state[f"{name}.weight"], state[f"{name}.bias"]
+        return state.pop(f"{name}.weight"), state.pop(f"{name}.bias")
 
     def norm(to: str, name: str) -> Iterator[tuple[str, np.ndarray]]:
         yield from zip((f"{to}.weight", f"{to}.bias"), both(name), strict=True)
 
-    yield "embedding.text.weight", state["text_embeddings.weight"]
-    yield "embedding.image.weight", state["image_embeddings.weight"]
-    yield "embedding.text_position.weight", state["text_pos_embeddings.weight"][: config.max_text_length]
-    yield "embedding.row_position.weight", state["image_row_embeddings.weight"]
-    yield "embedding.column_position.weight", state["image_col_embeddings.weight"]
-    yield "embedding.segment.weight", np.zeros((4, hidden), state["text_embeddings.weight"].dtype)
+    text = state.pop("text_embeddings.weight")
+    yield "embedding.text.weight", text
+    yield "embedding.image.weight", state.pop("image_embeddings.weight")
+    yield "embedding.text_position.weight", state.pop("text_pos_embeddings.weight")[: config.max_text_length]
+    yield "embedding.row_position.weight", state.pop("image_row_embeddings.weight")
+    yield "embedding.column_position.weight", state.pop("image_col_embeddings.weight")
+    yield "embedding.segment.weight", np.zeros((4, config.hidden), text.dtype)
     for i in range(config.layers):
         ours, theirs = f"blocks.{i}", f"transformer.layers.{i}"
         yield from norm(f"{ours}.norm1", f"{theirs}.input_layernorm")
@@ -148,8 +144,8 @@ def _renamed(state: Arrays, config: ViLGConfig) -> Iterator[tuple[str, np.ndarra
     yield from norm("head.norm", "transformer.final_layernorm")
     yield from norm("head.logits_norm", "to_logits.0")
     logits, logits_bias = both("to_logits.1")
-    yield from linear("head.text", logits[:texts], logits_bias[:texts])
-    yield from linear("head.image", logits[texts:], logits_bias[texts:])
+    for to, part in ("head.text", slice(config.text_vocab_size)), ("head.image", slice(config.text_vocab_size, None)):
+        yield from linear(to, logits[part], logits_bias[part])
 
 
 def _folded(bias: np.ndarray, out: np.ndarray, value_bias: np.ndarray) -> np.ndarray:

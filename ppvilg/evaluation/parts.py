@@ -18,6 +18,7 @@ from ppvilg.evaluation.blur import blurred
 from ppvilg.evaluation.extractor import Extractor, load_extractor
 from ppvilg.evaluation.likelihood import likelihood
 from ppvilg.evaluation.pairs import Chosen, Pair, choose_pairs, nearest_by_caption, others_of_the_styles
+from ppvilg.evaluation.style import colour_histograms
 from ppvilg.files import read_arrays, write_whole
 from ppvilg.generate.engine import ImageTokens, generate_images
 from ppvilg.generate.images import decode_images
@@ -211,8 +212,8 @@ def _measured(evaluation: Evaluation, places: range) -> Arrays:
 
 
 def _seen(evaluation: Evaluation, images: np.ndarray) -> Arrays:
-    """What the networks see in images uint8 [P, H, W, 3]: features for each blur, logits for the least, embeddings."""
-    found: Arrays = {}
+    """What is measured of images uint8 [P, H, W, 3]: colours, features for each blur, logits for the least, embeddings."""
+    found: Arrays = {"colours": colour_histograms(images)}
     for radius in evaluation.radii:
         features, logits = evaluation.extractor.network(blurred(images, radius))
         found[f"features@{radius:g}"] = features

@@ -10,14 +10,13 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from ppvilg.data.splits import load_images
-from ppvilg.evaluation.blur import blurred
 from ppvilg.evaluation.captions import caption_scores
 from ppvilg.evaluation.frechet import frechet_distance, has_singular_covariance
 from ppvilg.evaluation.inception_score import inception_score
 from ppvilg.evaluation.parts import Arrays, Evaluation
 from ppvilg.evaluation.precision_recall import precision_recall
 from ppvilg.evaluation.retrieval import pooled_recall, style_accuracy
-from ppvilg.evaluation.style import fit_style_classifier, predicted_share, style_pictures
+from ppvilg.evaluation.style import colour_histograms, fit_style_classifier, predicted_share, style_pictures
 from ppvilg.generate.engine import ImageTokens
 from ppvilg.generate.images import decode_images
 
@@ -116,8 +115,7 @@ def _style_classifier(evaluation: Evaluation) -> Pipeline | None:
     images = load_images(source, indices, pipeline.config.image_size)
     tokens = ImageTokens(pipeline.encode_images(images))
     rebuilt = np.stack(decode_images(pipeline.model, pipeline.vqgan, tokens))
-    features, _ = evaluation.extractor.network(blurred(np.concatenate([images, rebuilt]), evaluation.radii[0]))
-    return fit_style_classifier(features, styles * 2)
+    return fit_style_classifier(colour_histograms(np.concatenate([images, rebuilt])), styles * 2)
 
 
 def _row(evaluation: Evaluation, arrays: Arrays, name: str, title: str, kind: str, classifier: Pipeline | None) -> Report:
@@ -143,7 +141,7 @@ def _row(evaluation: Evaluation, arrays: Arrays, name: str, title: str, kind: st
         measures |= _fit(evaluation, arrays, name, np.arange(len(pairs)))
     styles = [pair.style for pair in pairs]
     if classifier is not None and None not in styles:
-        measures["style"] = predicted_share(classifier, made, styles)
+        measures["style"] = predicted_share(classifier, arrays[f"colours/{name}"], styles)
     if name == "reconstruction":
         measures["PSNR"] = float(arrays["psnr"].mean())
     return {"id": name, "title": title, "kind": kind, "measures": measures}

@@ -4,7 +4,8 @@
 
 Both directions of a pair are two sequences of one batch: the first half of x writes images, the second half texts. A slot holds
 its own token, and its last hidden state decides the next one: the last real text token decides the first image token, the
-first text token is the begin token and given.
+first text token is the begin token and given. For visual question answering (paper 4.4) a model has slots for a question
+between text and image, and the text is the answer.
 """
 
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Embedding(nn.Layer):
     def __init__(self, config: ViLGConfig, mp_group=None):
         super().__init__()
         hidden, text_width = config.hidden, config.text_embedding_width or config.hidden
-        self.columns, self.mp_group = config.columns, mp_group
+        self.columns, self.question_length, self.mp_group = config.columns, config.question_length, mp_group
         self.text = embedding(config.text_vocab_size, text_width, mp_group)
         self.text_projection = nn.Linear(text_width, hidden, bias_attr=False) if text_width != hidden else None
         self.text_encoder = None
@@ -75,16 +76,20 @@ class Embedding(nn.Layer):
 
     def forward(self, batch: Batch, directions: tuple[Direction, ...] = BOTH) -> tuple[paddle.Tensor, paddle.Tensor]:
         """D directions of B pairs, one after another -> x [DB, m+n, hidden] and the key mask bool [DB, m+n], False for
-        padding."""
+        padding; [B, m+q+n, hidden] of answers to questions, which come without the other direction."""
         texts = {Direction.TEXT_TO_IMAGE: batch.prompt, Direction.IMAGE_TO_TEXT: batch.text}
         masks = {Direction.TEXT_TO_IMAGE: batch.prompt_mask, Direction.IMAGE_TO_TEXT: batch.text_mask}
+        image = batch.image_input
+        if batch.question is not None:
+            image = paddle.concat([batch.question, image], axis=1)
+            masks[Direction.IMAGE_TO_TEXT] = paddle.concat([batch.text_mask, batch.question_mask], axis=1)
         key_masks = [key_mask(masks[direction], batch.image.shape[1]) for direction in directions]
-        sequences = [self.sequence(texts[d], batch.image_input, mask, d) for d, mask in zip(directions, key_masks, strict=True)]
+        sequences = [self.sequence(texts[d], image, mask, d) for d, mask in zip(directions, key_masks, strict=True)]
         return scatter_sequences(paddle.concat(sequences), self.mp_group), paddle.concat(key_masks)
 
     def sequence(self, text: paddle.Tensor, image: paddle.Tensor, mask: paddle.Tensor, direction: Direction) -> paddle.Tensor:
         """One direction of texts int64 [B, m] with images int64 [B, n] -> [B, m+n, hidden]; mask bool [B, m+n], True for what
-        may be seen."""
+        may be seen; before an image that is the prefix stands its question, [B, q+n]."""
         m = text.shape[1]
         if direction is Direction.TEXT_TO_IMAGE:
             parts = self.embed_prefix(text, mask[:, :m], direction), self.embed_target(image, direction)
@@ -93,10 +98,16 @@ class Embedding(nn.Layer):
         return paddle.concat(parts, axis=1)
 
     def embed_prefix(self, ids: paddle.Tensor, mask: paddle.Tensor, direction: Direction) -> paddle.Tensor:
-        """A prefix int64 [B, s], a text or an image, mask bool [B, s] True for real tokens -> [B, s, hidden]."""
+        """A text int64 [B, m], or an image [B, q+n] with its question before it, mask bool of the same shape, True for real
+        tokens -> the same shape with [..., hidden]."""
         if direction is Direction.TEXT_TO_IMAGE:
             return self.embed_text(ids, direction, mask=mask)
-        return self.embed_image(ids, direction)
+        q = self.question_length
+        image = self.embed_image(ids[:, q:], direction)
+        if not q:
+            return image
+        # A question is embedded like the other kind of text that is a prefix, the one that images are generated from.
+        return paddle.concat([self.embed_text(ids[:, :q], Direction.TEXT_TO_IMAGE, mask=mask[:, :q]), image], axis=1)
 
     def embed_target(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
         """Target tokens, as `embed_text` and `embed_image`."""
@@ -153,12 +164,12 @@ class Block(nn.Layer):
 
     def forward(self, x: paddle.Tensor, key_mask: paddle.Tensor, directions: tuple[Direction, ...] = BOTH) -> paddle.Tensor:
         """Sequences [S, m+n, hidden], shared evenly among the directions, key_mask bool [S, m+n] -> [S, m+n, hidden]."""
-        masks = [self.mask(direction, x.shape[1] - self.config.image_length) for direction in directions]
+        masks = [self.mask(direction, self.config.text_length(direction, x.shape[1])) for direction in directions]
         return self._feed_forward(self._add(x, self.attention(self.norm1(x), masks, key_mask), self.attention_norm))
 
     def prefill(self, x: paddle.Tensor, key_mask: paddle.Tensor, direction: Direction) -> tuple[paddle.Tensor, Prefix]:
         """Prefixes alone [P, s, hidden], key_mask bool [P, s] -> [P, s, hidden] and what their targets read of them."""
-        # A text is of any length; an image is a sequence without text slots.
+        # A text is of any length; an image, with its question, is a sequence without text slots.
         masks = None if direction is Direction.TEXT_TO_IMAGE else [self.mask(direction, 0)]
         attention, prefix = self.attention.prefill(self.norm1(x), masks, key_mask, self.config.causal_text)
         return self._feed_forward(self._add(x, attention, self.attention_norm)), prefix
@@ -188,7 +199,7 @@ class Head(nn.Layer):
 
     def __init__(self, config: ViLGConfig, mp_group=None):
         super().__init__()
-        self.image_length, self.mp_group = config.image_length, mp_group
+        self.config, self.mp_group = config, mp_group
         self.norm = LayerNorm(config.hidden)
         self.logits_norm = LayerNorm(config.hidden) if config.head_norm else None
         self.text = self.image = None
@@ -211,7 +222,7 @@ class Head(nn.Layer):
         """Last block's x [DB, m+n, hidden] of D directions, key_mask bool [DB, m+n]; `tables`: the embedding of a model that
         ties its head to it."""
         states = dict(zip(directions, self.norm(gather_sequences(x, self.mp_group)).split(len(directions)), strict=True))
-        m = x.shape[1] - self.image_length
+        m = self.config.text_length(directions[-1], x.shape[1])
         image_logits = text_logits = pixels = None
         if (to_image := states.get(Direction.TEXT_TO_IMAGE)) is not None:
             last = last_real_token(to_image[:, :m], key_mask[: len(to_image), :m]).unsqueeze(1)
@@ -259,15 +270,28 @@ class ViLG(nn.Layer):
         return self.head(x, mask, self.embedding, self.directions)
 
     def hidden_states(
-        self, text: paddle.Tensor, text_mask: paddle.Tensor, image: paddle.Tensor, direction: Direction
+        self,
+        text: paddle.Tensor,
+        text_mask: paddle.Tensor,
+        image: paddle.Tensor,
+        direction: Direction,
+        question: paddle.Tensor | None = None,
+        question_mask: paddle.Tensor | None = None,
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Last hidden states of one direction of texts int64 [B, m], text_mask bool [B, m], with images int64 [B, n]:
-        of the text slots [B, m, hidden] and of the image slots [B, n, hidden]."""
-        mask = key_mask(text_mask, image.shape[1])
+        of the text slots [B, m, hidden] and of the image slots [B, n, hidden].
+
+        A model with slots for a question needs one for image -> text: int64 [B, q], with its mask bool [B, q].
+        """
+        n, mask = image.shape[1], text_mask
+        if question is not None:
+            image, mask = paddle.concat([question, image], axis=1), paddle.concat([text_mask, question_mask], axis=1)
+        mask = key_mask(mask, n)
         x = self.embedding.sequence(text, image, mask, direction)
         for block in self.blocks:
             x = block(x, mask, (direction,))
-        return tuple(self.head.norm(x).split([text.shape[1], image.shape[1]], axis=1))
+        x = self.head.norm(x)
+        return x[:, : text.shape[1]], x[:, -n:]
 
     def image_logits(self, states: paddle.Tensor) -> paddle.Tensor:
         """[..., hidden] -> [..., image vocabulary]."""
@@ -279,7 +303,8 @@ class ViLG(nn.Layer):
 
     @paddle.no_grad()
     def prefill(self, direction: Direction, ids: paddle.Tensor, mask: paddle.Tensor) -> tuple[paddle.Tensor, list[Prefix]]:
-        """Read P prefixes int64 [P, s], mask bool [P, s] True for real tokens.
+        """Read P prefixes int64 [P, s], mask bool [P, s] True for real tokens: texts, or images, each after the q slots for its
+        question if the model has such.
 
         Returns the last hidden states [P, s, hidden] and for each layer what its targets read.
         """
@@ -308,17 +333,6 @@ class ViLG(nn.Layer):
         for block in self.blocks:
             if keeps_inputs(block.mask(direction, 1)):
                 block.attention.absorb_projections()
-
-
-def unused_parameters(config: ViLGConfig, directions: tuple[Direction, ...]) -> tuple[str, ...]:
-    """What the names of parameters begin with that training these directions alone does not reach."""
-    own = {  # what serves one direction only
-        Direction.TEXT_TO_IMAGE: ["head.image.", "embedding.text_encoder."],
-        Direction.IMAGE_TO_TEXT: ["head.text."],
-    }
-    if config.text_encoder is not None:
-        own[Direction.IMAGE_TO_TEXT] += ["embedding.text.", "embedding.text_projection."]
-    return tuple(name for direction, names in own.items() if direction not in directions for name in names)
 
 
 def last_real_token(states: paddle.Tensor, text_mask: paddle.Tensor) -> paddle.Tensor:

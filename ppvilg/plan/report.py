@@ -202,5 +202,7 @@ def _with_total(found: Amounts) -> list[tuple[str, float]]:
 def _section(title: str, rows: list[tuple[str, float]], form: str = "{:.3g}") -> str:
     """Names at the left, values at the right; what is nothing is left out."""
     shown = {name: form.format(value) for name, value in rows if value}
+    if not shown:
+        return f"{title}: none"
     width, end = max(map(len, shown)), max(map(len, shown.values()))
     return "\n".join([title, *(f"  {name:{width}}  {value:>{end}}" for name, value in shown.items())])

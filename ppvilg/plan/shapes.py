@@ -13,9 +13,10 @@ from paddle.distributed.fleet.layers.mpu.random import MODEL_PARALLEL_RNG, get_r
 from paddle.distributed.fleet.utils.log_util import set_log_level
 
 from ppvilg.config import AttentionKind, ViLGExperiment
-from ppvilg.model.config import ViLGConfig, trained_directions, vilg_config
-from ppvilg.model.vilg import ViLG, unused_parameters
+from ppvilg.model.config import ViLGConfig, vilg_config
+from ppvilg.model.vilg import ViLG
 from ppvilg.train.fleet import SEGMENT_SIZE
+from ppvilg.train.frozen import untrained_parameters
 from ppvilg.train.pipe import stage_starts
 
 
@@ -31,7 +32,7 @@ class Stage:
     """How many values of each parameter, by its name in `ViLG`."""
     tied: int
     """Values of the tables that the first and the last stage both hold."""
-    unused: tuple[str, ...] = ()
+    untrained: tuple[str, ...] = ()
     """What the names of parameters begin with that are not trained."""
 
     @property
@@ -52,7 +53,7 @@ class Stage:
     @property
     def trained(self) -> dict[str, int]:
         """The sizes of the parameters that are trained."""
-        return {name: size for name, size in self.sizes.items() if not name.startswith(self.unused)}
+        return {name: size for name, size in self.sizes.items() if not name.startswith(self.untrained)}
 
     @property
     def trained_values(self) -> int:
@@ -93,7 +94,7 @@ def stages(config: ViLGExperiment) -> list[Stage]:
     everything, count = parameter_sizes(model, parallel.mp_degree), parallel.pp_degree
     # Layer 0 is the embedding, layer i block i - 1.
     ends = [*stage_starts(model, count)[1:-1], model.layers + 1]
-    unused = unused_parameters(model, trained_directions(config.train))
+    untrained = untrained_parameters(config)
     found, tables = [], ("embedding.text.weight", "embedding.image.weight")
     tied = tables if model.tie_embeddings and count > 1 else ()
     for number, (start, end) in enumerate(pairwise([1, *ends])):
@@ -104,7 +105,7 @@ def stages(config: ViLGExperiment) -> list[Stage]:
         sizes = {name: size for name, size in everything.items() if name.startswith(tuple(parts))}
         kinds = Counter(model.kinds[i] for i in blocks)
         shared = sum(everything[name] for name in tied) if number in (0, count - 1) else 0
-        found.append(Stage(number, count, kinds, sizes, shared, unused))
+        found.append(Stage(number, count, kinds, sizes, shared, untrained))
     return found
 
 

@@ -97,7 +97,8 @@ class DistributedModel:
         for block in module.sublayers():
             if isinstance(block, Block) and sequence_parallel(state.context.mp_group):
                 norms = [p for layer in block.sublayers() if isinstance(layer, LayerNorm) for p in layer.parameters()]
-                self._shared_sequences += [*norms, block.attention.out.bias, block.mlp.down.bias]
+                shared = [*norms, block.attention.out.bias, block.mlp.down.bias]
+                self._shared_sequences += [p for p in shared if not p.stop_gradient]
 
     def __call__(self, *inputs) -> object:
         """The model's forward in training."""

@@ -4,6 +4,8 @@ import json
 import logging
 import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import paddle
@@ -32,11 +34,15 @@ def paddlenlp():
     return pytest.importorskip("paddlenlp.transformers.artist.modeling")
 
 
-@pytest.fixture(scope="module")
-def tokenizer(paddlenlp):
+def paddlenlp_tokenizer(vocabulary, codes: int):
     from paddlenlp.transformers import ArtistTokenizer
 
-    return ArtistTokenizer(VOCABULARY, image_vocab_size=CODES)
+    return ArtistTokenizer(str(vocabulary), image_vocab_size=codes)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(paddlenlp):
+    return paddlenlp_tokenizer(VOCABULARY, CODES)
 
 
 @pytest.fixture(scope="module")
@@ -48,26 +54,30 @@ def image_tokenizer(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def original(paddlenlp, tokenizer):
+def random_artist(paddlenlp, vocabulary: int, positions: int, layers: int, hidden: int, heads: int, spread: float):
     """The original with random weights, biases too."""
     paddle.seed(0)
     config = paddlenlp.ArtistConfig(
-        vocab_size=CODES + len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=128,
-        max_position_embeddings=LENGTH + SIDE**2,
-        pad_token_id=CODES,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=positions,
+        pad_token_id=0,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
     model = paddlenlp.ArtistForConditionalGeneration(config)
     for parameter in model.parameters():
-        parameter.set_value(parameter + paddle.randn(parameter.shape) * 0.2)
+        parameter.set_value(parameter + paddle.randn(parameter.shape) * spread)
     model.eval()
     return model
+
+
+@pytest.fixture(scope="module")
+def original(paddlenlp, tokenizer):
+    return random_artist(paddlenlp, CODES + len(tokenizer), LENGTH + SIDE**2, 3, 32, 4, 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -97,40 +107,87 @@ def test_the_same_token_ids(pipeline, tokenizer):
     assert mask.all()
 
 
+@contextmanager
+def outputs_of(layers) -> Iterator[dict[str, np.ndarray]]:
+    """What each of the layers returns, filled in while they run."""
+    found: dict[str, np.ndarray] = {}
+
+    def keep(name: str):
+        return lambda _, __, output: found.update({name: output.numpy()})
+
+    hooks = [layer.register_forward_post_hook(keep(f"layer {i}")) for i, layer in enumerate(layers)]
+    yield found
+    for hook in hooks:
+        hook.remove()
+
+
+@paddle.no_grad()
+def assert_equal(pipeline, original, text: np.ndarray) -> None:
+    """Of texts with random images: each layer, and the logits of every slot over the whole vocabulary. Prints a table."""
+    sizes, model = pipeline.config.transformer, pipeline.model
+    image = np.random.default_rng(0).integers(0, sizes.image_vocab_size, [len(text), sizes.image_length])
+    with outputs_of(original.gpt.decoder.layers) as theirs:
+        theirs["logits"] = original(paddle.to_tensor(np.concatenate([text, image], axis=1))).numpy()
+    words, mask = paddle.to_tensor(text - sizes.image_vocab_size), paddle.ones(text.shape, "bool")
+    with outputs_of(model.blocks) as ours:
+        states = model.hidden_states(words, mask, paddle.to_tensor(image), Direction.TEXT_TO_IMAGE)
+    states = paddle.concat(states, axis=1)
+    ours["logits"] = paddle.concat([model.image_logits(states), model.text_logits(states)], axis=-1).numpy()
+    assert theirs["logits"].std() > 0.5
+    for name, expected in sorted(theirs.items(), key=lambda item: list(ours).index(item[0])):
+        print(f"| {name} | {list(expected.shape)} | {abs(expected).max():.1f} | {abs(ours[name] - expected).max():.1e} |")
+        np.testing.assert_allclose(ours[name], expected, atol=1e-4, rtol=1e-6, err_msg=name)
+
+
 def test_all_logits(pipeline, original, tokenizer):
-    """Of every slot, over the whole vocabulary."""
-    text = prompts(tokenizer)
-    image = np.random.default_rng(0).integers(0, CODES, [len(TEXTS), SIDE**2])
-    with paddle.no_grad():
-        expected = original(paddle.to_tensor(np.concatenate([text, image], axis=1))).numpy()
-        mask = paddle.ones(text.shape, "bool")
-        states = pipeline.model.hidden_states(
-            paddle.to_tensor(text - CODES), mask, paddle.to_tensor(image), Direction.TEXT_TO_IMAGE
-        )
-        states = paddle.concat(states, axis=1)
-        found = paddle.concat([pipeline.model.image_logits(states), pipeline.model.text_logits(states)], axis=-1).numpy()
-    assert expected.std() > 0.5
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert_equal(pipeline, original, prompts(tokenizer))
+
+
+def greedy(pipeline, original, texts: list[str], text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Image tokens, ours and the original's, which is kept from text tokens, both with caches."""
+    sizes, head = pipeline.config.transformer, original.lm_head.weight
+    before, codes = head.numpy(), sizes.image_vocab_size
+    head.set_value(np.concatenate([before[:codes], np.zeros_like(before[codes:])]))
+    expected, _ = original.generate(
+        paddle.to_tensor(text),
+        decode_strategy="greedy_search",
+        max_new_tokens=sizes.image_length,
+        eos_token_id=-1,
+        use_cache=True,
+    )
+    head.set_value(before)
+    ids, seeds = pipeline.encode_prompts(texts), [0] * len(texts)
+    *_, output = generate_images(pipeline.model, ids, pipeline.text_tokenizer, seeds, Sampling(temperature=0.0))
+    return output.tokens, expected.numpy()
 
 
 def test_greedy_decoding_with_caches(pipeline, original, tokenizer):
-    head = original.lm_head.weight
-    before = head.numpy()
-    head.set_value(np.concatenate([before[:CODES], np.zeros_like(before[CODES:])]))  # only image tokens are drawn here
-    try:
-        expected = original.generate(
-            paddle.to_tensor(prompts(tokenizer)),
-            decode_strategy="greedy_search",
-            max_new_tokens=SIDE**2,
-            eos_token_id=-1,
-            use_cache=True,
-        )[0].numpy()
-    finally:
-        head.set_value(before)
-    texts = pipeline.encode_prompts(TEXTS)
-    *_, output = generate_images(pipeline.model, texts, pipeline.text_tokenizer, [0] * len(texts), Sampling(temperature=0.0))
+    found, expected = greedy(pipeline, original, TEXTS, prompts(tokenizer))
     assert len(np.unique(expected)) > 5
-    np.testing.assert_array_equal(output.tokens, expected)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layers", "hidden", "heads"), [(12, 768, 12), (24, 1024, 16)], ids=["base", "large"])
+def test_the_published_sizes(layers, hidden, heads, paddlenlp, tmp_path):
+    """With a vocabulary of their size, and without a config file. Prints a table of the differences (pytest -s)."""
+    with open(VOCABULARY, encoding="utf-8") as file:
+        words = file.read().split("\n")[:-1]
+    words += [f"[more{i}]" for i in range(21128 - len(words))]
+    (tmp_path / "artist").mkdir()
+    (tmp_path / "artist" / "vocab.txt").write_text("\n".join(words) + "\n", "utf-8")
+    original = random_artist(paddlenlp, 37512, 288, layers, hidden, heads, 0.03)
+    paddle.save(original.state_dict(), str(tmp_path / "artist" / "model_state.pdparams"))
+    vqgan = VQGAN(VQGANConfig(8, [1, 1, 1, 1, 2], 1, [16], 8, codebook=CodebookConfig(16384, 4)), 256)
+    save_vqgan(vqgan, tmp_path / "vqgan")
+    convert_artist(tmp_path / "artist", tmp_path / "vqgan", tmp_path / "out")
+    pipeline = ViLGPipeline.from_pretrained(tmp_path / "out")
+    tokenizer = paddlenlp_tokenizer(tmp_path / "artist" / "vocab.txt", 16384)
+    text = np.array([tokenizer(text)["input_ids"] for text in TEXTS[:2]])
+    assert_equal(pipeline, original, text)
+    found, expected = greedy(pipeline, original, TEXTS[:2], text)
+    print(f"| tokens drawn with caches | {list(expected.shape)} | | {(found != expected).sum()} differ |")
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_it_draws_but_writes_no_captions(pipeline):

@@ -46,7 +46,7 @@ def measure(config: ViLGExperiment) -> dict[str, int]:
         tensors = batch.to_tensors()
         return criterion(model(tensors), tensors)
 
-    task = SimpleNamespace(modules={"model": model}, loss=loss, criterion=criterion)
+    task = SimpleNamespace(modules={"model": model}, loss=loss, criterion=criterion, begin=lambda: None)
     trainer = Trainer(config, task, context)
     batches = [Batch.plain(*random_pairs(config, config.micro_batch))] * config.train.gradient_accumulation_steps
     for _ in range(2):

@@ -344,6 +344,8 @@ def test_tool():
     ):
         assert said in done.stdout
     assert max(map(len, done.stdout.splitlines())) < 200
+    alone = run_tool("plan", "-c", "configs/vilg_emoji.yml", "--gpus", 1)
+    assert "GB that one process passes to the others in a step: none" in alone.stdout, alone.stderr
     refused = run_tool("plan", "-c", "configs/vilg_10b.yml", "--gpus", 16, "--mfu", 1.5)
     assert (refused.returncode, refused.stderr.startswith("error: --mfu is 1.5")) == (2, True)
     refused = run_tool("plan", "-c", "configs/vqgan_emoji.yml", "--gpus", 16)

@@ -1,0 +1,35 @@
+"""Which parameters of a transformer stay as they are while it is trained."""
+
+import paddle
+
+from ppvilg.config import ViLGExperiment
+from ppvilg.model.config import trained_directions, vilg_config
+from ppvilg.model.mask import Direction
+from ppvilg.model.vilg import ViLG
+
+
+def untrained_parameters(config: ViLGExperiment) -> tuple[str, ...]:
+    """What their names begin with: those that `train.frozen` names, and those that the directions trained do not reach."""
+    directions, text = trained_directions(config.train), config.text
+    own = {Direction.TEXT_TO_IMAGE: ["head.image."], Direction.IMAGE_TO_TEXT: ["head.text."]}  # what serves one alone
+    if text.encoder is not None:
+        own[Direction.IMAGE_TO_TEXT] += ["embedding.text.", "embedding.text_projection."]
+        if not text.question_length:  # a question is read by it too
+            own[Direction.TEXT_TO_IMAGE] += ["embedding.text_encoder."]
+    return (*config.train.frozen, *(name for direction, names in own.items() if direction not in directions for name in names))
+
+
+def check_frozen(config: ViLGExperiment) -> None:
+    """Raise `ValueError` where no parameter's name begins like an entry of `train.frozen`, or nothing is left to train."""
+    if not config.train.frozen:
+        return
+    with paddle.LazyGuard():  # the whole model, of which a process may have a part
+        names = [name for name, _ in ViLG(vilg_config(config)).named_parameters()]
+    for start in config.train.frozen:
+        if not any(name.startswith(start) for name in names):
+            raise ValueError(
+                f"train.frozen: no parameter's name begins with {start!r}: expected the beginnings of names in a run's "
+                "safetensors files, e.g. embedding.text. or blocks.0."
+            )
+    if all(name.startswith(untrained_parameters(config)) for name in names):
+        raise ValueError(f"train.frozen: {config.train.frozen} leaves nothing to train: take something out")
