@@ -26,6 +26,7 @@ from ppvilg.text import (
     pad_batch,
 )
 from ppvilg.train.vilg import text_table
+from ppvilg.yttm import YttmText
 
 EMOJI = "data/emoji/vocab.txt"
 
@@ -221,3 +222,17 @@ def test_without_a_network_one_sentence_says_how_to_go_on(ernie_folder, tmp_path
         ValueError, match=r"no ERNIE model could be loaded.*vocab\.txt, or go without, -o text\.embeddings=null"
     ):
         ernie_embeddings(str(ernie_folder), ErnieText(str(ernie_folder)))
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "words"),
+    [
+        (lambda: ErnieText(EMOJI), ("红", "红𝒳")),
+        (lambda: WordPieceText(EMOJI), ("红", "红𝒳")),
+        (lambda: YttmText("tests/convert/bpe.model"), ("кот", "кот 红")),
+    ],
+)
+def test_words_are_known_whatever_stands_around_a_text(tokenizer, words):
+    known, partly = words
+    assert check_known(tokenizer(), known) is None
+    assert check_known(tokenizer(), partly).startswith("the model knows ")

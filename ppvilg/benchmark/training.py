@@ -31,6 +31,9 @@ class RandomPairs:
         self.modules = {"model": self.model}
         self.reconstruction = ReconstructionWeights() if config.transformer.reconstructor else None
 
+    def begin(self) -> None:
+        """All of the model is trained."""
+
     def batch(self) -> Batch:
         """A micro-batch, as arrays."""
         batch = Batch.plain(*random_pairs(self.config, self.config.micro_batch))

@@ -258,7 +258,7 @@ def _code_fit(folder: Path, task: Task) -> Fit:
     part, own = "image tokens", folder if is_export(folder) else folder / "tokenizer"
     if own.is_dir() and _same_codes(_reader(own, "vqgan"), task.vqgan):
         return Fit(part, "taken", note="the same image tokenizer")
-    return Fit(part, "new", note=f"train.tokenizer {task.image_tokenizer} is not the one of {folder}")
+    return Fit(part, "new", note=f"train.tokenizer {task.image_tokenizer} is not that of {folder}, which null takes")
 
 
 def _same_codes(reader: CheckpointReader, vqgan: VQGAN) -> bool:

@@ -150,7 +150,8 @@ class OptimizerState:
         return f"{self._key(parameter) if master is None else master.name}_{key}"
 
     def _is_sliced(self, parameter: paddle.Tensor) -> bool:
-        return hasattr(parameter, "fw_storage")  # of stage 3
+        # Of stage 3; one that is not trained may stay as it was gathered, since no backward pass releases it.
+        return getattr(parameter, "fw_storage", None) is not None
 
     def _shard(self, name: str, tensor: paddle.Tensor) -> ShardedTensor | None:
         """What this process writes of a weight or of what belongs to it; None where another process writes it."""

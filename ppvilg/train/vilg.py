@@ -1,5 +1,6 @@
 """Training the transformer over a frozen image tokenizer."""
 
+import os
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -95,8 +96,9 @@ class ViLGTask(Task):
         return adapter_config(self.config.lora, self.base)
 
     def prepare(self) -> None:
-        """The image tokens of both splits."""
-        size, cache = self.config.data.image_size, self.image_tokenizer / "tokens"
+        """The image tokens of both splits, kept beside the image tokenizer, or in the run where that cannot be written to."""
+        kept = self.image_tokenizer if os.access(self.image_tokenizer, os.W_OK) else Path(self.config.train.output)
+        size, cache = self.config.data.image_size, kept / "tokens"
         version = checksum(weights_file(self.image_tokenizer))
         self.tokens, self.validation_tokens = (
             image_tokens(source, self.vqgan, version, size, cache, self.context) for source in (self.training, self.validation)

@@ -15,7 +15,7 @@ from ppvilg.model.config import ViLGConfig
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import ViLG, last_real_token
 from ppvilg.text import pad_batch
-from tests.model.test_vilg import CONFIG, OPTIONS, PLANS, N
+from tests.model.test_vilg import CONFIG, OPTIONS, PLANS, N, with_plan
 from tests.model.test_vilg import build as build_random
 
 SAMPLINGS = [Sampling(0), Sampling(0.9, top_k=8, top_p=0.95), Sampling(guidance=2.0), Sampling(0, guidance=3.0)]
@@ -154,7 +154,7 @@ def with_question_length(model: ViLG, length: int) -> ViLG:
 @pytest.mark.parametrize("plan", ["paper", "dense"])
 def test_greedy_answers_are_the_full_forwards_choice(plan):
     """Of questions of different lengths, and of none."""
-    model, read = build(OPTIONS[plan]), images(3)
+    model, read = build(with_plan(plan)), images(3)
     answers = generate_texts(with_question_length(model, 6), read, TEXT, MAX_LENGTH, [0] * 3, Sampling(0), QUESTIONS)
     for image, question, ids in zip(read, QUESTIONS, answers, strict=True):
         ended = [*ids, TEXT.end] if len(ids) < MAX_LENGTH - 1 else ids

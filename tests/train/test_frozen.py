@@ -10,6 +10,7 @@ from ppvilg.config import load_config
 from ppvilg.plan.shapes import stages
 from ppvilg.train import build_task
 from ppvilg.train.context import ParallelContext
+from ppvilg.train.frozen import check_frozen
 from tests.helpers import run_tool
 
 FROZEN = ["blocks.1.", "embedding.image.", "head.image."]
@@ -69,3 +70,10 @@ def test_sharded_weights_are_refused(tiny_configs):
 def test_a_frozen_embedding_is_refused_where_layers_need_a_gradient_from_it(tiny_configs, layout):
     with pytest.raises(ValueError, match=r"train\.frozen.*a part of the embedding"):
         load_config(tiny_configs / "vilg.yml", ["train.frozen=[embedding.]", layout])
+
+
+def test_a_pipeline_stage_with_nothing_to_train_is_refused():
+    config = load_config("configs/vilg_emoji.yml", ["train.frozen=[blocks.1.]", "parallel.pp_degree=4"])
+    with pytest.raises(ValueError, match=r"pipeline stage 2 of 4 has nothing to train.*parallel\.pp_degree"):
+        check_frozen(config)
+    check_frozen(load_config("configs/vilg_emoji.yml", ["train.frozen=[blocks.1.]", "parallel.pp_degree=2"]))

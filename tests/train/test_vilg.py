@@ -1,5 +1,6 @@
 """What the transformer is trained on: noise, cached tokens, validation measures."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,14 @@ def test_tokens_are_cached_by_tokenizer_and_data(tiny_configs, tiny_runs, tmp_pa
     changed = image_tokens(source, task.vqgan, "two", size, tmp_path, ParallelContext())
     assert (changed != first).any(), "another tokenizer's checksum means other tokens"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_tokens_of_a_read_only_tokenizer_are_kept_in_the_run(tiny_configs, tiny_runs, tmp_path, monkeypatch):
+    kept = build(tiny_configs / "vilg.yml").tokens
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    task = build(tiny_configs / "vilg.yml", f"train.output={tmp_path}")
+    np.testing.assert_array_equal(task.tokens, kept)
+    assert len(list((tmp_path / "tokens").iterdir())) == 2
 
 
 def validate(task: ViLGTask) -> dict[str, float]:
