@@ -171,6 +171,7 @@ def answer_questions(arguments: argparse.Namespace) -> None:
     from ppvilg import ViLGPipeline
 
     pipe = ViLGPipeline.from_pretrained(arguments.model, lora=arguments.lora, lora_scale=arguments.lora_scale)
+    warn(pipe.check_known(questions))
     answers = pipe.answer(images, questions, arguments.samples, **options)
     count, entries = len(answers), []
     for i, (texts, image) in enumerate(zip(answers, images * (count // len(images)), strict=True)):
