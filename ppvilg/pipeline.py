@@ -196,19 +196,42 @@ class ViLGPipeline:
             seed=seed,
             generator=generator,
         )
+        return self._write_texts(self.encode_images(images), None, options)
+
+    def answer(self, images: Images, questions: str | Sequence[str], num_answers: int = 1, **options: Any) -> list[list[str]]:
+        """For each image `num_answers` answers to its question, by a model that was trained on questions.
+
+        One image may have several questions, or several images one. `options`: as of `caption`.
+        """
+        self.check_answers()
+        checked = CaptionOptions(num_captions=num_answers, **options)
+        tokens, asked = self.encode_images(images), self.encode_questions(questions)
+        count = max(len(tokens), len(asked))
+        if {len(tokens), len(asked)} - {1, count}:
+            how = "give each image its question, one question for all, or one image"
+            raise ValueError(f"questions has {len(asked)} questions for {len(tokens)} images: {how}")
+        tokens, asked = np.repeat(tokens, count // len(tokens), axis=0), asked * (count // len(asked))
+        return self._write_texts(tokens, asked, checked)
+
+    def _write_texts(self, tokens: np.ndarray, questions: list[list[int]] | None, options: CaptionOptions) -> list[list[str]]:
+        """Captions of images int64 [N, n], or answers to their questions."""
         self.check_captions()
-        tokens, tokenizer, longest = self.encode_images(images), self.text_tokenizer, self.config.transformer.max_text_length
-        seeds, sampling = options.seeds(num_captions), Sampling(temperature, top_k, top_p)
+        tokenizer, longest = self.text_tokenizer, self.config.transformer.max_text_length
+        count, beams = options.num_captions, options.num_beams
+        prompts = list(zip(tokens, [None] * len(tokens) if questions is None else questions, strict=True))
         texts: list[list[int]] = []
-        if num_beams > 1:
-            size = max(1, _BATCH // num_beams)
-            for batch in (tokens[first : first + size] for first in range(0, len(tokens), size)):
-                texts += beam_search(self.model, batch, tokenizer, longest, num_beams, length_penalty)
+        if beams > 1:
+            size = max(1, _BATCH // beams)
+            for some in (prompts[first : first + size] for first in range(0, len(prompts), size)):
+                images, asked = zip(*some, strict=True)
+                texts += beam_search(self.model, np.stack(images), tokenizer, longest, beams, options.length_penalty, asked)
         else:
-            for some, own_seeds in _batches(list(tokens), seeds):
-                texts += generate_texts(self.model, np.stack(some), tokenizer, longest, own_seeds, sampling)
-        captions = [tokenizer.decode(ids) for ids in texts]
-        return [captions[i : i + num_captions] for i in range(0, len(captions), num_captions)]
+            sampling = Sampling(options.temperature, options.top_k, options.top_p)
+            for some, seeds in _batches(prompts, options.seeds(count)):
+                images, asked = zip(*some, strict=True)
+                texts += generate_texts(self.model, np.stack(images), tokenizer, longest, seeds, sampling, asked)
+        written = [tokenizer.decode(ids) for ids in texts]
+        return [written[i : i + count] for i in range(0, len(written), count)]
 
     def score(self, images: Images, texts: str | Sequence[str]) -> np.ndarray:
         """How well each image fits its text, or all the one text: float32 [N] in [0, 1]. Needs a dual encoder."""
@@ -228,6 +251,11 @@ class ViLGPipeline:
         checked = [check_known(self.text_tokenizer, text) for text in check_texts("prompt", prompts)]
         return [warning for warning in checked if warning]
 
+    def encode_questions(self, questions: str | Sequence[str]) -> list[list[int]]:
+        """Token ids; raises `ValueError` for an empty or overlong question."""
+        longest = self.config.transformer.question_length
+        return [encode_prompt(self.text_tokenizer, text, longest) for text in check_texts("questions", questions)]
+
     def encode_images(self, images: Images) -> np.ndarray:
         """Image tokens int64 [N, n]."""
         arrays, tokens = self._load_images(images), []
@@ -235,6 +263,11 @@ class ViLGPipeline:
             pixels = paddle.to_tensor(to_model(np.stack(arrays[first : first + _BATCH])))
             tokens.append(self.vqgan.encode(pixels).flatten(1).numpy())
         return np.concatenate(tokens)
+
+    def check_answers(self) -> None:
+        """Raise `ValueError` for a model that was not trained on questions."""
+        if not self.config.transformer.question_length:
+            raise ValueError("this model answers no questions: fine-tune it on some, e.g. with configs/vqa_emoji.yml")
 
     def check_supported(self, guidance_scale: float, decoder: ImageDecoder) -> None:
         """Raise `ValueError` for images, a guidance or a decoder that the model was not trained for."""

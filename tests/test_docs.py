@@ -33,8 +33,14 @@ def run(words: list[str], folder: Path) -> None:
     if words[0] == "tools/train.py":
         previews = [] if "configs/dual_encoder_emoji.yml" in words else ["preview_samples=2"]
         words = [*words, *(word for value in [*FEWER, *previews] for word in ("-o", f"train.{value}"))]
-    if words[0] == "tools/eval.py" and "--split" in words:
+    if words[0] == "tools/eval.py" and any(word.startswith("configs/eval_") for word in words):
         words = [*words, *(word for value in LESS for word in ("-o", value))]
+    if words[0] == "tools/build_questions.py":
+        words = [*words, "--limit", "8"]
+    if words[:2] == ["tools/eval.py", "vqa"]:
+        words = [*words, "--questions", "4"]
+    if "configs/caption_emoji.yml" in words:
+        words = [*words, "-o", "data.keep={subgroup: [heart], style: [noto]}"]
     if words[0] == "deploy/serve.py":
         serve(words, folder)
         return
@@ -61,8 +67,10 @@ def serve(words: list[str], folder: Path) -> None:
 def workspace(tiny_data, tmp_path_factory) -> Path:
     """A copy of the project in which the README's commands have run, those that train first."""
     folder = tmp_path_factory.mktemp("workspace")
-    for name in ("configs", "tools", "deploy", "data"):
+    for name in ("configs", "tools", "deploy"):
         (folder / name).symlink_to(ROOT / name)
+    (folder / "data").mkdir()  # where a tool writes questions
+    (folder / "data" / "emoji").symlink_to(ROOT / "data" / "emoji")
     (folder / "my_pictures").mkdir()
     for path in tiny_data.iterdir():
         if path.name != "vocab.txt":
@@ -97,6 +105,8 @@ def test_commands_of_documents_run(document, workspace):
         shutil.copytree(workspace / "runs" / "vilg_emoji" / "eval" / "unseen_style", other)
         shutil.rmtree(workspace / "runs" / "dual_encoder_emoji")
         shutil.rmtree(workspace / "runs" / "vilg_emoji" / "eval")
+    if document == "docs/fine-tuning.md":
+        (workspace / "described_by_people.jsonl").write_text('{"image": "00.png", "texts": ["红色方块"]}\n')
     if document == "docs/deploy.md":
         shutil.rmtree(workspace / "export")
     for words in found:

@@ -1,7 +1,8 @@
-"""Draw images from texts, write captions of images, or draw the lower part of an image.
+"""Draw images from texts, write captions of images, answer questions about them, or draw the lower part of an image.
 
 python tools/infer.py --mode t2i --text "Noto风格的红苹果" --samples 4
 python tools/infer.py --mode i2t --image apple.png
+python tools/infer.py --mode vqa --model runs/vqa_emoji --image apple.png --question "这是什么？"
 python tools/infer.py --mode complete --image apple.png --keep-rows 4 --text "Noto风格的红苹果"
 """
 
@@ -16,18 +17,20 @@ from ppvilg.cli import add_lora_arguments, run
 def main() -> None:
     """Parse the arguments and call the pipeline."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    modes = "text to image, image to text, or completion of an image's upper rows"
+    modes = "text to image, image to text, questions about images, or completion of an image's upper rows"
     parser.add_argument("--mode", required=True, choices=list(MODES), help=modes)
     parser.add_argument(
         "--model", default="runs/vilg_emoji", help="folder of a model, a training run or an export (default: %(default)s)"
     )
     parser.add_argument("--text", action="append", default=[], help="a prompt (t2i, complete); repeatable")
     parser.add_argument("--text-file", help="a file with a prompt on each line, or - for standard input (t2i)")
-    parser.add_argument("--image", action="append", default=[], help="an image file (i2t, complete); repeatable")
+    parser.add_argument("--image", action="append", default=[], help="an image file (i2t, vqa, complete); repeatable")
+    questions = "a question: one for each image, or several for one, or one for all (vqa); repeatable"
+    parser.add_argument("--question", action="append", default=[], help=questions)
     parser.add_argument("--keep-rows", type=int, help="rows of tokens of the image that stay (complete)")
     parser.add_argument("--output", type=Path, default="output", help="folder for images and grid (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write prompts or captions to this JSON file")
-    parser.add_argument("--samples", type=int, default=1, help="images or captions for each input")
+    parser.add_argument("--json", type=Path, help="also write prompts, captions or answers to this JSON file")
+    parser.add_argument("--samples", type=int, default=1, help="images, captions or answers for each input")
     parser.add_argument("--best-of", type=int, metavar="N", help="draw N images for each text and keep the best (t2i)")
     parser.add_argument(
         "--dual-encoder",
@@ -35,7 +38,7 @@ def main() -> None:
         help="what says which are best: folder of a dual encoder, or ernie_vil-2.0-base-zh (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--temperature", type=float, help="default: 1 for images, 0 (greedy) for captions")
+    parser.add_argument("--temperature", type=float, help="default: 1 for images, 0 (greedy) for texts")
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest tokens; 0: from all")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest tokens that add up to p")
     parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance scale; 1: none")
@@ -45,7 +48,7 @@ def main() -> None:
         default="codebook",
         help="what decodes the tokens: the image tokenizer, or an end-to-end model's reconstructor (default: %(default)s)",
     )
-    parser.add_argument("--beams", type=int, default=1, help="captions by beam search with so many beams (i2t)")
+    parser.add_argument("--beams", type=int, default=1, help="texts by beam search with so many beams (i2t, vqa)")
     parser.add_argument(
         "--length-penalty", type=float, default=1.0, help="beam search divides log p by length to this power (default: 1)"
     )
@@ -101,27 +104,53 @@ def complete(arguments: argparse.Namespace) -> None:
 
 def image_to_text(arguments: argparse.Namespace) -> None:
     """Captions, a line each."""
+    options = text_options(arguments)
+
+    from ppvilg import ViLGPipeline
+
+    pipe = ViLGPipeline.from_pretrained(arguments.model, lora=arguments.lora, lora_scale=arguments.lora_scale)
+    captions = pipe.caption(arguments.image, arguments.samples, **options)
+    for image, texts in zip(arguments.image, captions, strict=True):
+        for text in texts:
+            print(f"{image}  {text}")
+    entries = [{"image": image, "captions": texts} for image, texts in zip(arguments.image, captions, strict=True)]
+    write_json(arguments.json, entries)
+
+
+def answer_questions(arguments: argparse.Namespace) -> None:
+    """Answers, a line each."""
+    images, questions, options = arguments.image, arguments.question, text_options(arguments)
+    if not questions:
+        raise ValueError("there is no question: give --question")
+    for question in questions:
+        check_text(question)
+
+    from ppvilg import ViLGPipeline
+
+    pipe = ViLGPipeline.from_pretrained(arguments.model, lora=arguments.lora, lora_scale=arguments.lora_scale)
+    answers = pipe.answer(images, questions, arguments.samples, **options)
+    count, entries = len(answers), []
+    for i, (texts, image) in enumerate(zip(answers, images * (count // len(images)), strict=True)):
+        question = questions[i % len(questions)]
+        entries.append({"image": image, "question": question, "answers": texts})
+        for text in texts:
+            print(f"{image}  {question}  {text}")
+    write_json(arguments.json, entries)
+
+
+def text_options(arguments: argparse.Namespace) -> dict:
+    """The options of captions and answers, checked, and the images too."""
     from ppvilg.options import CaptionOptions
 
     if not arguments.image:
         raise ValueError("there is no image: give --image")
     if arguments.guidance != 1:
         raise ValueError(f"--guidance is {arguments.guidance}, but only images have guidance: leave it out")
-    options = {"num_captions": arguments.samples, "num_beams": arguments.beams, "length_penalty": arguments.length_penalty}
-    options |= sampling_options(arguments, 0.0)
-    CaptionOptions(**options)
+    options = {"num_beams": arguments.beams, "length_penalty": arguments.length_penalty, **sampling_options(arguments, 0.0)}
+    CaptionOptions(num_captions=arguments.samples, **options)
     for image in arguments.image:
         check_image(image)
-
-    from ppvilg import ViLGPipeline
-
-    pipe = ViLGPipeline.from_pretrained(arguments.model, lora=arguments.lora, lora_scale=arguments.lora_scale)
-    captions = pipe.caption(arguments.image, **options)
-    for image, texts in zip(arguments.image, captions, strict=True):
-        for text in texts:
-            print(f"{image}  {text}")
-    entries = [{"image": image, "captions": texts} for image, texts in zip(arguments.image, captions, strict=True)]
-    write_json(arguments.json, entries)
+    return options
 
 
 def image_options(arguments: argparse.Namespace) -> dict:
@@ -188,7 +217,7 @@ def write_json(path: Path | None, entries: list[dict]) -> None:
         path.write_text(json.dumps(entries, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
-MODES = {"t2i": text_to_image, "i2t": image_to_text, "complete": complete}
+MODES = {"t2i": text_to_image, "i2t": image_to_text, "vqa": answer_questions, "complete": complete}
 
 if __name__ == "__main__":
     run(main)

@@ -37,8 +37,9 @@ class ImageDataConfig:
     __pydantic_config__ = STRICT
     path: str = "data/emoji"
     """A folder of tar shards with a manifest, or a folder of images with a captions file (JSONL, CSV or TSV)."""
-    captions: str | None = None
-    """The captions file of a folder of images, relative to `path`; null: the only one there."""
+    captions: str | list[str] | None = None
+    """The file with the captions or questions of a folder of images, or several, relative to `path`; null: the only one there.
+    JSON files as COCO, COCO-CN, AIC-ICC, FM-IQA and VQA v2 come with are read as they are."""
     image_size: Positive = 64
     """Images are resized to this many pixels on the shorter side and cropped to a square at the centre."""
     train_split: str = "train"
@@ -142,6 +143,11 @@ class TrainingExperiment:
     parallel: DataParallelConfig
 
     @property
+    def reads_questions(self) -> bool:
+        """Whether samples need questions instead of captions."""
+        return False
+
+    @property
     def micro_batch(self) -> int:
         """Pairs (or images) that one process computes at once."""
         return self.train.batch_size // (self.train.gradient_accumulation_steps * self.parallel.data_world_size)
@@ -223,6 +229,16 @@ class ViLGExperiment(ImageTokensExperiment):
     train: ViLGTrainConfig = field(default_factory=ViLGTrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
+    @property
+    def reads_questions(self) -> bool:
+        """Whether the texts to write are answers to questions."""
+        return self.text.question_length > 0
+
+    @property
+    def text_tokens(self) -> int:
+        """Most text tokens of a sequence, those of a question included."""
+        return self.text.max_length + self.text.question_length
+
     def conflicts(self) -> Conflicts:
         """Of all sections."""
         yield from super().conflicts()
@@ -232,6 +248,11 @@ class ViLGExperiment(ImageTokensExperiment):
         if model.tie_embeddings and text.embedding_width not in (None, model.hidden):
             expected = "expected false where text.embedding_width differs from the width"
             yield "transformer.tie_embeddings", True, expected
+        if text.question_length and self.train.txt2img_weight:
+            why = "expected 0 with text.question_length, since an answer is no text to generate an image from"
+            yield "train.txt2img_weight", self.train.txt2img_weight, why
+        if text.question_length > text.max_length:
+            yield "text.question_length", text.question_length, f"expected at most text.max_length = {text.max_length}"
         if model.tie_embeddings and model.head_bias:
             yield "transformer.head_bias", True, "expected false with tie_embeddings: true, whose head is the tables alone"
         if text.padding == "positional" and text.max_length >= text.vocabulary_size:
@@ -321,8 +342,8 @@ class EvalDataConfig:
     __pydantic_config__ = STRICT
     path: str = "data/emoji"
     """As in training: a folder of tar shards, or of images with a captions file."""
-    captions: str | None = None
-    """The captions file of a folder of images, relative to `path`; null: the only one there."""
+    captions: str | list[str] | None = None
+    """As in training: the file or files with the captions or questions of a folder of images."""
     validation_fraction: Probability = 0.05
     """Share of the pairs in the split `validation` where the data has no splits of its own."""
     seed: Count = 0

@@ -152,6 +152,9 @@ class TextConfig(TextTokenizerConfig):
     """The transformer's text: tokenizer, embedding table, encoder, and the styles that prompts can ask for."""
 
     __pydantic_config__ = STRICT
+    question_length: Count = 0
+    """Tokens of a question that is read beside an image, begin and end tokens included; longer ones are cut in training. The
+    texts to write are then answers, and the data needs questions. 0: no questions."""
     embeddings: str | None = None
     """An ERNIE model (name, or local folder with vocab.txt) whose token embeddings the text table starts from; `vocabulary` has
     to be its own. With `train.init_from` they are not read."""

@@ -1,4 +1,4 @@
-"""A folder of images with a captions file: JSONL, CSV or TSV."""
+"""A folder of images with a captions file, JSONL, CSV or TSV, or with the JSON files of a published data set."""
 
 import csv
 import json
@@ -9,7 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ppvilg.data.annotations import read_annotations
 from ppvilg.data.images import looks_like_image
+from ppvilg.data.questions import take_questions
 from ppvilg.data.records import Record, take_captions
 from ppvilg.data.report import Report
 
@@ -17,24 +19,17 @@ _KINDS = (".jsonl", ".csv", ".tsv")
 _FILE_COLUMNS = ("file", "image", "picture", "file_name")
 
 
-def read_folder(path: Path, captions: str | None, report: Report) -> tuple[list[Record], list[str]]:
-    """Records of every row whose image exists, and what identifies the captions file.
+def read_folder(path: Path, captions: str | list[str] | None, report: Report) -> tuple[list[Record], list[str]]:
+    """Records of every row whose image exists, and what identifies the files with captions or questions.
 
-    Rows of the same image become one record. Raises `ValueError` if there is no captions file, or several, or it can't
-    be read.
+    Rows of the same image become one record. Raises `ValueError` if there is no captions file, or several of which none is
+    named, or one can't be read.
     """
-    table = path / captions if captions else find_captions(path)
-    try:
-        content = table.read_bytes()
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"cannot read the captions file {table}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{table} is not UTF-8 (at byte {error.start}); save it as UTF-8") from None
+    named = [captions] if isinstance(captions, str) else captions
+    tables = [path / name for name in named] if named else [find_captions(path)]
     records: dict[str, Record] = {}
     keys: dict[str, str] = {}  # of names as they are written, of which an image may have several
-    for number, row in _rows(table, text):
-        name = f"{table.name}:{number}"
+    for base, name, row in _all_rows(path, tables):
         if isinstance(row, str):
             report.skip(row, name)
             continue
@@ -46,22 +41,21 @@ def read_folder(path: Path, captions: str | None, report: Report) -> tuple[list[
         if not file:
             report.skip("row names no image", name)
             continue
-        found = take_captions(row)
-        if not found:
+        found, questions = take_captions(row), take_questions(row)
+        if not found and not questions:
             report.skip("no caption", f"{name} ({file})")
             continue
         if file not in keys:
-            place, version, fault = _look(table.parent, path, file)
+            place, version, fault = _look(base, path, file)
             if fault:
                 report.skip(fault, f"{name} ({file})")
                 continue
             keys[file] = Path(os.path.relpath(place, path)).as_posix()
-            if keys[file] not in records:
-                records[keys[file]] = Record(keys[file], found, row, place, version)
-                continue
+        record = records.setdefault(keys[file], Record(keys[file], {}, row, place, version))
+        record.questions.extend(questions)
         for language, texts in found.items():
-            records[keys[file]].captions.setdefault(language, []).extend(texts)
-    return list(records.values()), [sha256(content).hexdigest()]
+            record.captions.setdefault(language, []).extend(texts)
+    return list(records.values()), [sha256(table.read_bytes()).hexdigest() for table in tables]
 
 
 def find_captions(path: Path) -> Path:
@@ -74,6 +68,27 @@ def find_captions(path: Path) -> Path:
             names = ", ".join(str(file.relative_to(path)) for file in tables[:5])
             raise ValueError(f"{path} has several captions files ({names}); say which with data.captions")
     raise ValueError(f"{path} has neither tar shards nor a captions file (.jsonl, .csv or .tsv)")
+
+
+def _all_rows(path: Path, tables: list[Path]) -> Iterator[tuple[Path, str, Any]]:
+    """(folder that names are relative to, where, row) of all files, published data sets' JSON last; rows as of `_rows`."""
+    for table in tables:
+        if table.suffix.lower() != ".json":
+            for number, row in _rows(table, _read_text(table)):
+                yield table.parent, f"{table.name}:{number}", row
+    published = [table for table in tables if table.suffix.lower() == ".json"]
+    if published:
+        for name, row in read_annotations(path, published):
+            yield path, name, row
+
+
+def _read_text(table: Path) -> str:
+    try:
+        return table.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"cannot read the captions file {table}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table} is not UTF-8 (at byte {error.start}); save it as UTF-8") from None
 
 
 def _rows(table: Path, text: str) -> Iterator[tuple[int, Any]]:
@@ -93,7 +108,7 @@ def _rows(table: Path, text: str) -> Iterator[tuple[int, Any]]:
             yield number, cells
         elif header is None:
             header = [cell.strip().lower() for cell in cells]
-            if not set(header) & set(_FILE_COLUMNS) or not set(header) & {"caption", "captions", "text"}:
+            if not set(header) & set(_FILE_COLUMNS) or not set(header) & {"caption", "captions", "text", "question"}:
                 first = text.split("\n", 1)[0].strip()
                 raise ValueError(
                     f"{table}: the first line must name the columns, among them `file` and `caption`; it is {first[:80]!r}"

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from ppvilg.data.questions import Question
 from ppvilg.data.records import Record, metadata_text
 
 T = TypeVar("T")
@@ -72,13 +73,34 @@ def draw_caption(captions: dict[str, list[str]], languages: dict[str, float], se
 
     Languages that have no weight are left out, unless `languages` is empty or none of the sample's has one.
     """
-    known = sorted(language for language, texts in captions.items() if texts)
+    return _draw(captions, languages, np.random.default_rng([seed, epoch, index]))
+
+
+def draw_question(
+    questions: Sequence[Question], languages: dict[str, float], seed: int, epoch: int, index: int
+) -> tuple[str, str]:
+    """One of a sample's questions that have answers, drawn as `draw_caption` draws, and one of its answers alike."""
+    generator = np.random.default_rng([seed, epoch, index])
+    question = _draw(_by_language(questions), languages, generator)
+    return question.text, question.answers[generator.integers(len(question.answers))]
+
+
+def _draw(by_language: dict[str, list[T]], languages: dict[str, float], generator: np.random.Generator) -> T:
+    known = sorted(language for language, texts in by_language.items() if texts)
     weights = np.array([languages.get(language, 0.0) for language in known])
     if not weights.sum():
         weights = np.ones(len(known))
-    generator = np.random.default_rng([seed, epoch, index])
-    texts = captions[known[generator.choice(len(known), p=weights / weights.sum())]]
+    texts = by_language[known[generator.choice(len(known), p=weights / weights.sum())]]
     return texts[generator.integers(len(texts))]
+
+
+def _by_language(questions: Sequence[Question]) -> dict[str, list[Question]]:
+    """The questions that have answers."""
+    found: dict[str, list[Question]] = {}
+    for question in questions:
+        if question.answers:
+            found.setdefault(question.language, []).append(question)
+    return found
 
 
 def canonical_caption(captions: dict[str, list[str]], languages: dict[str, float], turn: int = 0) -> str:
@@ -86,6 +108,13 @@ def canonical_caption(captions: dict[str, list[str]], languages: dict[str, float
     known = [language for language, texts in captions.items() if texts]
     known.sort(key=lambda language: -languages.get(language, 0.0))
     return captions[known[turn % len(known)]][0]
+
+
+def canonical_question(questions: Sequence[Question], turn: int) -> tuple[str, str]:
+    """A question and its most frequent answer; `turn` walks through those that have answers."""
+    answered = [question for question in questions if question.answers]
+    question = answered[turn % len(answered)]
+    return question.text, question.canonical_answer
 
 
 def prefetch(make: Callable[[int], T], steps: range, workers: int) -> Iterator[T]:

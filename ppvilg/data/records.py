@@ -1,9 +1,11 @@
 """What is known of a sample before its image is read."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ppvilg.data.questions import Question
 
 Place = bytes | Path | tuple[Path, int, int]
 """Where an image is: its content, its file, or (file, offset, size)."""
@@ -19,6 +21,7 @@ class Record:
     place: Place
     version: str = ""
     """Changes when the image's file does (folders only)."""
+    questions: list[Question] = field(default_factory=list)
 
 
 def metadata_text(value: Any) -> str:

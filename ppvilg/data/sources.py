@@ -16,6 +16,7 @@ from typing import Any
 
 from ppvilg.data.folder import read_folder
 from ppvilg.data.images import decode_image
+from ppvilg.data.questions import take_questions
 from ppvilg.data.records import Place, Record, metadata_text, take_captions
 from ppvilg.data.report import Report
 from ppvilg.data.shards import read_manifest, shard_members, verify_shard
@@ -69,13 +70,13 @@ class Source:
         """Identifies the samples and their order: equal checksums mean equal data."""
         digest = sha256("\n".join(self.content).encode())
         for record in self.records:
-            digest.update(f"\n{record.key}\t{record.version}\t{record.captions}".encode())
+            digest.update(f"\n{record.key}\t{record.version}\t{record.captions}{_asked(record)}".encode())
         return digest.hexdigest()
 
     @property
     def fingerprint(self) -> str:
         """Identifies the samples wherever they lie and in whatever order: names, sizes of the images, captions."""
-        lines = sorted(f"{record.key}\t{_size(record.place)}\t{record.captions}" for record in self.records)
+        lines = sorted(f"{record.key}\t{_size(record.place)}\t{record.captions}{_asked(record)}" for record in self.records)
         return sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()
 
     def check(self, threads: int = 2) -> "Source":
@@ -99,7 +100,8 @@ def open_source(
     split: str = "train",
     *,
     keep: dict[str, list[str]] | None = None,
-    captions: str | None = None,
+    captions: str | list[str] | None = None,
+    questions: bool = False,
     validation_fraction: float = 0.05,
     seed: int = 0,
 ) -> Source:
@@ -111,7 +113,8 @@ def open_source(
         made by hashing the keys, `validation_fraction` and `seed`, with at least one sample each. A split that the data call
         val, valid or dev is "validation".
     keep: {field: values}: only samples whose metadata has one of the values (compared as text, null as "null").
-    captions: the captions file of a folder of images, relative to it; None finds it.
+    captions: the captions file or files of a folder of images, relative to it; None finds the only one.
+    questions: whether samples need a question with an answer instead of a caption; those without are left out.
 
     Raises `ValueError` if the path is no such folder or a shard is damaged, `EmptySplitError` if nothing is left.
     """
@@ -126,7 +129,7 @@ def open_source(
         records, content, has_splits = _from_shards(path, shards, _split_name(split), report)
     else:
         records, content, has_splits = *read_folder(path, captions, report), False
-    records = _keep(records, keep or {}, report, path)
+    records = _keep(_with_texts(records, questions, report), keep or {}, report, path)
     if not has_splits:
         records = _own_split(records, _split_name(split), report, path, validation_fraction, seed)
     return Source(records, content, report)
@@ -142,6 +145,10 @@ def _read(place: Place) -> bytes:
             return file.read(size)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}; was it moved since training began?") from None
+
+
+def _asked(record: Record) -> str:
+    return f"\t{record.questions}" if record.questions else ""
 
 
 def _size(place: Place) -> int:
@@ -209,12 +216,12 @@ def _shard_records(path: Path, content: bytes | None, report: Report) -> list[Re
         if not fault:
             if "txt" in parts:
                 metadata["caption"] = _read(parts["txt"]).decode("utf-8", "replace")
-            captions = take_captions(metadata)
-            fault = None if captions else "no caption"
+            captions, questions = take_captions(metadata), take_questions(metadata)
+            fault = None if captions or questions else "no caption"
         if fault:
             report.skip(fault, f"{path.name}:{key}")
         else:
-            records.append(Record(key, captions, metadata, place))
+            records.append(Record(key, captions, metadata, place, questions=questions))
     return records
 
 
@@ -259,6 +266,17 @@ def _chance(text: str) -> float:
 
 def _split_name(name: str) -> str:
     return _SPLIT_NAMES.get(name.lower(), name)
+
+
+def _with_texts(records: list[Record], questions: bool, report: Report) -> list[Record]:
+    """Those with a question that has an answer or, if those are not asked for, a caption."""
+    chosen = []
+    for record in records:
+        if any(question.answers for question in record.questions) if questions else record.captions:
+            chosen.append(record)
+        else:
+            report.skip("no question with an answer" if questions else "no caption", record.key)
+    return chosen
 
 
 def _keep(records: list[Record], keep: dict[str, list[str]], report: Report, path: Path) -> list[Record]:

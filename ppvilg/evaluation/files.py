@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,9 @@ _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 def read_predictions(predictions: Path, references: Path) -> tuple[list[str], list[str], list[list[str]]]:
     """Ids, predicted texts and reference texts of two JSONL files: {"id": ..., "text": ...} on each line of one, {"id": ...,
     "texts": [...]} on each of the other, in any order.
+
+    Predictions may also be what tools/infer.py --json writes, of which the first caption or answer counts. In place of an id
+    may stand an `image`, of whose path only the file's name counts, with its `question` if there is one.
 
     Raises `ValueError` for a file that can't be read or is empty, a line that is no such object, an id that stands twice, and
     predictions without references or references without a prediction.
@@ -61,26 +65,47 @@ def _images(folder: Path, size: int) -> Iterator[np.ndarray]:
 
 
 def _lines(path: Path, field: str) -> dict[str, list[str]]:
-    """{id: texts} of a JSONL file whose lines have a text, or a list of them, in a field."""
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
+    """{id: texts} of a JSONL file whose lines have a text, or a list of them, in a field, or of what tools/infer.py wrote."""
     found: dict[str, list[str]] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for where, entry in _entries(path):
         try:
-            entry = json.loads(line)
-            key, texts = str(entry["id"]), entry[field]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f'{path}:{number}: expected {{"id": ..., "{field}": ...}}') from None
-        texts = [texts] if field == "text" else texts
+            key, name = _key(entry), next(name for name in (field, "captions", "answers") if name in entry)
+        except (StopIteration, KeyError, TypeError, AttributeError):
+            raise ValueError(f'{where}: expected {{"id": ..., "{field}": ...}}') from None
+        texts = [entry[name]] if name == "text" else entry[name]
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{path}:{number}: {field} is not {'a text' if field == 'text' else 'a list of texts'}")
+            raise ValueError(f"{where}: {field} is not {'a text' if field == 'text' else 'a list of texts'}")
         if key in found:
-            raise ValueError(f"{path}:{number}: the id {key} stands twice")
+            raise ValueError(f"{where}: the id {key} stands twice")
         found[key] = texts
     if not found:
         raise ValueError(f"{path} is empty: give one line for each sample")
     return found
+
+
+def _entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where, entry) of a JSONL file, or of a JSON file with a list; an entry that can't be read is None."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+    if text.lstrip().startswith("["):
+        try:
+            yield from ((f"{path}: entry {number}", entry) for number, entry in enumerate(json.loads(text), 1))
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from None
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = None
+            yield f"{path}:{number}", entry
+
+
+def _key(entry: dict[str, Any]) -> str:
+    if "id" in entry:
+        return str(entry["id"])
+    name = Path(entry["image"]).name
+    return f"{name} {entry['question']}" if "question" in entry else name

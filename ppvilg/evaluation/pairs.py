@@ -42,7 +42,7 @@ def choose_pairs(config: EvalExperiment, split: str, text: TextTokenizer, max_le
     source = open_split(config.data, split, config.data.seed, config.keep)
     candidates: list[tuple[int, str]] = []
     for i, record in enumerate(source.records):
-        texts = _of_one_language(record, languages)
+        texts = of_one_language(record, languages)
         candidates += [(i, caption) for caption in (texts[:1] if config.captions == "canonical" else texts)]
     if config.samples is not None and config.samples < len(candidates):
         drawn = np.random.default_rng(config.seed).choice(len(candidates), config.samples, replace=False)
@@ -51,7 +51,7 @@ def choose_pairs(config: EvalExperiment, split: str, text: TextTokenizer, max_le
     for i, caption in candidates:
         if len(text.encode(caption)) <= max_length:
             record = source.records[i]
-            pairs.append(Pair(i, record.key, caption, _of_one_language(record, languages), _style(record)))
+            pairs.append(Pair(i, record.key, caption, of_one_language(record, languages), _style(record)))
     if not pairs:
         raise ValueError(f"no caption of the split {split} is short enough: the model reads {max_length - 2} tokens at most")
     return Chosen(source, pairs, len(candidates) - len(pairs))
@@ -95,7 +95,7 @@ def nearest_by_caption(config: EvalExperiment, pairs: list[Pair]) -> tuple[Sourc
     return source, [int(np.argmax((asked[i] @ known.T).toarray())) for i in range(len(pairs))]
 
 
-def _of_one_language(record: Record, languages: dict[str, float]) -> list[str]:
+def of_one_language(record: Record, languages: dict[str, float]) -> list[str]:
     """A record's captions in the language of its canonical caption, that one first."""
     first = canonical_caption(record.captions, languages)
     return next(texts for texts in record.captions.values() if texts and texts[0] == first)

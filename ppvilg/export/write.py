@@ -99,7 +99,7 @@ def save_transformer(model: ViLG, folder: Path) -> set[str]:
 def _arguments(model: ViLG, direction: Direction, prompts: int, candidates: int, text_length: int) -> tuple[dict, dict]:
     """Arguments of `prefill` and of `decode_step`, with token 0 everywhere."""
     config, to_image = model.config, direction is Direction.TEXT_TO_IMAGE
-    ids = paddle.zeros([prompts, text_length if to_image else config.image_length], "int64")
+    ids = paddle.zeros([prompts, text_length if to_image else config.question_length + config.image_length], "int64")
     mask = ids == 0
     _, prefixes = model.prefill(direction, ids, mask)
     # Prompts are as long as they are; texts to generate have one length, so that their caches have one size.

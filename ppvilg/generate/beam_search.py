@@ -1,10 +1,13 @@
 """Beam search for the likeliest text of an image."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import paddle
 from paddle.nn import functional as F
 
 from ppvilg.generate.engine import GenerativeModel
+from ppvilg.model.batch import image_prompts
 from ppvilg.model.kv_cache import DecodeState
 from ppvilg.model.mask import Direction
 from ppvilg.text import TextTokenizer
@@ -65,14 +68,17 @@ def beam_search(
     max_length: int,
     num_beams: int,
     length_penalty: float,
+    questions: Sequence[list[int] | None] | None = None,
 ) -> list[list[int]]:
-    """The best text found for each image int64 [P, n]: token ids without begin and end tokens.
+    """The best text found for each image int64 [P, n], or the best answer to each image's question (token ids): token ids
+    without begin and end tokens.
 
     A text of L tokens, the end token included, scores log p / L^length_penalty: 0 prefers short texts, 1 takes the mean.
     `max_length` counts the begin and end tokens.
     """
-    ids, mask = paddle.to_tensor(images), np.ones(images.shape, dtype=bool)
-    _, prefixes = model.prefill(_DIRECTION, ids, paddle.to_tensor(mask))
+    asked = [None] * len(images) if questions is None else questions
+    ids, mask = image_prompts(images, asked, model.config.question_length, tokenizer.pad)
+    _, prefixes = model.prefill(_DIRECTION, paddle.to_tensor(ids), paddle.to_tensor(mask))
     state = DecodeState.empty(model.config, _DIRECTION, max_length, prefixes, mask, num_beams)
     searches = [_Beams(num_beams, tokenizer.end, max_length - 1, length_penalty) for _ in images]
     tokens = np.full(len(images) * num_beams, tokenizer.begin)

@@ -4,7 +4,7 @@ A request joins the running batch before any step and leaves it when it is finis
 Its tokens do not depend on what else is in the batch. Offline generation is a batch that all requests join at once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -12,11 +12,11 @@ import numpy as np
 import paddle
 
 from ppvilg.generate.sampling import Noise, Sampling, guided, sample
-from ppvilg.model.batch import pad_prompts
+from ppvilg.model.batch import image_prompts, pad_prompts
 from ppvilg.model.config import ViLGConfig
 from ppvilg.model.kv_cache import DecodeInputs, DecodeState, Prefix
 from ppvilg.model.mask import Direction
-from ppvilg.text import TextTokenizer, pad_batch
+from ppvilg.text import TextTokenizer
 
 
 class GenerativeModel(Protocol):
@@ -52,6 +52,8 @@ class GenerationRequest:
     """Int64 [k] or [C, k]: the first tokens, which are given."""
     return_states: bool = False
     """Whether to keep `states`; the last token is then read too."""
+    question: list[int] | None = None
+    """Tokens of a question about the image, begin and end tokens included, for models that have slots for it."""
     tokens: np.ndarray = field(init=False)
     """Int64 [C, target length]; 0 where nothing is generated yet."""
     length: int = field(init=False, default=0)
@@ -117,19 +119,24 @@ class GenerationEngine:
 
     def _prefill(self, requests: list[GenerationRequest], candidates: int) -> tuple[DecodeState, paddle.Tensor]:
         """Requests of `candidates` seeds each; all sequences of a prompt share what is kept of it."""
-        prompts = []
-        for request in requests:
-            prompts += [request.prompt, self._tokenizer.encode("")] if request.is_guided else [request.prompt]
-        pad, config = self._tokenizer.pad, self._model.config
-        if self._to_image:
-            ids, mask = pad_prompts(prompts, pad, config, self._max_text_length)
-        else:
-            ids, mask = pad_batch(prompts, pad)
+        config = self._model.config
+        ids, mask = self._prompts(requests)
         states, prefixes = self._model.prefill(self._direction, paddle.to_tensor(ids), paddle.to_tensor(mask))
         last_tokens = np.stack([np.arange(len(mask)), mask.sum(1) - 1], axis=1)
         last_states = paddle.repeat_interleave(paddle.gather_nd(states, paddle.to_tensor(last_tokens)), candidates, axis=0)
         state = DecodeState.empty(config, self._direction, self._max_text_length, prefixes, mask, candidates)
         return state, last_states
+
+    def _prompts(self, requests: list[GenerationRequest]) -> tuple[np.ndarray, np.ndarray]:
+        """What `prefill` reads of the requests' prompts; the empty text follows the text of one that is guided."""
+        pad = self._tokenizer.pad
+        if not self._to_image:
+            questions = [request.question for request in requests]
+            return image_prompts(np.stack([r.prompt for r in requests]), questions, self._model.config.question_length, pad)
+        prompts = []
+        for request in requests:
+            prompts += [request.prompt, self._tokenizer.encode("")] if request.is_guided else [request.prompt]
+        return pad_prompts(prompts, pad, self._model.config, self._max_text_length)
 
     def leave(self, requests: list[GenerationRequest]) -> None:
         """Drop requests; their sequences are free at once."""
@@ -263,16 +270,22 @@ def generate_texts(
     max_length: int,
     seeds: list[int],
     sampling: Sampling,
+    questions: Sequence[list[int] | None] | None = None,
 ) -> list[list[int]]:
     """Texts for P images int64 [P, n], C = len(seeds) / P of each one after another: token ids without begin and end tokens.
 
-    `max_length` counts the begin and end tokens. Raises `ValueError` for guidance, since there is no empty image.
+    They are captions, or answers where each image has a question (token ids). `max_length` counts the begin and end tokens.
+    Raises `ValueError` for guidance, since there is no empty image.
     """
     if sampling.guidance != 1:
         raise ValueError(f"guidance is {sampling.guidance}, but only images have guidance: give 1 for texts")
     engine = GenerationEngine(model, Direction.IMAGE_TO_TEXT, tokenizer, max_length)
     begin = np.array([tokenizer.begin])
-    requests = [GenerationRequest(image, seeds[own], sampling, begin) for image, own in _candidates(images, seeds)]
+    asked = [None] * len(images) if questions is None else questions
+    requests = [
+        GenerationRequest(image, seeds[own], sampling, begin, question=question)
+        for (image, own), question in zip(_candidates(images, seeds), asked, strict=True)
+    ]
     engine.join(requests)
     while engine.sequences:
         engine.step()

@@ -1,5 +1,6 @@
 """A batch of pairs of text and image, as the model reads it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -27,6 +28,10 @@ class Batch:
     """Bool [B, m]."""
     image_input: Array
     """Int64 [B, n]: the image tokens that the model reads; `image`, or noisy ones."""
+    question: Array | None = None
+    """Int64 [B, q], begin and end tokens included, for a model with slots for a question; the text is then its answer."""
+    question_mask: Array | None = None
+    """Bool [B, q]."""
     pixel_values: Array | None = None
     """Float32 [B, 3, H, W] in [-1, 1], for a model with a reconstructor."""
 
@@ -61,3 +66,15 @@ def pad_prompts(prompts: list[list[int]], pad: int, config: ViLGConfig, multiple
         own = config.text_vocab_size - config.max_text_length + np.arange(config.max_text_length)
         ids = np.where(real, ids, own)
     return ids, np.ones_like(real)
+
+
+def image_prompts(
+    images: np.ndarray, questions: Sequence[list[int] | None], slots: int, pad: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `prefill` reads to write texts for images int64 [P, n]: ids int64 [P, q+n] and mask bool [P, q+n], in the first q =
+    `slots` slots the tokens of each image's question, None for no question."""
+    ids, mask = np.full((len(images), slots), pad), np.zeros((len(images), slots), bool)
+    for i, question in enumerate(questions):
+        if question is not None:
+            ids[i, : len(question)], mask[i, : len(question)] = question, True
+    return np.concatenate([ids, images], axis=1), np.concatenate([mask, np.ones(images.shape, bool)], axis=1)

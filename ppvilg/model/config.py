@@ -42,12 +42,16 @@ class ViLGConfig:
     image_positions: ImagePositions = "grid"
     text_padding: TextPadding = "hidden"
     """These six as in `TransformerConfig` and `TextConfig`."""
+    question_length: int = 0
+    """q, the slots for a question in the prefix of image -> text; 0: the model answers none."""
     reconstructor: VQGANConfig | None = None
     """The decoder that end-to-end training draws pixels with (paper 3.1.3); None: without."""
 
     def __post_init__(self):
         if self.text_encoder is not None and self.text_encoder.sizes is None:
             raise ValueError("the sizes of text.encoder are not known: train with it first, or give text.encoder.sizes")
+        if self.question_length > self.max_text_length:
+            raise ValueError(f"question_length is {self.question_length}: give at most max_text_length, {self.max_text_length}")
         if self.hidden % self.heads:
             raise ValueError(f"hidden is {self.hidden}: give a multiple of the number of heads, {self.heads}")
         if self.tie_embeddings and self.head_bias:
@@ -74,7 +78,16 @@ class ViLGConfig:
             self.attention.kernel,
             self.attention.strict_row,
             self.causal_text,
+            self.question_slots(direction),
         )
+
+    def question_slots(self, direction: Direction) -> int:
+        """How many slots the sequences of a direction have for a question."""
+        return 0 if direction is Direction.TEXT_TO_IMAGE else self.question_length
+
+    def text_length(self, direction: Direction, length: int) -> int:
+        """m, of a direction's sequences with `length` slots."""
+        return length - self.image_length - self.question_slots(direction)
 
 
 def vilg_config(experiment: ViLGExperiment) -> ViLGConfig:
@@ -102,6 +115,7 @@ def vilg_config(experiment: ViLGExperiment) -> ViLGConfig:
         head_bias=transformer.head_bias,
         image_positions=transformer.image_positions,
         text_padding=text.padding,
+        question_length=text.question_length,
         reconstructor=experiment.vqgan if transformer.reconstructor else None,
     )
 

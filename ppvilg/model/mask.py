@@ -5,6 +5,11 @@ A sequence is kept in the same order in memory for both directions, text slots f
     slot      0 .. m-1        m .. m+n-1
     holds     text tokens     image tokens, in raster order
 
+An image -> text sequence may have q slots for a question between them, which is read beside the image:
+
+    slot      0 .. m-1        m .. m+q-1         m+q .. m+q+n-1
+    holds     text tokens     question tokens    image tokens
+
 The directions differ in what is the prefix and what the target (UniLM; paper 3.1.2): prefix tokens see the whole prefix that
 their kind of layer shows, a target token sees the whole prefix and the target tokens up to itself that its kind of layer shows.
 Kinds only concern image tokens among themselves; texts are always seen in full (paper 3.1.4):
@@ -14,6 +19,9 @@ Kinds only concern image tokens among themselves; texts are always seen in full 
     row             itself and the W before it             those of its row
     column          those above it in its column           those of its column
     convolution     the kernel around it, up to itself     the kernel around it
+
+A question is a text of the prefix: its tokens see each other and the image, image tokens see it as they see a text that they
+are generated from, and the target, the answer, sees both.
 
 With `causal_text` a prefix text's tokens see only those up to themselves (GPTs over text and image).
 W is the number of columns, so a row layer's query reaches the token right above its own (DALL·E); with `strict_row` it stays
@@ -39,12 +47,12 @@ class Direction(Enum):
 
 @dataclass(frozen=True)
 class Blocks:
-    """The prefix or the target part of the sequence, cut into groups of queries that share their keys."""
+    """One part of the sequence (text, question or image), cut into groups of queries that share their keys."""
 
     queries: np.ndarray
     """Int [groups, size]: the slots of each group's queries; every slot of the part once."""
     prefix: slice | None
-    """Slots that all queries see besides their group's keys: for the target part the whole prefix."""
+    """Slots that all queries see besides their group's keys: for the target the whole prefix, for an image a question."""
     keys: np.ndarray
     """Int [groups, keys]: the slots that a group reads; any slot where there is none, which the mask hides."""
     mask: np.ndarray
@@ -94,7 +102,8 @@ class PromptMask:
 class AttentionMask:
     """The visible pairs of slots for m text slots and a grid of rows x columns image slots.
 
-    `kernel` (odd) is the width and height of the convolution kind's window.
+    `kernel` (odd) is the width and height of the convolution kind's window, `question_length` is q, of image -> text. Raises
+    `ValueError` for slots for a question that an image is to be generated from.
     """
 
     text_length: int
@@ -105,6 +114,11 @@ class AttentionMask:
     kernel: int = 11
     strict_row: bool = False
     causal_text: bool = False
+    question_length: int = 0
+
+    def __post_init__(self):
+        if self.to_image and self.question_length:
+            raise ValueError(f"question_length is {self.question_length}: give 0, images are generated from a text alone")
 
     @property
     def image_length(self) -> int:
@@ -113,8 +127,8 @@ class AttentionMask:
 
     @property
     def length(self) -> int:
-        """m + n, the number of slots."""
-        return self.text_length + self.image_length
+        """m + q + n, the number of slots."""
+        return self.text_length + self.question_length + self.image_length
 
     @property
     def to_image(self) -> bool:
@@ -127,9 +141,19 @@ class AttentionMask:
         return slice(0, self.text_length)
 
     @property
+    def question_slots(self) -> slice:
+        """The question's slots."""
+        return slice(self.text_length, self.text_length + self.question_length)
+
+    @property
     def image_slots(self) -> slice:
         """The image's slots."""
-        return slice(self.text_length, self.length)
+        return slice(self.text_length + self.question_length, self.length)
+
+    @property
+    def prefix_slots(self) -> slice:
+        """The prefix's slots: the text's, or the question's and the image's."""
+        return self.text_slots if self.to_image else slice(self.text_length, self.length)
 
     @property
     def target_length(self) -> int:
@@ -165,24 +189,34 @@ class AttentionMask:
         return self.image_sees(queries, keys) if self.to_image else self.text_sees(queries, keys)
 
     def mask(self) -> np.ndarray:
-        """Bool [m+n, m+n]: True where the query slot (row) sees the key slot (column)."""
+        """Bool [m+q+n, m+q+n]: True where the query slot (row) sees the key slot (column)."""
         text, image = np.arange(self.text_length), np.arange(self.image_length)
-        visible = np.empty((self.length, self.length), dtype=bool)
+        target = self.image_slots if self.to_image else self.text_slots
+        visible = np.zeros((self.length, self.length), dtype=bool)
         visible[self.text_slots, self.text_slots] = self.text_sees(text[:, None], text)
         visible[self.image_slots, self.image_slots] = self.image_sees(image[:, None], image)
-        visible[self.image_slots, self.text_slots] = self.to_image  # the target sees the whole prefix, the prefix no target
-        visible[self.text_slots, self.image_slots] = not self.to_image
+        visible[target, self.prefix_slots] = True  # and the prefix sees no target
+        visible[self.question_slots, self.prefix_slots] = True
+        visible[self.image_slots, self.question_slots] = True
         return visible
 
-    def blocks(self) -> tuple[Blocks, Blocks]:
-        """The prefix part and the target part, which together hold every query once."""
+    def blocks(self) -> tuple[Blocks, ...]:
+        """The parts of the sequence, which together hold every query once: text and image, or question, image and text."""
         return self._blocks
 
     @cached_property
-    def _blocks(self) -> tuple[Blocks, Blocks]:
+    def _blocks(self) -> tuple[Blocks, ...]:
         if self.to_image:
             return self._text_blocks(None), self._image_blocks(self.text_slots)
-        return self._image_blocks(None), self._text_blocks(self.image_slots)
+        text = self._text_blocks(self.prefix_slots)
+        if not self.question_length:
+            return self._image_blocks(None), text
+        return self._question_blocks(), self._image_blocks(self.question_slots), text
+
+    def _question_blocks(self) -> Blocks:
+        """One group, which reads all of the prefix."""
+        queries, keys = (np.arange(slots.start, slots.stop)[None] for slots in (self.question_slots, self.prefix_slots))
+        return Blocks(queries, None, keys, np.ones((1, queries.size, keys.size), bool))
 
     def _text_blocks(self, prefix: slice | None) -> Blocks:
         """One group."""
@@ -209,7 +243,7 @@ class AttentionMask:
         queries = image.reshape(len(image) // rows, -1)
         keys = np.stack([padded[i : i + above + rows + below].ravel() for i in range(0, len(image), rows)])
         mask = self.image_sees(queries[:, :, None], keys[:, None, :]) & (keys >= 0)[:, None, :]
-        first = self.text_length
+        first = self.image_slots.start
         return Blocks(first + queries, prefix, first + np.maximum(keys, 0), mask)
 
     def cache_slots(self) -> CacheSlots:

@@ -4,7 +4,8 @@
 
 Both directions of a pair are two sequences of one batch: the first half of x writes images, the second half texts. A slot holds
 its own token, and its last hidden state decides the next one: the last real text token decides the first image token, the
-first text token is the begin token and given.
+first text token is the begin token and given. For visual question answering (paper 4.4) a model has slots for a question
+between text and image, and the text is the answer.
 """
 
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Embedding(nn.Layer):
     def __init__(self, config: ViLGConfig, mp_group=None):
         super().__init__()
         hidden, text_width = config.hidden, config.text_embedding_width or config.hidden
-        self.columns, self.mp_group = config.columns, mp_group
+        self.columns, self.question_length, self.mp_group = config.columns, config.question_length, mp_group
         self.text = embedding(config.text_vocab_size, text_width, mp_group)
         self.text_projection = nn.Linear(text_width, hidden, bias_attr=False) if text_width != hidden else None
         self.text_encoder = None
@@ -75,18 +76,42 @@ class Embedding(nn.Layer):
 
     def forward(self, batch: Batch, directions: tuple[Direction, ...] = BOTH) -> tuple[paddle.Tensor, paddle.Tensor]:
         """D directions of B pairs, one after another -> x [DB, m+n, hidden] and the key mask bool [DB, m+n], False for
-        padding."""
+        padding; [B, m+q+n, hidden] of answers to questions, which come without the other direction."""
         texts = {Direction.TEXT_TO_IMAGE: batch.prompt, Direction.IMAGE_TO_TEXT: batch.text}
         masks = {Direction.TEXT_TO_IMAGE: batch.prompt_mask, Direction.IMAGE_TO_TEXT: batch.text_mask}
-        sequences = [self.sequence(texts[d], masks[d], batch.image_input, d) for d in directions]
-        x = scatter_sequences(paddle.concat(sequences), self.mp_group)
-        return x, key_mask(paddle.concat([masks[direction] for direction in directions]), batch.image.shape[1])
+        image = batch.image_input
+        if batch.question is not None:
+            image = paddle.concat([batch.question, image], axis=1)
+            masks[Direction.IMAGE_TO_TEXT] = paddle.concat([batch.text_mask, batch.question_mask], axis=1)
+        key_masks = [key_mask(masks[direction], batch.image.shape[1]) for direction in directions]
+        sequences = [self.sequence(texts[d], image, mask, d) for d, mask in zip(directions, key_masks, strict=True)]
+        return scatter_sequences(paddle.concat(sequences), self.mp_group), paddle.concat(key_masks)
 
-    def sequence(
-        self, text: paddle.Tensor, text_mask: paddle.Tensor, image: paddle.Tensor, direction: Direction
-    ) -> paddle.Tensor:
-        """One direction of texts int64 [B, m], text_mask bool [B, m], with images int64 [B, n] -> [B, m+n, hidden]."""
-        return paddle.concat([self.embed_text(text, direction, mask=text_mask), self.embed_image(image, direction)], axis=1)
+    def sequence(self, text: paddle.Tensor, image: paddle.Tensor, mask: paddle.Tensor, direction: Direction) -> paddle.Tensor:
+        """One direction of texts int64 [B, m] with images int64 [B, n] -> [B, m+n, hidden]; mask bool [B, m+n], True for what
+        may be seen; before an image that is the prefix stands its question, [B, q+n]."""
+        m = text.shape[1]
+        if direction is Direction.TEXT_TO_IMAGE:
+            parts = self.embed_prefix(text, mask[:, :m], direction), self.embed_target(image, direction)
+        else:
+            parts = self.embed_target(text, direction), self.embed_prefix(image, mask[:, m:], direction)
+        return paddle.concat(parts, axis=1)
+
+    def embed_prefix(self, ids: paddle.Tensor, mask: paddle.Tensor, direction: Direction) -> paddle.Tensor:
+        """A text int64 [B, m], or an image [B, q+n] with its question before it, mask bool of the same shape, True for real
+        tokens -> the same shape with [..., hidden]."""
+        if direction is Direction.TEXT_TO_IMAGE:
+            return self.embed_text(ids, direction, mask=mask)
+        q = self.question_length
+        image = self.embed_image(ids[:, q:], direction)
+        if not q:
+            return image
+        # A question is embedded like the other kind of text that is a prefix, the one that images are generated from.
+        return paddle.concat([self.embed_text(ids[:, :q], Direction.TEXT_TO_IMAGE, mask=mask[:, :q]), image], axis=1)
+
+    def embed_target(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
+        """Target tokens, as `embed_text` and `embed_image`."""
+        return (self.embed_image if direction is Direction.TEXT_TO_IMAGE else self.embed_text)(ids, direction, slots)
 
     def embed_text(
         self,
@@ -95,41 +120,28 @@ class Embedding(nn.Layer):
         slots: paddle.Tensor | None = None,
         mask: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
-        """Ids int64 [B, L] in slots int64 [L] or [B, L] of the text (None: 0 .. L-1) -> [B, L, hidden]; mask bool [B, L], True
-        for real tokens, of a text that an image is generated from."""
-        slots = paddle.arange(ids.shape[1]) if slots is None else slots
+        """Ids int64 [B, L] in slots int64 [L] or [B, L] of the text (None: 0 .. L-1) -> [B, L, hidden]; of a prefix also the
+        mask bool [B, L], True for real tokens."""
+        slots = paddle.arange(sizes(ids)[1]) if slots is None else slots
         is_prefix = direction is Direction.TEXT_TO_IMAGE
-        vectors = self.text_encoder(ids, mask) if is_prefix and self.text_encoder is not None else self._text_vectors(ids)
+        if is_prefix and self.text_encoder is not None:
+            vectors = self.text_encoder(ids, mask)
+        else:
+            vectors = self.text(ids)
+            if self.text_projection is not None:
+                vectors = self.text_projection(vectors)
         segment = _TEXT_PREFIX if is_prefix else _TEXT_TARGET
         return vectors + (self.text_position(slots) + self.segment.weight[segment])
 
-    def _text_vectors(self, ids: paddle.Tensor) -> paddle.Tensor:
-        """The table's."""
-        vectors = self.text(ids)
-        return vectors if self.text_projection is None else self.text_projection(vectors)
-
     def embed_image(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
         """Ids int64 [B, L] in slots int64 [L] or [B, L] of the image (None: 0 .. L-1) -> [B, L, hidden]."""
-        slots = paddle.arange(ids.shape[1]) if slots is None else slots
+        slots = paddle.arange(sizes(ids)[1]) if slots is None else slots
         if self.image_position is not None:
             position = self.image_position(slots)
         else:
             position = self.row_position(slots // self.columns) + self.column_position(slots % self.columns)
         segment = _IMAGE_TARGET if direction is Direction.TEXT_TO_IMAGE else _IMAGE_PREFIX
         return self.image(ids) + (position + self.segment.weight[segment])
-
-    def embed(
-        self,
-        ids: paddle.Tensor,
-        direction: Direction,
-        target: bool,
-        slots: paddle.Tensor,
-        mask: paddle.Tensor | None = None,
-    ) -> paddle.Tensor:
-        """The target's or the prefix's tokens of a direction, as `embed_text` and `embed_image`."""
-        if (direction is Direction.TEXT_TO_IMAGE) == target:
-            return self.embed_image(ids, direction, slots)
-        return self.embed_text(ids, direction, slots, mask)
 
 
 def key_mask(text_mask: paddle.Tensor, image_length: int) -> paddle.Tensor:
@@ -152,12 +164,12 @@ class Block(nn.Layer):
 
     def forward(self, x: paddle.Tensor, key_mask: paddle.Tensor, directions: tuple[Direction, ...] = BOTH) -> paddle.Tensor:
         """Sequences [S, m+n, hidden], shared evenly among the directions, key_mask bool [S, m+n] -> [S, m+n, hidden]."""
-        masks = [self.mask(direction, x.shape[1] - self.config.image_length) for direction in directions]
+        masks = [self.mask(direction, self.config.text_length(direction, x.shape[1])) for direction in directions]
         return self._feed_forward(self._add(x, self.attention(self.norm1(x), masks, key_mask), self.attention_norm))
 
     def prefill(self, x: paddle.Tensor, key_mask: paddle.Tensor, direction: Direction) -> tuple[paddle.Tensor, Prefix]:
         """Prefixes alone [P, s, hidden], key_mask bool [P, s] -> [P, s, hidden] and what their targets read of them."""
-        # A text is of any length; an image is a sequence without text slots.
+        # A text is of any length; an image, with its question, is a sequence without text slots.
         masks = None if direction is Direction.TEXT_TO_IMAGE else [self.mask(direction, 0)]
         attention, prefix = self.attention.prefill(self.norm1(x), masks, key_mask, self.config.causal_text)
         return self._feed_forward(self._add(x, attention, self.attention_norm)), prefix
@@ -187,7 +199,7 @@ class Head(nn.Layer):
 
     def __init__(self, config: ViLGConfig, mp_group=None):
         super().__init__()
-        self.image_length, self.mp_group = config.image_length, mp_group
+        self.config, self.mp_group = config, mp_group
         self.norm = LayerNorm(config.hidden)
         self.logits_norm = LayerNorm(config.hidden) if config.head_norm else None
         self.text = self.image = None
@@ -210,7 +222,7 @@ class Head(nn.Layer):
         """Last block's x [DB, m+n, hidden] of D directions, key_mask bool [DB, m+n]; `tables`: the embedding of a model that
         ties its head to it."""
         states = dict(zip(directions, self.norm(gather_sequences(x, self.mp_group)).split(len(directions)), strict=True))
-        m = x.shape[1] - self.image_length
+        m = self.config.text_length(directions[-1], x.shape[1])
         image_logits = text_logits = pixels = None
         if (to_image := states.get(Direction.TEXT_TO_IMAGE)) is not None:
             last = last_real_token(to_image[:, :m], key_mask[: len(to_image), :m]).unsqueeze(1)
@@ -258,14 +270,28 @@ class ViLG(nn.Layer):
         return self.head(x, mask, self.embedding, self.directions)
 
     def hidden_states(
-        self, text: paddle.Tensor, text_mask: paddle.Tensor, image: paddle.Tensor, direction: Direction
+        self,
+        text: paddle.Tensor,
+        text_mask: paddle.Tensor,
+        image: paddle.Tensor,
+        direction: Direction,
+        question: paddle.Tensor | None = None,
+        question_mask: paddle.Tensor | None = None,
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Last hidden states of one direction of texts int64 [B, m], text_mask bool [B, m], with images int64 [B, n]:
-        of the text slots [B, m, hidden] and of the image slots [B, n, hidden]."""
-        x, mask = self.embedding.sequence(text, text_mask, image, direction), key_mask(text_mask, image.shape[1])
+        of the text slots [B, m, hidden] and of the image slots [B, n, hidden].
+
+        A model with slots for a question needs one for image -> text: int64 [B, q], with its mask bool [B, q].
+        """
+        n, mask = image.shape[1], text_mask
+        if question is not None:
+            image, mask = paddle.concat([question, image], axis=1), paddle.concat([text_mask, question_mask], axis=1)
+        mask = key_mask(mask, n)
+        x = self.embedding.sequence(text, image, mask, direction)
         for block in self.blocks:
             x = block(x, mask, (direction,))
-        return tuple(self.head.norm(x).split([text.shape[1], image.shape[1]], axis=1))
+        x = self.head.norm(x)
+        return x[:, : text.shape[1]], x[:, -n:]
 
     def image_logits(self, states: paddle.Tensor) -> paddle.Tensor:
         """[..., hidden] -> [..., image vocabulary]."""
@@ -277,13 +303,14 @@ class ViLG(nn.Layer):
 
     @paddle.no_grad()
     def prefill(self, direction: Direction, ids: paddle.Tensor, mask: paddle.Tensor) -> tuple[paddle.Tensor, list[Prefix]]:
-        """Read P prefixes int64 [P, s], mask bool [P, s] True for real tokens.
+        """Read P prefixes int64 [P, s], mask bool [P, s] True for real tokens: texts, or images, each after the q slots for its
+        question if the model has such.
 
         Returns the last hidden states [P, s, hidden] and for each layer what its targets read.
         """
         if paddle.in_dynamic_mode():  # the weights may have changed
             self.absorb_projections(direction)
-        x = self.embedding.embed(ids, direction, target=False, slots=paddle.arange(sizes(ids)[1]), mask=mask)
+        x = self.embedding.embed_prefix(ids, mask, direction)
         prefixes = []
         for block in self.blocks:
             x, prefix = block.prefill(x, mask, direction)
@@ -295,7 +322,7 @@ class ViLG(nn.Layer):
         """Read one target token of each of B sequences -> its last hidden state [B, hidden], which decides the token after it.
         What later steps need of it is written into the caches."""
         ids, slots = (paddle.to_tensor(x) if isinstance(x, np.ndarray) else x for x in (inputs.ids, inputs.slots))
-        x = self.embedding.embed(ids.unsqueeze(1), direction, target=True, slots=slots.unsqueeze(1)).squeeze(1)
+        x = self.embedding.embed_target(ids.unsqueeze(1), direction, slots.unsqueeze(1)).squeeze(1)
         steps = {kind: step.to_tensors(x.dtype) for kind, step in inputs.steps.items()}
         for block, prefix, cache in zip(self.blocks, inputs.prefixes, inputs.caches, strict=True):
             x = block.decode_step(x, prefix, cache, steps[block.kind])

@@ -65,13 +65,13 @@ def block_attention(
     q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, key_mask: paddle.Tensor, mask: AttentionMask
 ) -> paddle.Tensor:
     """`sparse_attention` under one mask, block by block."""
-    prefix, target = mask.blocks()
-    if mask.text_length == 0:  # an image alone
-        return _attend_part(q, k, v, key_mask, target if mask.to_image else prefix)
-    text, image = ([x[:, slots] for x in (q, k, v, key_mask)] for slots in (mask.text_slots, mask.image_slots))
-    if mask.to_image:
-        return paddle.concat([_attend_part(*text, prefix), _attend_part(*image, target, *text[1:])], axis=1)
-    return paddle.concat([_attend_part(*text, target, *image[1:]), _attend_part(*image, prefix)], axis=1)
+    parts, contexts = [blocks for blocks in mask.blocks() if blocks.queries.size], []  # an image alone has no text
+    for blocks in sorted(parts, key=lambda blocks: blocks.queries.min()):
+        own, seen = (slice(slots.min(), slots.max() + 1) for slots in (blocks.queries, blocks.keys))
+        prefix = blocks.prefix if blocks.prefix is not None and blocks.prefix.start < blocks.prefix.stop else None
+        given = [] if prefix is None else [x[:, prefix] for x in (k, v, key_mask)]
+        contexts.append(_attend_part(q[:, own], *(x[:, seen] for x in (k, v, key_mask)), blocks, *given))
+    return contexts[0] if len(contexts) == 1 else paddle.concat(contexts, axis=1)
 
 
 def _attend_part(
@@ -85,15 +85,16 @@ def _attend_part(
     prefix_key_mask: paddle.Tensor | None = None,
     causal: bool = False,
 ) -> paddle.Tensor:
-    """One part of the sequence, [B, s, heads, width] -> the same shape; the target part also gets the prefix's tensors. Without
-    blocks every query sees every key, or if `causal` those up to itself."""
+    """One part of the sequence: queries [B, s, heads, width] -> the same shape, over its groups' keys [B, t, heads, width] and
+    those of the prefix that all of its queries see. Without blocks every query sees every key, or if `causal` those up to
+    itself."""
     groups, size = (1, -1) if blocks is None else blocks.queries.shape
 
     def grouped(x: paddle.Tensor, slots: np.ndarray) -> paddle.Tensor:
-        """[B, s, ...] -> [B, groups, slots of a group, ...]."""
+        """[B, s, ...], the slots from the first of `slots` on -> [B, groups, slots of a group, ...]."""
         if groups == 1:  # all slots as they stand
             return x.unsqueeze(1)
-        x = paddle.gather(x, paddle.to_tensor(slots.ravel() - blocks.queries.min()), axis=1)
+        x = paddle.gather(x, paddle.to_tensor(slots.ravel() - slots.min()), axis=1)
         return x.reshape([-1, *slots.shape, *x.shape[2:]])
 
     queries, keys = (None, None) if blocks is None else (blocks.queries, blocks.keys)
@@ -109,7 +110,8 @@ def _attend_part(
     if prefix_k is not None:
         prefix_k, prefix_v = (x.transpose([0, 2, 1, 3]) for x in (prefix_k, prefix_v))
         prefix_scores = paddle.matmul(q.flatten(2, 3), prefix_k, transpose_y=True)
-        scores = paddle.concat([prefix_scores.reshape([*q.shape[:-1], -1]), scores], axis=-1)
+        prefix_scores = prefix_scores.reshape([-1, *q.shape[1:4], prefix_k.shape[2]])
+        scores = paddle.concat([prefix_scores, scores], axis=-1)
         real = prefix_key_mask.unsqueeze([1, 2])
         visible = paddle.concat([x.expand([-1, groups, size, -1]) for x in (real, visible)], axis=-1)
     weights = F.softmax(scores + ((~visible).astype(scores.dtype) * _HIDDEN).unsqueeze(1))

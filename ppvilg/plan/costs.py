@@ -55,9 +55,14 @@ class Scores(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _scores(mask: AttentionMask) -> Scores:
-    source, target = mask.blocks()
-    with_prefix = target.mask.size + target.queries.size * (mask.length - mask.target_length)
-    return Scores(source.mask.size + with_prefix, with_prefix, source.keys.size + target.keys.size)
+    pairs = with_prefix = keys = 0
+    for blocks in mask.blocks():
+        scores = blocks.mask.size
+        if blocks.prefix is not None:
+            scores += blocks.queries.size * (blocks.prefix.stop - blocks.prefix.start)
+            with_prefix += scores
+        pairs, keys = pairs + scores, keys + blocks.keys.size
+    return Scores(pairs, with_prefix, keys)
 
 
 def pair_scores(config: ViLGExperiment, kind: AttentionKind) -> Scores:
@@ -69,7 +74,7 @@ def pair_scores(config: ViLGExperiment, kind: AttentionKind) -> Scores:
 def pair_flops(config: ViLGExperiment, stage: Stage) -> Amounts:
     """What a stage computes for one pair, forward and backward, all tensor parallel processes together: `layers`, `head`,
     `embedding` (the projection of a text table of another width), and `recompute`, what the backward computes again."""
-    model, m, width = config.transformer, config.text.max_length, config.text.embedding_width or config.transformer.hidden
+    model, m, width = config.transformer, config.text_tokens, config.text.embedding_width or config.transformer.hidden
     # Queries, keys, values, output and the two products of the MLP; scores, and the sums of values by them.
     directions = config.train.sequences_per_pair
     products = directions * 2 * (m + config.image_tokens) * (4 + 2 * model.ffn_multiplier) * model.hidden**2
@@ -155,7 +160,7 @@ def _level(config: ViLGExperiment) -> int:
 def _rows_bytes(config: ViLGExperiment) -> int:
     """[rows of a micro-batch, hidden]."""
     sequences = config.train.sequences_per_pair * config.micro_batch
-    rows = sequences * (config.text.max_length + config.image_tokens)
+    rows = sequences * (config.text_tokens + config.image_tokens)
     return rows * config.transformer.hidden * _width(config)
 
 
@@ -168,7 +173,7 @@ def _layer_bytes(config: ViLGExperiment, kind: AttentionKind) -> float:
     """What one block of a kind keeps of a micro-batch, computed by paddle's functions (`ops.block_attention`)."""
     model, rows, scores = config.transformer, _rows_bytes(config), pair_scores(config, kind)
     of_pair = config.micro_batch * _width(config)
-    slots = config.train.sequences_per_pair * (config.text.max_length + config.image_tokens)
+    slots = config.train.sequences_per_pair * (config.text_tokens + config.image_tokens)
     prefix = slots - sum(_target_slots(config))
     # Queries, and weighted values before and after padding is cleared.
     shared = 3 * rows
@@ -190,7 +195,7 @@ def _kept_bytes(config: ViLGExperiment, stage: Stage) -> float:
     full, width = config.parallel.recompute == "full", config.text.embedding_width or model.hidden
     between = _between_bytes(config)
     kept = sum(count * (between if full else _layer_bytes(config, kind)) for kind, count in stage.kinds.items())
-    texts = config.train.sequences_per_pair * row * config.text.max_length
+    texts = config.train.sequences_per_pair * row * config.text_tokens
     kept += texts * width * (stage.is_first and width != model.hidden)
     # What the last norm and the head read (its own norm once more), or what went down the pipeline.
     head = (1 + model.head_norm) * row * sum(_decided(config)) * model.hidden
@@ -259,7 +264,7 @@ def _mp_bytes(config: ViLGExperiment, stage: Stage) -> tuple[float, float]:
     """
     row, hidden, blocks = config.micro_batch * _width(config), config.transformer.hidden, sum(stage.kinds.values())
     text_width, recomputed = config.text.embedding_width or hidden, config.parallel.recompute == "full"
-    embedded = config.text.max_length * text_width + config.image_tokens * hidden
+    embedded = config.text_tokens * text_width + config.image_tokens * hidden
     summed = config.train.sequences_per_pair * row * embedded * stage.is_first
     summed += row * sum(_decided(config)) * (hidden + 3) * stage.is_last
     if not config.parallel.sequence_parallel:

@@ -29,6 +29,9 @@ from ppvilg.server.engine import Busy, Engine, ImageJob, Late, Partial, Result
 from ppvilg.server.limits import AccessControl, AccessMiddleware, error_answer
 from ppvilg.server.metrics import Measured, Metrics
 from ppvilg.server.requests import (
+    Answer,
+    AnswersAnswer,
+    AnswerSchema,
     Caption,
     CaptionsAnswer,
     CaptionSchema,
@@ -106,7 +109,7 @@ def create_app(pipeline: ViLGPipeline, settings: Settings = Settings()) -> FastA
         redoc_url=None,
         title="ppvilg",
         version=__version__,
-        description="Pictures from text, and text from pictures.",
+        description="Pictures from text, text from pictures, and answers about them.",
         lifespan=lifespan,
         responses=answers,
     )
@@ -154,6 +157,12 @@ def _add_api(app: FastAPI, engine: Engine, job_factory: JobFactory) -> None:
         result = await _unless_gone(request, engine.result(await job_factory.caption_job(form)))
         fits = result.scores or [None] * len(result.items)
         return CaptionsAnswer(captions=[Caption(text=text, score=fit) for text, fit in zip(result.items, fits, strict=True)])
+
+    @app.post("/v1/answers", dependencies=[Depends(_json_only)])
+    async def answers(form: AnswerSchema, request: Request) -> AnswersAnswer:
+        """Answers to a question about a picture."""
+        result = await _unless_gone(request, engine.result(await job_factory.caption_job(form)))
+        return AnswersAnswer(answers=[Answer(text=text) for text in result.items])
 
     @app.get("/v1/model")
     async def model() -> ModelAnswer:

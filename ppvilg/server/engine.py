@@ -56,11 +56,11 @@ class Result:
     """What a job asked for, the best first where a dual encoder chose."""
 
     items: list
-    """Images uint8 [H, W, 3], or captions."""
+    """Images uint8 [H, W, 3], captions, or answers."""
     seeds: list[int]
     """Of each item."""
     scores: list[float] | None
-    """How well image and text fit, in [0, 1], for each item; None without a dual encoder."""
+    """How well image and text fit, in [0, 1], for each item; None without a dual encoder, and for answers."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -119,10 +119,11 @@ class ImageJob(_Job):
 
 @dataclass(eq=False, kw_only=True)
 class CaptionJob(_Job):
-    """Captions of one image."""
+    """Captions of one image, or answers to a question about it."""
 
     image: np.ndarray
     """Uint8 [H, W, 3]."""
+    question: str | None = None
     num_beams: int = 1
 
     @property
@@ -326,19 +327,16 @@ class Engine:
         return Result([images[i] for i in order], [job.seeds[i] for i in order], [float(fits[i]) for i in order])
 
     def _caption(self, job: CaptionJob) -> None:
-        how = job.sampling
+        how, count = job.sampling, len(job.seeds)
+        options = {"num_beams": job.num_beams, "temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
+        options["seed"] = job.seeds[0]
         try:
-            texts = self._pipeline.caption(
-                [job.image],
-                num_captions=len(job.seeds),
-                num_beams=job.num_beams,
-                temperature=how.temperature,
-                top_k=how.top_k,
-                top_p=how.top_p,
-                seed=job.seeds[0],
-            )[0]
+            if job.question is None:
+                texts = self._pipeline.caption([job.image], count, **options)[0]
+            else:
+                texts = self._pipeline.answer([job.image], job.question, count, **options)[0]
             fits = None
-            if self._scorer is not None:
+            if self._scorer is not None and job.question is None:
                 fits = scores(self._scorer, np.stack([job.image] * len(texts)), texts).tolist()
             job.emit(Result(texts, job.seeds, fits))
         except Exception as error:  # a bug, since the request was checked; only this job hears of it

@@ -89,6 +89,13 @@ class CaptionSchema(BaseModel):
     """The i-th caption is drawn with seed + i. Null: any."""
 
 
+class AnswerSchema(CaptionSchema):
+    """Answers to a question about a picture."""
+
+    question: Annotated[str, Field(min_length=1)]
+    """In a language the model was asked in, see `max_question` of GET /v1/model."""
+
+
 class Picture(BaseModel):
     """One picture."""
 
@@ -126,6 +133,18 @@ class CaptionsAnswer(BaseModel):
     captions: list[Caption]
 
 
+class Answer(BaseModel):
+    """One answer."""
+
+    text: str
+
+
+class AnswersAnswer(BaseModel):
+    """What POST /v1/answers answers."""
+
+    answers: list[Answer]
+
+
 class Limits(BaseModel):
     """What a request may ask for at most."""
 
@@ -150,6 +169,8 @@ class ModelAnswer(BaseModel):
     image_tokens: int
     max_text: int
     """Tokens that a prompt may have; a Chinese character is one."""
+    max_question: int
+    """Tokens that a question may have; 0: the model answers none."""
     dual_encoder: bool
     """Whether there is a dual encoder, for candidates and scores."""
     guidance: bool
@@ -220,25 +241,29 @@ class JobFactory:
         )
 
     async def caption_job(self, form: CaptionSchema) -> CaptionJob:
-        """The picture decoded, the rest checked."""
-        settings = self._settings
+        """The picture decoded, the rest checked; the form may be that of a question."""
+        settings, question = self._settings, form.question if isinstance(form, AnswerSchema) else None
         if form.n > settings.max_n:
-            raise RequestError(f"n is {form.n}: this server writes at most {settings.max_n} captions for a request")
+            raise RequestError(f"n is {form.n}: this server writes at most {settings.max_n} texts for a request")
         if form.beams > settings.max_candidates:
             raise RequestError(f"beams is {form.beams}: this server searches with at most {settings.max_candidates}")
         if form.beams > 1 and (form.n > 1 or form.temperature):
             raise RequestError(
-                f"beams is {form.beams}, but a beam search finds one caption and draws nothing: leave n and temperature out"
+                f"beams is {form.beams}, but a beam search finds one text and draws nothing: leave n and temperature out"
             )
         with request_errors():
             self._pipeline.check_captions()
             sampling = Sampling(form.temperature, form.top_k, form.top_p)
-        image = await self._picture(form.image)
-        return CaptionJob(seeds=_seeds(form.seed, form.n), sampling=sampling, image=image, num_beams=form.beams)
+            if question is not None:
+                self._pipeline.check_answers()
+                self._pipeline.encode_questions(question)
+        image, seeds = await self._picture(form.image), _seeds(form.seed, form.n)
+        return CaptionJob(seeds=seeds, sampling=sampling, image=image, question=question, num_beams=form.beams)
 
     def model(self) -> ModelAnswer:
         """What the model is and what may be asked of it."""
         config, settings = self._config, self._settings
+        empty = len(self._pipeline.text_tokenizer.encode(""))
         return ModelAnswer(
             version=__version__,
             styles=config.styles,
@@ -246,7 +271,8 @@ class JobFactory:
             rows=config.transformer.rows,
             columns=config.transformer.columns,
             image_tokens=config.transformer.image_length,
-            max_text=config.transformer.max_text_length - len(self._pipeline.text_tokenizer.encode("")),
+            max_text=config.transformer.max_text_length - empty,
+            max_question=max(0, config.transformer.question_length - empty),
             dual_encoder=self._pipeline.dual_encoder is not None,
             guidance=config.classifier_free_guidance,
             limits=Limits(

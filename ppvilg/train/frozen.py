@@ -12,14 +12,13 @@ from ppvilg.model.vilg import ViLG
 
 def untrained_parameters(config: ViLGExperiment) -> tuple[str, ...]:
     """What their names begin with: those that `train.frozen` names, and those that the directions trained do not reach."""
-    own = {  # what serves one direction only
-        Direction.TEXT_TO_IMAGE: ["head.image.", "embedding.text_encoder."],
-        Direction.IMAGE_TO_TEXT: ["head.text."],
-    }
-    if config.text.encoder is not None:
+    directions, text = trained_directions(config.train), config.text
+    own = {Direction.TEXT_TO_IMAGE: ["head.image."], Direction.IMAGE_TO_TEXT: ["head.text."]}  # what serves one alone
+    if text.encoder is not None:
         own[Direction.IMAGE_TO_TEXT] += ["embedding.text.", "embedding.text_projection."]
-    directions = trained_directions(config.train)
-    return (*config.train.frozen, *(name for one, names in own.items() if one not in directions for name in names))
+        if not text.question_length:  # a question is read by it too
+            own[Direction.TEXT_TO_IMAGE] += ["embedding.text_encoder."]
+    return (*config.train.frozen, *(name for direction, names in own.items() if direction not in directions for name in names))
 
 
 def check_frozen(config: ViLGExperiment) -> None:

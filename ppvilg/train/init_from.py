@@ -185,6 +185,7 @@ _VILG_MAY_DIFFER = (
     "layers",
     "dropout",
     "attention",
+    "question_length",
     "reconstructor",
 )
 _DUAL_ENCODER_MAY_DIFFER = (

@@ -32,7 +32,7 @@ class Task(ABC):
 
     def __init__(self, config: TrainingExperiment):
         self.config = config
-        self.training, self.validation = open_splits(config.data, config.train.seed)
+        self.training, self.validation = open_splits(config.data, config.train.seed, config.reads_questions)
         self.stream = SampleStream(self.training.records, config.data.sample_weights, config.train.seed)
 
     @abstractmethod

@@ -9,7 +9,8 @@ import numpy as np
 
 from ppvilg.checkpoint import checksum, load_arrays, weights_file
 from ppvilg.config import ViLGExperiment
-from ppvilg.data.loader import canonical_caption, draw_caption
+from ppvilg.data.loader import canonical_caption, canonical_question, draw_caption, draw_question
+from ppvilg.data.records import Record
 from ppvilg.data.sources import Source
 from ppvilg.data.splits import evenly_spaced, load_images
 from ppvilg.ernie import encoder_weights, ernie_embeddings
@@ -26,7 +27,7 @@ from ppvilg.model.loss import LossWeights, ReconstructionWeights, vilg_accuracy,
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import Outputs, ViLG
 from ppvilg.pictures import labelled_grid, to_model
-from ppvilg.text import cut, load_text_tokenizer
+from ppvilg.text import cut, load_text_tokenizer, pad_batch
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.fleet import DistributedModel
 from ppvilg.train.frozen import check_frozen, untrained_parameters
@@ -41,6 +42,10 @@ _PREVIEW_SAMPLES_PER_PROMPT = 3
 _NOISE = 1  # tells the generators of noise from those that draw captions
 _TEXT_TABLE = "embedding.text.weight"
 _PAD_TO = 4  # text lengths are rounded up to this, so that few shapes occur
+
+
+Texts = tuple[str | None, str]
+"""A caption (and None), or a question and its answer."""
 
 
 class ViLGTask(Task):
@@ -100,11 +105,12 @@ class ViLGTask(Task):
         )
 
     def batch(self, positions: range) -> Batch:
-        """Each image with one of its captions drawn, noise and dropped texts as the config asks for them."""
-        settings, languages = self.config.train, self.config.data.languages
+        """Each image with one of its captions drawn, or one of its questions and an answer; noise and dropped texts as the
+        config asks for them."""
+        settings = self.config.train
         chosen = self.stream.places(positions)
-        captions = [draw_caption(self.training.records[i].captions, languages, settings.seed, e, i) for e, i in chosen]
-        batch = self._batch(captions, self.training, self.tokens, [i for _, i in chosen])
+        texts = [self._draw(self.training.records[i], e, i) for e, i in chosen]
+        batch = self._batch(texts, self.training, self.tokens, [i for _, i in chosen])
         # Each pair's own, so that the noise does not depend on the pairs around it.
         generators = [np.random.default_rng([settings.seed, e, i, _NOISE]) for e, i in chosen]
         if settings.token_noise:
@@ -177,7 +183,7 @@ class ViLGTask(Task):
         set_weights(parameters, given, self.context.mp_group)
 
     def _generated(self, source: Source, chosen: list[int]) -> np.ndarray:
-        prompts = [self._canonical(source, i) for i in chosen]
+        prompts = [self._canonical(source, i)[1] for i in chosen]
         each = _PREVIEW_SAMPLES_PER_PROMPT
         texts = [self._encode(prompt) for prompt in prompts]
         decoders = ["codebook"] if self.reconstruction is None else ["codebook", "hidden"]
@@ -198,9 +204,12 @@ class ViLGTask(Task):
 
     def _captioned(self, source: Source, chosen: list[int], tokens: np.ndarray) -> str:
         images, length = tokens[chosen].astype(np.int64), self.config.text.max_length
-        texts = generate_texts(self.model, images, self.text_tokenizer, length, [0] * len(chosen), Sampling(0))
+        own = [self._canonical(source, i) for i in chosen]
+        asked = [self._encode_question(question) for question, _ in own] if self.config.reads_questions else None
+        texts = generate_texts(self.model, images, self.text_tokenizer, length, [0] * len(chosen), Sampling(0), asked)
         decoded = [self.text_tokenizer.decode(ids) for ids in texts]
-        return "\n".join(f"{self._canonical(source, i)} → {text}" for i, text in zip(chosen, decoded, strict=True))
+        expected = [text if question is None else f"{question} {text}" for question, text in own]
+        return "\n".join(f"{one} → {text}" for one, text in zip(expected, decoded, strict=True))
 
     def _validation_batches(self) -> list[Batch]:
         count = min(self.config.train.validation_samples, len(self.validation))
@@ -213,9 +222,13 @@ class ViLGTask(Task):
             for part in (chosen[first : first + size] for first in range(0, count, size))
         ]
 
-    def _batch(self, captions: list[str], source: Source, tokens: np.ndarray, chosen: list[int]) -> Batch:
-        texts = [self._encode(caption) for caption in captions]
-        batch = Batch.of(texts, tokens[chosen].astype(np.int64), self.text_tokenizer.pad, self.model.config, _PAD_TO)
+    def _batch(self, texts: list[Texts], source: Source, tokens: np.ndarray, chosen: list[int]) -> Batch:
+        image, pad = tokens[chosen].astype(np.int64), self.text_tokenizer.pad
+        batch = Batch.of([self._encode(text) for _, text in texts], image, pad, self.model.config, _PAD_TO)
+        if self.config.reads_questions:
+            asked = [self._encode_question(question) for question, _ in texts]
+            question, mask = pad_batch(asked, pad, self.config.text.question_length)
+            batch = replace(batch, question=question, question_mask=mask)
         if self.reconstruction is None:
             return batch
         return replace(batch, pixel_values=to_model(load_images(source, chosen, self.config.data.image_size)))
@@ -223,12 +236,24 @@ class ViLGTask(Task):
     def _encode(self, caption: str) -> list[int]:
         return cut(self.text_tokenizer.encode(caption), self.config.text.max_length)
 
-    def _canonical(self, source: Source, index: int) -> str:
-        return canonical_caption(source.records[index].captions, self.config.data.languages, index)
+    def _encode_question(self, question: str) -> list[int]:
+        return cut(self.text_tokenizer.encode(question), self.config.text.question_length)
+
+    def _draw(self, record: Record, epoch: int, index: int) -> Texts:
+        languages, seed = self.config.data.languages, self.config.train.seed
+        if self.config.reads_questions:
+            return draw_question(record.questions, languages, seed, epoch, index)
+        return None, draw_caption(record.captions, languages, seed, epoch, index)
+
+    def _canonical(self, source: Source, index: int) -> Texts:
+        record = source.records[index]
+        if self.config.reads_questions:
+            return canonical_question(record.questions, index)
+        return None, canonical_caption(record.captions, self.config.data.languages, index)
 
     def _unigram(self, batches: list[Batch]) -> dict[str, float]:
         """What a model scores that knows only how often each token occurs in the training split."""
-        texts = [self._encode(self._canonical(self.training, i)) for i in evenly_spaced(len(self.training), 2000)]
+        texts = [self._encode(self._canonical(self.training, i)[1]) for i in evenly_spaced(len(self.training), 2000)]
         seen_text = np.concatenate([ids[1:] for ids in texts])
         image = np.concatenate([batch.image.ravel() for batch in batches])
         text = np.concatenate([batch.text[:, 1:][batch.text_mask[:, 1:]] for batch in batches])

@@ -206,6 +206,42 @@ def test_files_of_captions_and_answers(tmp_path):
     assert "is empty" in done.stderr
 
 
+def test_captions_that_infer_wrote(tiny_model, tiny_data, tmp_path):
+    """As they are, beside references by the images' names."""
+    images = [tiny_data / f"{i:02d}.png" for i in range(3)]
+    words = [word for image in images for word in ("--image", image)]
+    done = run_tool("infer", "--mode", "i2t", "--model", tiny_model, *words, "--json", tmp_path / "made.json")
+    assert done.returncode == 0, done.stderr
+    captions = [line.split("  ", 1)[1] for line in done.stdout.splitlines()]
+    expected = [["红色方块一", "红色方块"], ["绿色方块一"], ["蓝色方块一"]]
+    wanted = [{"image": image.name, "texts": texts} for image, texts in zip(images, expected, strict=True)]
+    references = lines(tmp_path / "references.jsonl", *wanted)
+    names, predictions, given = read_predictions(tmp_path / "made.json", references)
+    assert (names, predictions, given) == ([image.name for image in images], captions, expected)
+    done = run_tool("eval", "captions", tmp_path / "made.json", references)
+    assert done.returncode == 0, done.stderr
+    scores = caption_scores(captions, expected, "characters")
+    assert f"BLEU-1           {scores['BLEU-1']:.4f}" in done.stdout
+
+
+def test_models_describe_a_split_beside_one_another(tiny_configs, tiny_runs, tiny_model, tmp_path):
+    done = run_tool(
+        *("eval", "i2t", "-c", tiny_configs / "vilg.yml", "--split", "validation", tiny_model, tiny_runs / "vilg_e2e"),
+        *("--output", tmp_path, "--images", 4),
+    )
+    assert done.returncode == 0, done.stderr
+    header, *rows, folder = done.stdout.splitlines()
+    assert (header.split(), folder) == (["vilg", "vilg_e2e"], str(tmp_path))
+    shown = {" ".join(row.split()[:-2]): row.split()[-2:] for row in rows}
+    for i, name in enumerate(("vilg", "vilg_e2e")):
+        keys, predictions, references = read_predictions(tmp_path / f"{name}.jsonl", tmp_path / "references.jsonl")
+        assert len(keys) == 4
+        assert shown["ROUGE-L"][i] == f"{caption_scores(predictions, references, 'characters')['ROUGE-L']:.4f}"
+    done = run_tool("eval", "i2t", "-c", tiny_configs / "vilg.yml", "--split", "validation", tiny_model, tiny_runs / "vilg")
+    assert done.returncode == 2
+    assert "two models' folders are called vilg" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

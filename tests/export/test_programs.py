@@ -15,10 +15,11 @@ from ppvilg.export.write import save_transformer
 from ppvilg.generate.beam_search import beam_search
 from ppvilg.generate.engine import GenerationRequest, generate_images, generate_texts
 from ppvilg.generate.sampling import Sampling
+from ppvilg.model.batch import image_prompts
 from ppvilg.model.kv_cache import AbsorbedCache, DecodeState, StepInputs
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import ViLG
-from tests.generate.test_engine import PROMPTS, SAMPLINGS, TEXT, build, finish, image_engine, images
+from tests.generate.test_engine import PROMPTS, QUESTIONS, SAMPLINGS, TEXT, build, finish, image_engine, images
 from tests.model.test_text_encoder import ENCODED
 from tests.model.test_vilg import CONFIG, PLANS, VQGAN, M, N, with_plan
 from tests.model.test_vilg import OPTIONS as MODELS
@@ -28,6 +29,8 @@ OPTIONS = {
     "reconstructor": replace(CONFIG, reconstructor=VQGAN),
     "projected": replace(CONFIG, text_embedding_width=6),
     "text encoder": ENCODED,
+    "questions": replace(CONFIG, question_length=5),
+    "questions to the text encoder": replace(ENCODED, question_length=5),
     "elsewhere": replace(MODELS["all of them"], text_padding="positional"),
 }
 
@@ -75,6 +78,10 @@ def test_texts_and_beams(both):
         assert texts == expected
     expected, texts = (beam_search(model, read, TEXT, CONFIG.max_text_length, 3, 1.0) for model in both)
     assert texts == expected
+    if both[0].config.question_length:
+        asked = [read, TEXT, CONFIG.max_text_length, [0] * 3, Sampling(0), QUESTIONS]
+        expected, answers = (generate_texts(model, *asked) for model in both)
+        assert answers == expected
 
 
 def test_pixels_of_hidden_states(both):
@@ -90,9 +97,9 @@ def test_prefill(both):
     """States and what targets read of them, for prompts with padding."""
     ids = paddle.randint(0, 11, [3, M])
     mask = paddle.arange(M).unsqueeze(0) < paddle.to_tensor([[M], [2], [3]])
-    prompts = ((Direction.TEXT_TO_IMAGE, ids, mask), (Direction.IMAGE_TO_TEXT, paddle.to_tensor(images(2)), None))
-    for direction, read, real in prompts:
-        real = paddle.ones(read.shape, "bool") if real is None else real
+    slots = both[0].config.question_length
+    pictures = map(paddle.to_tensor, image_prompts(images(3), QUESTIONS if slots else [None] * 3, slots, TEXT.pad))
+    for direction, read, real in ((Direction.TEXT_TO_IMAGE, ids, mask), (Direction.IMAGE_TO_TEXT, *pictures)):
         (expected, prefixes), (states, found) = (model.prefill(direction, read, real) for model in both)
         pairs = [(expected.unsqueeze(1), states.unsqueeze(1))]
         for one, other in zip(prefixes, found, strict=True):

@@ -7,7 +7,7 @@ import pytest
 from ppvilg.generate.beam_search import beam_search
 from ppvilg.generate.engine import generate_texts
 from ppvilg.generate.sampling import Sampling
-from tests.generate.test_engine import TEXT, build, images, text_log_probabilities
+from tests.generate.test_engine import QUESTIONS, TEXT, build, images, text_log_probabilities, with_question_length
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
@@ -35,3 +35,9 @@ def test_a_wide_beam_search_finds_the_best_of_all_texts(length_penalty):
 def test_a_beam_of_one_is_greedy():
     model, read = build(), images(6)
     assert beam_search(model, read, TEXT, 8, 1, 0.0) == generate_texts(model, read, TEXT, 8, [0] * 6, Sampling(0))
+
+
+def test_a_beam_of_one_is_greedy_for_answers():
+    model, read = with_question_length(build(), 5), images(3)
+    answers = generate_texts(model, read, TEXT, 8, [0] * 3, Sampling(0), QUESTIONS)
+    assert beam_search(model, read, TEXT, 8, 1, 0.0, QUESTIONS) == answers

@@ -1,5 +1,6 @@
 """What is generated: against the full forward, and independent of the batch around it."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -122,17 +123,66 @@ def test_states_are_those_that_have_read_the_token(guidance, given):
     np.testing.assert_allclose(paddle.stack(states, 1).numpy(), expected.numpy(), atol=1e-5)
 
 
-def text_log_probabilities(model: ViLG, image: np.ndarray, ids: list[int]) -> np.ndarray:
+QUESTIONS = [TEXT.encode("ab"), TEXT.encode("b"), None]
+
+
+def text_log_probabilities(model: ViLG, image: np.ndarray, ids: list[int], question: list[int] | None = None) -> np.ndarray:
     """log p of each of the ids [L] after those before it, by one full forward pass."""
     read = paddle.to_tensor([[TEXT.begin, *ids]])
     mask = paddle.ones(read.shape, "bool")
-    states, _ = model.hidden_states(read, mask, paddle.to_tensor(image[None]), Direction.IMAGE_TO_TEXT)
+    asked = []
+    if question is not None:
+        asked = [paddle.to_tensor([question]), paddle.ones([1, len(question)], "bool")]
+        model = with_question_length(model, len(question))
+    states, _ = model.hidden_states(read, mask, paddle.to_tensor(image[None]), Direction.IMAGE_TO_TEXT, *asked)
     logits = model.text_logits(states[:, :-1])[0, :, : TEXT.size]
     return F.log_softmax(logits).numpy()[np.arange(len(ids)), ids]
 
 
 def images(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 11, [count, N])
+
+
+def with_question_length(model: ViLG, length: int) -> ViLG:
+    """A model of the same weights with slots for a question."""
+    other = ViLG(replace(model.config, question_length=length))
+    other.set_state_dict(model.state_dict())
+    other.eval()
+    return other
+
+
+@pytest.mark.parametrize("plan", ["paper", "dense"])
+def test_greedy_answers_are_the_full_forwards_choice(plan):
+    """Of questions of different lengths, and of none."""
+    model, read = build(OPTIONS[plan]), images(3)
+    answers = generate_texts(with_question_length(model, 6), read, TEXT, MAX_LENGTH, [0] * 3, Sampling(0), QUESTIONS)
+    for image, question, ids in zip(read, QUESTIONS, answers, strict=True):
+        ended = [*ids, TEXT.end] if len(ids) < MAX_LENGTH - 1 else ids
+        for k, token in enumerate(ended):
+            every = [text_log_probabilities(model, image, [*ids[:k], v], question)[-1] for v in range(TEXT.size)]
+            assert int(np.argmax(every)) == token
+
+
+def test_answers_join_and_leave_as_if_each_were_alone():
+    """Each image with three questions, which join one after another."""
+    model = with_question_length(build(), 6)
+    engine, begin = GenerationEngine(model, Direction.IMAGE_TO_TEXT, TEXT, MAX_LENGTH), np.array([TEXT.begin])
+    requests = [
+        GenerationRequest(image, [i, i + 1], Sampling(), begin, question=question)
+        for i, (image, question) in enumerate(itertools.product(images(2), QUESTIONS))
+    ]
+    for request in requests:
+        engine.join([request])
+        engine.step()
+    finish(engine)
+    made = []
+    for request in requests:
+        one, seeds = [request.prompt[None], TEXT, MAX_LENGTH], request.seeds
+        alone = generate_texts(model, *one, seeds, request.sampling, [request.question])
+        for tokens, ids in zip(request.tokens[:, 1 : request.length].tolist(), alone, strict=True):
+            assert tokens[: len(ids)] == ids
+        made.append(alone)
+    assert made[0] != made[1], "the question makes a difference"
 
 
 @pytest.mark.parametrize("seed", [0, 1])  # a model that ends its texts at once, and one that never does

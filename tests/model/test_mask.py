@@ -12,21 +12,26 @@ KINDS = ["dense", "row", "column", "convolution"]
 
 @st.composite
 def masks(draw) -> AttentionMask:
+    direction = draw(st.sampled_from(Direction))
     return AttentionMask(
         text_length=draw(st.integers(1, 5)),
         rows=draw(st.integers(1, 9)),
         columns=draw(st.integers(1, 5)),
-        direction=draw(st.sampled_from(Direction)),
+        direction=direction,
         kind=draw(st.sampled_from(KINDS)),
         kernel=draw(st.sampled_from([1, 3, 5, 11])),
         strict_row=draw(st.booleans()),
         causal_text=draw(st.booleans()),
+        question_length=0 if direction is Direction.TEXT_TO_IMAGE else draw(st.sampled_from([0, 1, 3])),
     )
 
 
 def expected(attention_mask: AttentionMask, query: int, key: int) -> bool:
     """The table in the module's docstring, in words."""
     m, to_image = attention_mask.text_length, attention_mask.direction is Direction.TEXT_TO_IMAGE
+    questions = range(m, m + attention_mask.question_length)
+    if query in questions or key in questions:  # all see it, and it sees all but the answer
+        return key >= m
     query_is_text, key_is_text = query < m, key < m
     query_is_source, key_is_source = query_is_text == to_image, key_is_text == to_image
     if query_is_source != key_is_source:
@@ -35,7 +40,7 @@ def expected(attention_mask: AttentionMask, query: int, key: int) -> bool:
         return False
     if query_is_text:
         return key <= query or not attention_mask.causal_text
-    query, key = query - m, key - m
+    query, key = query - m - len(questions), key - m - len(questions)
     (qr, qc), (kr, kc) = divmod(query, attention_mask.columns), divmod(key, attention_mask.columns)
     if attention_mask.kind == "row" and to_image and not attention_mask.strict_row:
         return key in range(query - attention_mask.columns, query + 1)
@@ -52,11 +57,16 @@ def expected(attention_mask: AttentionMask, query: int, key: int) -> bool:
 @given(masks())
 def test_mask_against_the_definition(attention_mask):
     mask = attention_mask.mask()
-    length = attention_mask.text_length + attention_mask.rows * attention_mask.columns
+    length = attention_mask.text_length + attention_mask.question_length + attention_mask.rows * attention_mask.columns
     assert mask.shape == (length, length)
     for query in range(length):
         for key in range(length):
             assert mask[query, key] == expected(attention_mask, query, key), (query, key)
+
+
+def test_an_image_is_not_generated_from_a_question():
+    with pytest.raises(ValueError, match="question_length is 3: give 0"):
+        AttentionMask(2, 4, 4, Direction.TEXT_TO_IMAGE, question_length=3)
 
 
 def test_rows_columns_and_window_of_a_small_grid():

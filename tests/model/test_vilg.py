@@ -16,7 +16,7 @@ from ppvilg.model.loss import ReconstructionWeights, vilg_accuracy, vilg_loss
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import ViLG, last_real_token
 
-M, SIDE = 7, 4
+M, SIDE, Q = 7, 4, 5
 N = SIDE**2
 CONFIG = ViLGConfig(
     text_vocab_size=23,
@@ -226,6 +226,61 @@ def test_decoding_equals_the_full_forward_at_every_step(option, direction):
     for k in range(targets.shape[1]):
         found = step(model, state, targets[:, k], np.full(6, k))
         np.testing.assert_allclose(found.numpy(), target_states[:, k], atol=1e-5)
+
+
+def questions(batch: int = 3) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Questions in `Q` slots, and their mask; the last one is empty."""
+    lengths = paddle.to_tensor([Q, 2, 0][:batch]).unsqueeze(1)
+    return paddle.randint(1, 23, [batch, Q]), paddle.arange(Q).unsqueeze(0) < lengths
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_an_answer_reads_image_and_question(plan):
+    """The last hidden states of answers, with every slot's own tables and a dense mask, through a model written in numpy."""
+    model, batch = build(replace(with_plan(plan), question_length=Q)), pairs()
+    question, mask = questions()
+    found, _ = model.hidden_states(batch.text, batch.text_mask, batch.image, Direction.IMAGE_TO_TEXT, question, mask)
+    w = {name.removeprefix("embedding."): tensor.numpy() for name, tensor in model.state_dict().items()}
+    slots = np.arange(N)
+    positions = w["row_position.weight"][slots // SIDE] + w["column_position.weight"][slots % SIDE]
+    for i in range(3):
+        own = question[i].numpy()[mask[i].numpy()]
+        texts = []
+        for ids, segment in ((batch.text[i].numpy()[: batch.text_mask[i].sum().item()], 1), (own, 0)):
+            texts.append(w["text.weight"][ids] + w["text_position.weight"][: len(ids)] + w["segment.weight"][segment])
+        image = w["image.weight"][batch.image[i].numpy()] + positions + w["segment.weight"][2]
+        config = replace(model.config, question_length=len(own))
+        masks = [config.mask(kind, Direction.IMAGE_TO_TEXT, len(texts[0])).mask() for kind in config.kinds]
+        expected = numpy_forward(model, np.concatenate([*texts, image]), masks)[: len(texts[0])]
+        np.testing.assert_allclose(found[i, : len(expected)].numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_without_a_question_an_answer_is_a_caption(plan):
+    """So that fine-tuning starts from what a model knows: slots for a question that hold none change nothing."""
+    model, batch = build(with_plan(plan)), pairs()
+    answering = ViLG(replace(model.config, question_length=Q))
+    answering.set_state_dict(model.state_dict())
+    expected = model.hidden_states(batch.text, batch.text_mask, batch.image, Direction.IMAGE_TO_TEXT)
+    none = paddle.zeros([3, Q], "bool")
+    found = answering.hidden_states(batch.text, batch.text_mask, batch.image, Direction.IMAGE_TO_TEXT, questions()[0], none)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_decoding_an_answer_equals_the_full_forward_at_every_step(plan):
+    """Two answers to each of three questions of different lengths."""
+    model, images = build(replace(with_plan(plan), question_length=Q)), paddle.randint(0, 11, [3, N])
+    (question, mask), answers = questions(), paddle.randint(1, 23, [6, M])
+    twice = [paddle.repeat_interleave(x.astype("int64"), 2, 0) for x in (images, question, mask)]
+    real = paddle.ones([6, M], "bool")
+    expected, _ = model.hidden_states(answers, real, twice[0], Direction.IMAGE_TO_TEXT, twice[1], twice[2].astype("bool"))
+    prefix, valid = paddle.concat([question, images], 1), paddle.concat([mask, paddle.ones([3, N], "bool")], 1)
+    _, state = start(model, Direction.IMAGE_TO_TEXT, prefix, valid, 2)
+    for k in range(M):
+        found = step(model, state, answers[:, k], np.full(6, k))
+        np.testing.assert_allclose(found.numpy(), expected[:, k].numpy(), atol=1e-5)
 
 
 def test_sequences_of_a_batch_may_stand_at_different_positions():

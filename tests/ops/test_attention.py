@@ -38,20 +38,14 @@ def equal(ours, theirs, atol=2e-5):
 
 @st.composite
 def mask_lists(draw):
-    m, rows, columns = draw(st.integers(1, 9)), draw(st.integers(1, 9)), draw(st.integers(1, 9))
-    return [
-        AttentionMask(
-            m,
-            rows,
-            columns,
-            draw(st.sampled_from(Direction)),
-            draw(st.sampled_from(KINDS)),
-            draw(st.sampled_from([1, 3, 5, 11])),
-            draw(st.booleans()),
-            draw(st.booleans()),
-        )
-        for _ in range(draw(st.integers(1, 3)))
-    ]
+    m, rows, columns = draw(st.integers(3, 9)), draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    made = []
+    for _ in range(draw(st.integers(1, 3))):
+        direction = draw(st.sampled_from(Direction))
+        question = 0 if direction is Direction.TEXT_TO_IMAGE else draw(st.integers(0, 2))
+        sparsity = draw(st.sampled_from(KINDS)), draw(st.sampled_from([1, 3, 5, 11])), draw(st.booleans())
+        made.append(AttentionMask(m - question, rows, columns, direction, *sparsity, draw(st.booleans()), question))
+    return made
 
 
 def drawn(masks, per_mask, heads, width, hidden, seed):
@@ -79,7 +73,8 @@ def test_any_mask(masks, per_mask, heads, width, hidden, seed):
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_tiles(direction, kind):
     """More queries in a block than the kernel takes at once, the convolution's blocks, and threads."""
-    masks = [AttentionMask(70, 14, 13, direction, kind, kernel=5)]
+    question = 0 if direction is Direction.TEXT_TO_IMAGE else 66
+    masks = [AttentionMask(70, 14, 13, direction, kind, kernel=5, question_length=question)]
     arrays, key_mask, visible = drawn(masks, 2, 4, 16, 0.1, 0)
     expected = results(lambda q, k, v: dense(q, k, v, visible), arrays, "float64")
     for dtype in ("float32", "float64"):
@@ -122,6 +117,15 @@ def test_without_masks_every_real_key_is_seen():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_an_image_without_text(direction, kind, dtype):
     masks = [AttentionMask(0, 6, 4, direction, kind, kernel=3)]
+    arrays, key_mask, visible = drawn(masks, 2, 2, 8, 0.2, 0)
+    expected = results(lambda q, k, v: dense(q, k, v, visible), arrays, "float64")
+    equal(results(lambda q, k, v: sparse_attention(q, k, v, masks, key_mask), arrays, dtype), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_image_with_a_question_alone(kind, dtype):
+    masks = [AttentionMask(0, 6, 4, Direction.IMAGE_TO_TEXT, kind, 3, question_length=5)]
     arrays, key_mask, visible = drawn(masks, 2, 2, 8, 0.2, 0)
     expected = results(lambda q, k, v: dense(q, k, v, visible), arrays, "float64")
     equal(results(lambda q, k, v: sparse_attention(q, k, v, masks, key_mask), arrays, dtype), expected)

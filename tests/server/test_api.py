@@ -1,15 +1,18 @@
 """The HTTP API: what it answers to good requests."""
 
 import base64
+import copy
 import json
 import re
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
+from ppvilg.model.vilg import ViLG
 from ppvilg.server.requests import png, png_base64
-from tests.server.conftest import STYLES, serving
+from tests.server.conftest import STYLES, Redness, serving
 
 
 def decoded(encoded: str) -> np.ndarray:
@@ -109,6 +112,31 @@ def test_captions(server, pipeline):
         assert answer.status_code == 200, answer.text
         assert [entry["text"] for entry in answer.json()["captions"]] == pipeline.caption([picture], **arguments)[0]
         assert all(0 <= entry["score"] <= 1 for entry in answer.json()["captions"])
+
+
+def test_answers(pipeline):
+    """Of a model with slots for a question; the others refuse."""
+    answering = copy.copy(pipeline)
+    config = replace(pipeline.config.transformer, question_length=6)
+    answering.config, answering.model = replace(pipeline.config, transformer=config), ViLG(config)
+    answering.model.set_state_dict(pipeline.model.state_dict())
+    answering.model.eval()
+    picture, question = np.full((16, 16, 3), 200, np.uint8), "红色？"
+    request = {"image": png_base64(picture), "question": question}
+    with serving(answering, Redness()) as running:
+        for options, arguments in (
+            ({}, {}),
+            ({"beams": 3}, {"num_beams": 3}),
+            ({"n": 2, "temperature": 0.8, "seed": 3}, {"num_answers": 2, "seed": 3, "temperature": 0.8}),
+        ):
+            answer = running.client.post("/v1/answers", json=request | options)
+            assert answer.status_code == 200, answer.text
+            expected = answering.answer([picture], question, **arguments)[0]
+            assert answer.json() == {"answers": [{"text": text} for text in expected]}
+        assert running.client.get("/v1/model").json()["max_question"] == 4
+        refused = running.client.post("/v1/answers", json=request | {"question": question * 3})
+        assert refused.status_code == 422
+        assert "the model reads at most 4" in refused.json()["error"]["message"]
 
 
 def test_what_a_page_needs(server, pipeline):

@@ -124,6 +124,19 @@ def test_captions_that_cannot_be(server, request_, word):
     check(server.client.post("/v1/captions", json=request_), 422, word)
 
 
+@pytest.mark.parametrize(
+    ("request_", "word"),
+    [
+        ({"image": PNG}, "question"),
+        ({"image": PNG, "question": ""}, "question"),
+        ({"image": PNG, "question": "红？"}, "answers no questions"),
+        ({"question": "红？"}, "image"),
+    ],
+)
+def test_questions_that_cannot_be(server, request_, word):
+    check(server.client.post("/v1/answers", json=request_), 422, word)
+
+
 def test_other_kinds_methods_and_paths(server):
     check(server.client.post("/v1/images", content=b'{"prompt": "a"}'), 415, "application/json")
     check(server.client.post("/v1/images", data={"prompt": "a"}), 415)

@@ -16,7 +16,9 @@ CHECKS = [
 ]
 
 
-@pytest.mark.parametrize("operation", ["POST /v1/images", "POST /v1/captions", "GET /v1/model", "GET /healthz"])
+@pytest.mark.parametrize(
+    "operation", ["POST /v1/images", "POST /v1/captions", "POST /v1/answers", "GET /v1/model", "GET /healthz"]
+)
 def test_answers_are_as_described(server, operation):
     schema = schemathesis.openapi.from_url(f"{server.client.base_url}/openapi.json")
     strategy = schema.find_operation_by_label(operation).as_strategy()

@@ -56,6 +56,11 @@ def test_what_is_refused(tiny_configs, tiny_runs, frozen, said):
         build_task(config, ParallelContext())
 
 
+def test_an_adapter_freezes_everything_itself(tiny_configs):
+    with pytest.raises(ValueError, match=r"train\.frozen.*expected \[\] with lora"):
+        load_config(tiny_configs / "vilg.yml", ["train.frozen=[blocks.]", "lora={rank: 2}", "train.init_from=runs/x"])
+
+
 def test_sharded_weights_are_refused(tiny_configs):
     with pytest.raises(ValueError, match=r"train\.frozen.*expected \[\] with parallel\.sharding_stage: 3"):
         load_config(tiny_configs / "vilg.yml", ["train.frozen=[blocks.]", "parallel={sharding_degree: 2, sharding_stage: 3}"])

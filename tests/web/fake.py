@@ -28,6 +28,7 @@ MODEL = {
     "columns": 8,
     "image_tokens": 64,
     "max_text": 22,
+    "max_question": 14,
     "dual_encoder": True,
     "guidance": True,
     "limits": {"n": 6, "candidates": 32, "prompt_characters": 100, "body_bytes": 2**20, "picture_pixels": 2**20},
@@ -94,6 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/captions":
             texts = [f"caption {i} of {body['n']}" for i in range(body["n"])]
             return self._json(200, {"captions": [{"text": text, "score": 0.875} for text in texts]})
+        if self.path == "/v1/answers":
+            return self._json(200, {"answers": [{"text": f"answer to {body['question']}"}]})
         self._draw(body)
 
     def _draw(self, body: dict) -> None:

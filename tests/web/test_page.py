@@ -163,6 +163,27 @@ def test_an_uploaded_picture_gets_captions(page: Browser, fake: Fake, upload: Pa
     assert page.find("#prompt").get_property("value") == "caption 0 of 1"
 
 
+def test_a_question_gets_an_answer(page: Browser, fake: Fake, upload: Path) -> None:
+    page.press("#tab-describe")
+    assert not page.find("#question").is_displayed(), "before there is a picture"
+    page.find("#describe-file").send_keys(str(upload))
+    page.until(lambda: len(page.all("#captions li")) == 1)
+    page.type("#question", "what is this?")
+    page.press("#question-ask")
+    page.until(lambda: len(page.all("#captions li")) == 2)
+    assert page.text("#captions li:nth-child(2)") == "what is this? answer to what is this?"
+    assert fake.asked[1][:2] == ("/v1/answers", {"image": square(5), "question": "what is this?", "n": 1, "beams": 4})
+
+
+def test_a_model_that_answers_nothing_is_not_asked(page: Browser, fake: Fake, upload: Path) -> None:
+    fake.model = {**fake.model, "max_question": 0}
+    page.open(fake.url)
+    page.press("#tab-describe")
+    page.find("#describe-file").send_keys(str(upload))
+    page.until(lambda: page.all("#captions li"))
+    assert not page.find("#question").is_displayed()
+
+
 @pytest.mark.parametrize("way", ["paste", "drop"])
 def test_a_pasted_or_dropped_picture_gets_captions(page: Browser, fake: Fake, way: str) -> None:
     page.run(

@@ -18,6 +18,9 @@ export const getModel = () => request("v1/model").then((response) => response.js
 /** Captions of a picture in base64. */
 export const postCaptions = (body, signal) => request("v1/captions", body, signal).then((response) => response.json());
 
+/** Answers to a question about a picture in base64. */
+export const postAnswers = (body, signal) => request("v1/answers", body, signal).then((response) => response.json());
+
 /** Pictures; `onPartial` gets each partial event's data, the result is the done event's. */
 export async function postImages(body, { signal, onPartial }) {
   const response = await request("v1/images", { ...body, response_format: "b64_json", stream: true }, signal);

@@ -1,6 +1,6 @@
 // The page: what it shows follows `state`; each part has one function that draws it.
 
-import { ApiError, getModel, postCaptions, postImages, setKey } from "./api.js";
+import { ApiError, getModel, postAnswers, postCaptions, postImages, setKey } from "./api.js";
 import * as history from "./history.js";
 import { base64, pictureIn, readPicture } from "./pictures.js";
 import { examples, languageOf, say, styleLabel } from "./strings.js";
@@ -469,6 +469,12 @@ function describe(image) {
 /** More captions of the same picture, drawn at random. */
 const describeInOtherWords = () => addCaptions({ n: Math.min(OTHER_WORDS, state.model?.limits.n ?? OTHER_WORDS), temperature: 1 });
 
+/** The likeliest answer to the question that was typed. */
+function ask() {
+  const question = $("question").value.trim();
+  if (question && state.described.image) addCaptions({ question, n: 1, beams: beams() });
+}
+
 async function addCaptions(options) {
   const { described } = state;
   dismiss();
@@ -477,11 +483,13 @@ async function addCaptions(options) {
   Object.assign(described, { phase: "reading", controller });
   showDescribed();
   try {
-    const answer = await postCaptions({ image: base64(described.image), ...options }, controller.signal);
-    const known = new Set(described.captions.map(({ text }) => text));
-    for (const caption of answer.captions) {
-      if (caption.text && !known.has(caption.text)) described.captions.push(caption);
-      known.add(caption.text);
+    const post = options.question ? postAnswers : postCaptions;
+    const answer = await post({ image: base64(described.image), ...options }, controller.signal);
+    const known = new Set(described.captions.map(said));
+    for (const entry of answer.captions ?? answer.answers) {
+      const caption = { ...entry, question: options.question };
+      if (caption.text && !known.has(said(caption))) described.captions.push(caption);
+      known.add(said(caption));
     }
     described.phase = "done";
     announce(t("status.described"));
@@ -505,9 +513,17 @@ function showDescribed() {
   $("captions").replaceChildren(...captions.map(captionItem));
   $("caption-actions").hidden = !image;
   $("captions-more").disabled = phase !== "done";
+  $("ask").hidden = !image || !state.model?.max_question;
+  $("question-ask").disabled = phase === "reading";
 }
 
-function captionItem({ text, score }) {
+/** A caption, or a question and its answer. */
+const said = ({ text, question }) => (question ? `${question} ${text}` : text);
+
+function captionItem(caption) {
+  const { text, score, question } = caption;
+  const words = element("span", { className: "said", textContent: said(caption) });
+  if (question) return element("li", {}, words);
   const again = element("button", { type: "button", className: "link", textContent: t("captions.draw") });
   again.addEventListener("click", () => {
     $("prompt").value = text;
@@ -517,7 +533,7 @@ function captionItem({ text, score }) {
     $("prompt").focus();
   });
   const hint = typeof score === "number" ? element("span", { className: "hint", textContent: fits(score) }) : null;
-  return element("li", {}, element("span", { className: "said", textContent: text }), hint, again);
+  return element("li", {}, words, hint, again);
 }
 
 // ---------------------------------------------------------------- history
@@ -722,6 +738,10 @@ function listen() {
   on("start-remove", "click", () => setStart(null));
   on("captions-more", "click", describeInOtherWords);
   on("captions-start", "click", () => startFrom(state.described.image));
+  on("ask", "submit", (event) => {
+    event.preventDefault();
+    ask();
+  });
   on("key-cancel", "click", () => $("key-dialog").close(""));
   on("history-clear", "click", clearHistory);
   for (const name of ["draw", "describe"]) {
