@@ -40,7 +40,7 @@ def run(words: list[str], folder: Path) -> None:
     if words[:2] == ["tools/eval.py", "vqa"]:
         words = [*words, "--questions", "4"]
     if "configs/caption_emoji.yml" in words:
-        words = [*words, "-o", "data.keep={subgroup: [heart], style: [noto]}"]
+        words = [*words, "-o", "data.keep={subgroup: [sky-weather], style: [noto]}"]
     if words[0] == "deploy/serve.py":
         serve(words, folder)
         return

@@ -48,10 +48,10 @@ class ViLGConfig:
     """The decoder that end-to-end training draws pixels with (paper 3.1.3); None: without."""
 
     def __post_init__(self):
-        if self.text_encoder is not None and self.text_encoder.sizes is None:
-            raise ValueError("the sizes of text.encoder are not known: train with it first, or give text.encoder.sizes")
         if self.question_length > self.max_text_length:
             raise ValueError(f"question_length is {self.question_length}: give at most max_text_length, {self.max_text_length}")
+        if self.text_encoder is not None and self.text_encoder.sizes is None:
+            raise ValueError("the sizes of text.encoder are not known: train with it first, or give text.encoder.sizes")
         if self.hidden % self.heads:
             raise ValueError(f"hidden is {self.hidden}: give a multiple of the number of heads, {self.heads}")
         if self.tie_embeddings and self.head_bias:

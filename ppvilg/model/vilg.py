@@ -79,17 +79,17 @@ class Embedding(nn.Layer):
         padding; [B, m+q+n, hidden] of answers to questions, which come without the other direction."""
         texts = {Direction.TEXT_TO_IMAGE: batch.prompt, Direction.IMAGE_TO_TEXT: batch.text}
         masks = {Direction.TEXT_TO_IMAGE: batch.prompt_mask, Direction.IMAGE_TO_TEXT: batch.text_mask}
-        image = batch.image_input
+        image, image_length = batch.image_input, batch.image.shape[1]
         if batch.question is not None:
             image = paddle.concat([batch.question, image], axis=1)
             masks[Direction.IMAGE_TO_TEXT] = paddle.concat([batch.text_mask, batch.question_mask], axis=1)
-        key_masks = [key_mask(masks[direction], batch.image.shape[1]) for direction in directions]
+        key_masks = [key_mask(masks[direction], image_length) for direction in directions]
         sequences = [self.sequence(texts[d], image, mask, d) for d, mask in zip(directions, key_masks, strict=True)]
         return scatter_sequences(paddle.concat(sequences), self.mp_group), paddle.concat(key_masks)
 
     def sequence(self, text: paddle.Tensor, image: paddle.Tensor, mask: paddle.Tensor, direction: Direction) -> paddle.Tensor:
-        """One direction of texts int64 [B, m] with images int64 [B, n] -> [B, m+n, hidden]; mask bool [B, m+n], True for what
-        may be seen; before an image that is the prefix stands its question, [B, q+n]."""
+        """One direction of texts int64 [B, m] with images int64 [B, n] -> [B, m+n, hidden]; before an image that is the prefix
+        stands its question, [B, q+n]. Mask bool [B, m+n], True for what may be seen."""
         m = text.shape[1]
         if direction is Direction.TEXT_TO_IMAGE:
             parts = self.embed_prefix(text, mask[:, :m], direction), self.embed_target(image, direction)
@@ -98,8 +98,8 @@ class Embedding(nn.Layer):
         return paddle.concat(parts, axis=1)
 
     def embed_prefix(self, ids: paddle.Tensor, mask: paddle.Tensor, direction: Direction) -> paddle.Tensor:
-        """A text int64 [B, m], or an image [B, q+n] with its question before it, mask bool of the same shape, True for real
-        tokens -> the same shape with [..., hidden]."""
+        """A text int64 [B, m], or an image [B, q+n] with its question before it, mask bool of its shape, True for real tokens
+        -> the same shape with [..., hidden]."""
         if direction is Direction.TEXT_TO_IMAGE:
             return self.embed_text(ids, direction, mask=mask)
         q = self.question_length
@@ -107,7 +107,8 @@ class Embedding(nn.Layer):
         if not q:
             return image
         # A question is embedded like the other kind of text that is a prefix, the one that images are generated from.
-        return paddle.concat([self.embed_text(ids[:, :q], Direction.TEXT_TO_IMAGE, mask=mask[:, :q]), image], axis=1)
+        question = self.embed_text(ids[:, :q], Direction.TEXT_TO_IMAGE, mask=mask[:, :q])
+        return paddle.concat([question, image], axis=1)
 
     def embed_target(self, ids: paddle.Tensor, direction: Direction, slots: paddle.Tensor | None = None) -> paddle.Tensor:
         """Target tokens, as `embed_text` and `embed_image`."""

@@ -28,9 +28,8 @@ OPTIONS = {
     "tied": replace(CONFIG, tie_embeddings=True),
     "reconstructor": replace(CONFIG, reconstructor=VQGAN),
     "projected": replace(CONFIG, text_embedding_width=6),
-    "text encoder": ENCODED,
     "questions": replace(CONFIG, question_length=5),
-    "questions to the text encoder": replace(ENCODED, question_length=5),
+    "text encoder": ENCODED,
     "elsewhere": replace(MODELS["all of them"], text_padding="positional"),
 }
 

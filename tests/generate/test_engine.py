@@ -15,7 +15,7 @@ from ppvilg.model.config import ViLGConfig
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import ViLG, last_real_token
 from ppvilg.text import pad_batch
-from tests.model.test_vilg import CONFIG, OPTIONS, PLANS, N
+from tests.model.test_vilg import CONFIG, OPTIONS, PLANS, N, with_plan
 from tests.model.test_vilg import build as build_random
 
 SAMPLINGS = [Sampling(0), Sampling(0.9, top_k=8, top_p=0.95), Sampling(guidance=2.0), Sampling(0, guidance=3.0)]

@@ -54,10 +54,6 @@ ENCODER_LAYOUTS = [
 ]
 TIED = {"transformer.tie_embeddings": True}
 E2E = {"transformer.reconstructor": True}
-ENCODER = {
-    "text.encoder.sizes": "{vocab_size: 40, hidden_size: 12, num_hidden_layers: 2, num_attention_heads: 3, "
-    "intermediate_size: 24, max_position_embeddings: 12}"
-}
 OPTION_LAYOUTS = [
     {"mp_degree": 2, "pp_degree": 2, "sequence_parallel": True, "recompute": "full"},
     {"sharding_degree": 2, "sharding_stage": 3},
@@ -67,6 +63,10 @@ ELSEWHERE = {f"transformer.{key}": True for key in ("causal_text", "sandwich_nor
 ELSEWHERE |= {"transformer.image_positions": "flat", "text.padding": "positional", "text.vocabulary_size": 52}
 """What the models of other projects have."""
 FROZEN = {"train.frozen": "[blocks.0., embedding.image., head.image.]"}
+ENCODER = {
+    "text.encoder.sizes": "{vocab_size: 40, hidden_size: 12, num_hidden_layers: 2, num_attention_heads: 3, "
+    "intermediate_size: 24, max_position_embeddings: 12}"
+}
 
 
 def name(layout: dict) -> str:
@@ -111,13 +111,6 @@ def test_end_to_end_training(train_layout, alone, layout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
-@pytest.mark.parametrize("layout", ENCODER_LAYOUTS, ids=name)
-def test_text_encoder(train_layout, alone, layout, trained):
-    check(train_layout, alone, layout, SGD, 1e-5, ENCODER | {"text.encoder.train": trained})
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", OPTION_LAYOUTS, ids=name)
 def test_options_of_other_projects_models(train_layout, alone, layout):
     check(train_layout, alone, layout, SGD, 1e-5, ELSEWHERE)
@@ -127,6 +120,13 @@ def test_options_of_other_projects_models(train_layout, alone, layout):
 @pytest.mark.parametrize("layout", FROZEN_LAYOUTS, ids=name)
 def test_frozen_parameters(train_layout, alone, layout):
     check(train_layout, alone, layout, SGD, 1e-5, FROZEN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("layout", ENCODER_LAYOUTS, ids=name)
+def test_text_encoder(train_layout, alone, layout, trained):
+    check(train_layout, alone, layout, SGD, 1e-5, ENCODER | {"text.encoder.train": trained})
 
 
 @pytest.mark.slow
