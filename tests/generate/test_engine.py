@@ -154,7 +154,7 @@ def with_question_length(model: ViLG, length: int) -> ViLG:
 @pytest.mark.parametrize("plan", ["paper", "dense"])
 def test_greedy_answers_are_the_full_forwards_choice(plan):
     """Of questions of different lengths, and of none."""
-    model, read = build(OPTIONS[plan]), images(3)
+    model, read = build(with_plan(plan)), images(3)
     answers = generate_texts(with_question_length(model, 6), read, TEXT, MAX_LENGTH, [0] * 3, Sampling(0), QUESTIONS)
     for image, question, ids in zip(read, QUESTIONS, answers, strict=True):
         ended = [*ids, TEXT.end] if len(ids) < MAX_LENGTH - 1 else ids
