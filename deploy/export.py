@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ppvilg.cli import add_lora_arguments, run
 from ppvilg.config import ViLGExperiment, load_config
+from ppvilg.files import check_new_folder
 
 
 def main() -> None:
@@ -23,8 +24,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.config is None and arguments.checkpoint is None:
         raise ValueError("there is no model: give a config (-c) or a run's folder (--checkpoint)")
-    if arguments.out.exists():
-        raise ValueError(f"{arguments.out} exists already: give a new folder")
+    check_new_folder("--out", arguments.out)
     folder = arguments.checkpoint or load_config(arguments.config, kind=ViLGExperiment).train.output
 
     from ppvilg import ViLGPipeline

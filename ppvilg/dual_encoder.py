@@ -32,7 +32,9 @@ def scores(scorer: Scorer, images: np.ndarray, texts: list[str]) -> np.ndarray:
 
 
 def rerank(scorer: Scorer, images: list[np.ndarray], text: str) -> list[int]:
-    """The order of images uint8 [H, W, 3] by how well they fit a text, the best first."""
+    """The order of images uint8 [H, W, 3], at least one, by how well they fit a text, the best first."""
+    if not images:
+        raise ValueError("there is no image to rank: give at least one")
     fits = scores(scorer, np.stack(images), [text] * len(images))
     return [int(i) for i in np.argsort(-fits, kind="stable")]
 

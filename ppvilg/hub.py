@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ppvilg.files import check_folder
 from ppvilg.options import check_count, check_texts
 from ppvilg.pipeline import ViLGPipeline
 from ppvilg.text import styled
@@ -45,8 +46,8 @@ class ErnieVilG:
         prompts = check_texts("text_prompts", text_prompts)
         check_count("topk", topk, 1)
         folder = Path(output_dir)
-        if visualization and folder.exists() and not folder.is_dir():
-            raise ValueError(f"output_dir is {folder}, which is a file: give a folder")
+        if visualization:
+            check_folder("output_dir", folder)
         config = self.pipeline.config
         check_resolution(resolution, config.image_size)
         self.pipeline.check_known(prompts)

@@ -1,6 +1,7 @@
 """The options of the pipeline's calls, checked; without paddle, so that tools can check theirs before they load a model."""
 
 import math
+import re
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,8 +114,11 @@ def check_texts(name: str, texts: object) -> list[str]:
     found = [texts] if isinstance(texts, str) else texts
     if not isinstance(found, Sequence) or not found or not all(isinstance(text, str) for text in found):
         raise ValueError(f"{name} is {reprlib.repr(texts)}: expected a text, or a list of at least one")
-    if not all(text.strip() for text in found):
-        raise ValueError("the text is empty: give a few words, e.g. 一个红苹果")
+    for text in found:
+        if not text.strip():
+            raise ValueError("the text is empty: give a few words, e.g. 一个红苹果")
+        if re.search("[\ud800-\udfff]", text):  # what Python makes of bytes that are not UTF-8
+            raise ValueError(f"the text {reprlib.repr(text)} is not UTF-8: write it as such")
     return list(found)
 
 

@@ -1,9 +1,9 @@
 """Pictures as arrays: conversions, PNG files and labelled grids."""
 
+import io
 from functools import cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from ppvilg.files import write_whole
@@ -29,15 +29,41 @@ def check_picture(picture: np.ndarray) -> None:
         raise ValueError(f"a picture is {picture.dtype} {list(picture.shape)}: expected uint8 [H, W, 3]")
 
 
-def save_png(picture: np.ndarray, path: Path) -> None:
-    """Write uint8 RGB [H, W, 3] under a temporary name and rename it."""
+def save_png(picture: np.ndarray, path: Path, description: str | None = None) -> None:
+    """Write uint8 RGB [H, W, 3] under a temporary name and rename it; with a description it is marked as drawn by a model."""
+    from PIL import Image, PngImagePlugin
+
     check_picture(picture)
-    encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
-    write_whole(path, encoded.tobytes())
+    about = PngImagePlugin.PngInfo()
+    if description is not None:
+        about.add_text("Software", _SOFTWARE)
+        about.add_itxt("Description", description)
+    encoded = io.BytesIO()
+    Image.fromarray(picture).save(encoded, "PNG", pnginfo=about)
+    write_whole(path, encoded.getvalue())
+
+
+_SOFTWARE = "ppvilg"
+
+
+def forget_images(folder: Path, keep: list[Path]) -> None:
+    """Remove the numbered PNGs in a folder that are marked as drawn by a model, but not those to keep."""
+    from PIL import Image
+
+    for path in sorted(set(folder.glob("[0-9][0-9][0-9][0-9]*.png")) - set(keep)):
+        try:
+            with Image.open(path) as image:
+                drawn = image.info.get("Software") == _SOFTWARE
+        except (OSError, ValueError, SyntaxError):
+            continue
+        if drawn:
+            path.unlink()
 
 
 def plain_grid(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
-    """Rows of equally large pictures uint8 [H, W, 3] on white -> one picture uint8."""
+    """Rows of equally large pictures uint8 [H, W, 3], at least one, on white -> one picture uint8."""
+    if not rows or not all(rows):
+        raise ValueError("there is no picture to show: give rows of at least one each")
     height, width = rows[0][0].shape[:2]
     columns = max(len(row) for row in rows)
     shape = (len(rows) * (height + gap) + gap, columns * (width + gap) + gap, 3)
@@ -52,10 +78,13 @@ def plain_grid(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
 def labelled_grid(cells: list[tuple[list[np.ndarray], str]], columns: int, zoom: int = 2, characters: int = 14) -> np.ndarray:
     """Cells of pictures side by side with a label below, `columns` cells in a row -> one picture uint8.
 
-    `zoom` enlarges every picture by whole pixels; labels are broken after about `characters` wide characters.
+    `zoom` enlarges every picture by whole pixels; labels are broken after about `characters` wide characters. Raises
+    `ValueError` where there is no picture.
     """
     from PIL import Image, ImageDraw
 
+    if columns < 1 or not cells or not all(pictures for pictures, _ in cells):
+        raise ValueError("there is no picture to show: give a column and a cell or more, with a picture each")
     size = cells[0][0][0].shape[0] * zoom
     across = max(len(pictures) for pictures, _ in cells)
     lines = [_broken(label, characters) for _, label in cells]

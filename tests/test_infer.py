@@ -4,7 +4,6 @@ import json
 
 import cv2
 import numpy as np
-import pytest
 
 from ppvilg import ViLGPipeline
 from tests.helpers import run_tool
@@ -69,50 +68,6 @@ def test_the_best_of_several(tiny_model, tiny_dual_encoder, tmp_path):
     pipe = ViLGPipeline.from_pretrained(tiny_model, dual_encoder=tiny_dual_encoder)
     best = pipe("红色方块", num_images_per_prompt=2, num_candidates=8).images
     np.testing.assert_array_equal(read_png(tmp_path / "0000.png"), np.asarray(best[0]))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--mode", "t2i", "--text", " "], "the text is empty"),
-        (["--mode", "t2i", "--text", "红" * 20], "shorten it"),
-        (["--mode", "t2i"], "there is no text"),
-        (["--mode", "t2i", "--text-file", "no.txt"], "no.txt: No such file"),
-        (["--mode", "t2i", "--text", "红", "--model", "no/such/run"], "no folder no/such/run"),
-        (["--mode", "t2i", "--text", "红", "--top-p", "2"], "top_p"),
-        (["--mode", "t2i", "--text", "红", "--temperature", "nan"], "temperature is nan"),
-        (["--mode", "t2i", "--text", "红", "--seed", "-1"], "seed is -1"),
-        (["--mode", "t2i", "--text", "红", "--samples", "0"], "--samples"),
-        (["--mode", "t2i", "--text", "红", "--guidance", "-1"], "guidance"),
-        (["--mode", "t2i", "--text", "红", "--decoder", "hidden"], "no reconstructor"),
-        (["--mode", "t2i", "--text", "红", "--best-of", "1", "--samples", "2"], "--best-of is 1"),
-        (["--mode", "t2i", "--text", "红", "--best-of", "4", "--dual-encoder", "no/such"], "there is no folder no/such"),
-        (["--mode", "t2i", "--text", "红", "--output", "README.md"], "--output is README.md"),
-        (["--mode", "t2i", "--text", "红", "--json", "no/such/folder/x.json"], "--json is no/such/folder/x.json"),
-        (["--mode", "complete", "--image", "README.md", "--text", "红", "--keep-rows", "2"], "README.md"),
-        (["--mode", "complete", "--text", "红", "--keep-rows", "2"], "0 --image and 1 --text"),
-        (["--mode", "complete", "--image", "IMAGE", "--text", "红"], "--keep-rows"),
-        (["--mode", "complete", "--image", "IMAGE", "--text", "红", "--keep-rows", "4"], "keep 1 to 3"),
-        (["--mode", "i2t"], "there is no image"),
-        (["--mode", "i2t", "--image", "IMAGE", "--beams", "0"], "beams"),
-        (["--mode", "i2t", "--image", "IMAGE", "--beams", "2", "--samples", "2"], "beams"),
-        (["--mode", "i2t", "--image", "IMAGE", "--guidance", "2"], "guidance"),
-        (["--mode", "i2t", "--image", "README.md"], "README.md"),
-        (["--mode", "i2t", "--image", "no.png"], "no.png: No such file"),
-        (["--mode", "i2t", "--image", "IMAGE", "--model", "tools"], "no config.json and no config.yml"),
-    ],
-)
-def test_mistakes_are_one_line(tiny_model, tiny_data, tmp_path, arguments, message):
-    arguments = [tiny_data / "00.png" if argument == "IMAGE" else argument for argument in arguments]
-    if "--model" not in arguments:
-        arguments = [*arguments, "--model", tiny_model]
-    if "--output" not in arguments:
-        arguments = [*arguments, "--output", tmp_path / "out"]
-    done = run_tool("infer", *arguments)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert not list(tmp_path.iterdir())
 
 
 def test_arguments_are_checked_before_the_model_is_loaded(tiny_data, tmp_path):

@@ -24,6 +24,7 @@ from ppvilg.text import (
     encode_prompt,
     load_text_tokenizer,
     pad_batch,
+    styled,
 )
 from ppvilg.train.vilg import text_table
 from ppvilg.yttm import YttmText
@@ -239,3 +240,11 @@ def test_words_are_known_whatever_stands_around_a_text(tokenizer, words):
     known, partly = words
     assert check_known(tokenizer(), known) is None
     assert check_known(tokenizer(), partly).startswith("the model knows ")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "style", "expected"),
+    [("红", "both", "大红"), ("red", "both", "a red"), ("red", "only_zh", "小red"), ("红", "none", "红")],
+)
+def test_a_style_is_asked_for_in_the_prompts_language(prompt, style, expected):
+    assert styled(prompt, style, {"both": {"zh": "大{}", "en": "a {}"}, "only_zh": {"zh": "小{}"}, "none": {}}) == expected

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ppvilg.cli import run
 from ppvilg.config import ViLGExperiment, load_config
+from ppvilg.files import check_folder
+from ppvilg.options import check_count
 
 
 def main() -> int:
@@ -22,6 +24,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("ablation"), help="folder for table and grid")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    check_folder("--output", arguments.output)
+    check_count("--seed", arguments.seed, 0)
     configs = [load_config(path, arguments.override, ViLGExperiment) for path in (arguments.two_stage, arguments.end_to_end)]
 
     from ppvilg.evaluation.efficientnet import load_efficientnet

@@ -13,6 +13,7 @@ import argparse
 
 from ppvilg.cli import run
 from ppvilg.config import ViLGExperiment, VQGANExperiment, load_config
+from ppvilg.options import check_count
 
 
 def main() -> None:
@@ -56,12 +57,13 @@ def main() -> None:
     for command in (attention, train, generate, export, profile):
         command.add_argument("--repetitions", type=int, default=10)
     arguments = parser.parse_args()
-    if arguments.command in ("serve", "draw"):
-        (serve_table if arguments.command == "serve" else draw_table)(arguments)
-        return
-    if arguments.repetitions < 1:
-        raise ValueError(f"--repetitions is {arguments.repetitions}: give at least 1")
+    for name in ("hidden", "heads", "text_length", "side", "batch", "clients", "requests", "repetitions"):
+        counts = getattr(arguments, name, [])
+        for count in counts if isinstance(counts, list) else [counts]:
+            check_count(f"--{name.replace('_', '-')}", count, 1)
     tables = {
+        "serve": serve_table,
+        "draw": draw_table,
         "attention": attention_table,
         "train": train_table,
         "generate": generate_table,
@@ -73,6 +75,9 @@ def main() -> None:
 
 def attention_table(arguments: argparse.Namespace) -> None:
     """Both directions together."""
+    if arguments.hidden % arguments.heads:
+        raise ValueError(f"--heads is {arguments.heads}: expected a divisor of --hidden, {arguments.hidden}")
+
     from ppvilg.benchmark.attention import LayerSizes, compare_attention
     from ppvilg.benchmark.runner import table
 
@@ -108,8 +113,6 @@ def generate_table(arguments: argparse.Namespace) -> None:
 
 def serve_table(arguments: argparse.Namespace) -> None:
     """Throughput and latency, then a full queue and clients that vanish."""
-    if min([*arguments.clients, arguments.requests]) < 1:
-        raise ValueError("--clients and --requests: give at least 1")
     from ppvilg.benchmark.serving import measure_serving
 
     for line in measure_serving(arguments.model, arguments.text, arguments.clients, arguments.requests):

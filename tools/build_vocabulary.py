@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ppvilg.cli import run
+from ppvilg.files import check_file, write_whole
 
 
 def main() -> None:
@@ -14,10 +15,12 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=6000, help="lines at most, as far as the characters allow")
     parser.add_argument("--output", type=Path, required=True, help="the vocab.txt to write")
     arguments = parser.parse_args()
+    check_file("--output", arguments.output)
+    if arguments.limit < 1:
+        raise ValueError(f"--limit is {arguments.limit}: give at least 1")
 
     from ppvilg.data.sources import open_source
     from ppvilg.data.vocabulary import build_vocabulary
-    from ppvilg.files import write_whole
 
     source = open_source(arguments.data, "all", captions=arguments.captions)
     captions = [text for record in source.records for texts in record.captions.values() for text in texts]

@@ -10,6 +10,7 @@ import inspect
 from pathlib import Path
 
 from ppvilg.cli import run
+from ppvilg.files import check_new_folder
 
 
 def main() -> None:
@@ -26,8 +27,7 @@ def main() -> None:
             kind.add_argument(source, type=Path, metavar=source.upper())
         kind.add_argument("--out", type=Path, required=True, help="what to write, which must not exist yet")
     arguments = vars(parser.parse_args())
-    if arguments["out"].exists():
-        raise ValueError(f"--out is {arguments['out']}, which exists already: give a new name")
+    check_new_folder("--out", arguments["out"])
     print(KINDS[arguments.pop("kind")](**arguments))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ppvilg.cli import run
 from ppvilg.config import ViLGExperiment, VQGANExperiment, load_config
+from ppvilg.files import check_folder
 
 
 def main() -> int:
@@ -18,6 +19,10 @@ def main() -> int:
     parser.add_argument("--tokenizer-config", default="configs/vqgan_emoji.yml")
     parser.add_argument("--config", default="configs/vilg_emoji.yml")
     arguments = parser.parse_args()
+    for name in ("runs", "output"):
+        check_folder(f"--{name}", getattr(arguments, name))
+    if not arguments.prompts.is_file():
+        raise ValueError(f"--prompts is {arguments.prompts}: give a file with a prompt on each line")
     tokenizer_run, run_folder = arguments.runs / "vqgan_emoji", arguments.runs / "vilg_emoji"
     tokenizer = load_config(arguments.tokenizer_config, [f"train.output={tokenizer_run}"], VQGANExperiment)
     overrides = [f"train.output={run_folder}", f"train.tokenizer={tokenizer_run}"]

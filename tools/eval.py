@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ppvilg.cli import run
 from ppvilg.config import EvalExperiment, ViLGExperiment, load_config
+from ppvilg.files import check_file, check_folder
 
 
 def main() -> None:
@@ -45,6 +46,7 @@ def evaluate_split(words: list[str]) -> None:
     from ppvilg.evaluation.report import as_text, read_report
 
     output = arguments.output or Path(config.model) / "eval" / arguments.split
+    check_folder("--output", output)
     rank, processes = (int(os.environ.get(f"PADDLE_{name}", first)) for name, first in (("TRAINER_ID", 0), ("TRAINERS_NUM", 1)))
     if evaluate(config, arguments.split, output, rank, processes):
         print(as_text(read_report(output)))
@@ -59,6 +61,7 @@ def compare(words: list[str]) -> None:
     arguments = parser.parse_args(words)
     if len(arguments.folders) < 2:
         raise ValueError("there is one evaluation: give two or more to compare")
+    check_file("--output", arguments.output)
 
     from ppvilg.evaluation.page import differences, write_page
     from ppvilg.evaluation.report import read_report

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 from ppvilg.cli import add_lora_arguments, run
+from ppvilg.files import check_file, check_folder, write_whole
+from ppvilg.options import check_texts
 
 
 def main() -> None:
@@ -28,7 +30,7 @@ def main() -> None:
     questions = "a question: one for each image, or several for one, or one for all (vqa); repeatable"
     parser.add_argument("--question", action="append", default=[], help=questions)
     parser.add_argument("--keep-rows", type=int, help="rows of tokens of the image that stay (complete)")
-    parser.add_argument("--output", type=Path, default="output", help="folder for images and grid (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("output"), help="folder for images and grid (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="also write prompts, captions or answers to this JSON file")
     parser.add_argument("--samples", type=int, default=1, help="images, captions or answers for each input")
     parser.add_argument("--best-of", type=int, metavar="N", help="draw N images for each text and keep the best (t2i)")
@@ -54,13 +56,54 @@ def main() -> None:
     )
     add_lora_arguments(parser)
     arguments = parser.parse_args()
+    check_fit(arguments, parser)
     if arguments.samples < 1:
         raise ValueError(f"--samples is {arguments.samples}: give at least 1")
-    if arguments.output.exists() and not arguments.output.is_dir():
-        raise ValueError(f"--output is {arguments.output}, which is a file: give a folder")
-    if arguments.json is not None and (arguments.json.is_dir() or not arguments.json.parent.is_dir()):
-        raise ValueError(f"--json is {arguments.json}: give a file in a folder that exists")
+    check_folder("--output", arguments.output)
+    if arguments.json is not None:
+        check_file("--json", arguments.json)
     MODES[arguments.mode](arguments)
+
+
+ONLY = {
+    "text": ("t2i", "complete"),
+    "text_file": ("t2i",),
+    "image": ("i2t", "vqa", "complete"),
+    "question": ("vqa",),
+    "keep_rows": ("complete",),
+    "output": ("t2i", "complete"),
+    "best_of": ("t2i",),
+    "dual_encoder": ("t2i",),
+    "guidance": ("t2i", "complete"),
+    "decoder": ("t2i", "complete"),
+    "beams": ("i2t", "vqa"),
+    "length_penalty": ("i2t", "vqa"),
+}
+"""What is not for every mode."""
+
+
+def check_fit(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuse what was given but would change nothing."""
+    given = [name for name, value in vars(arguments).items() if value != parser.get_default(name)]
+    for name in given:
+        if arguments.mode not in ONLY.get(name, MODES):
+            modes = " and ".join(f"--mode {mode}" for mode in ONLY[name])
+            raise ValueError(f"{option(name)} is for {modes}: leave it out with --mode {arguments.mode}")
+    greedy = arguments.temperature == 0 or (arguments.temperature is None and arguments.mode in ("i2t", "vqa"))
+    for name, without, needs in (
+        ("dual_encoder", arguments.best_of is None, "--best-of"),
+        ("lora_scale", arguments.lora is None, "--lora"),
+        ("length_penalty", arguments.beams == 1, "--beams"),
+        ("top_k", greedy, "a --temperature above 0"),
+        ("top_p", greedy, "a --temperature above 0"),
+    ):
+        if name in given and without:
+            raise ValueError(f"{option(name)} does nothing without {needs}: give that too, or leave it out")
+
+
+def option(name: str) -> str:
+    """As it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def text_to_image(arguments: argparse.Namespace) -> None:
@@ -73,12 +116,12 @@ def text_to_image(arguments: argparse.Namespace) -> None:
         if arguments.best_of < arguments.samples:
             raise ValueError(f"--best-of is {arguments.best_of}: give at least as many as --samples, {arguments.samples}")
         options["num_candidates"], dual_encoder = arguments.best_of, arguments.dual_encoder
-    for prompt in prompts:
-        check_text(prompt)
+    check_texts("text", prompts)
 
     from ppvilg import ViLGPipeline
 
     pipe = ViLGPipeline.from_pretrained(arguments.model, dual_encoder, lora=arguments.lora, lora_scale=arguments.lora_scale)
+    warn(pipe.check_known(prompts))
     save_images(arguments, prompts, pipe(prompts, **options).images)
 
 
@@ -89,13 +132,14 @@ def complete(arguments: argparse.Namespace) -> None:
     if arguments.keep_rows is None:
         raise ValueError("there is no --keep-rows: say how many rows of tokens stay")
     options = image_options(arguments)
-    for image, prompt in zip(arguments.image, arguments.text, strict=True):
-        check_text(prompt)
+    check_texts("text", arguments.text)
+    for image in arguments.image:
         check_image(image)
 
     from ppvilg import ViLGPipeline
 
     pipe = ViLGPipeline.from_pretrained(arguments.model, lora=arguments.lora, lora_scale=arguments.lora_scale)
+    warn(pipe.check_known(arguments.text))
     images = []
     for image, prompt in zip(arguments.image, arguments.text, strict=True):
         images += pipe.complete(image, arguments.keep_rows, prompt, **options).images
@@ -110,11 +154,11 @@ def image_to_text(arguments: argparse.Namespace) -> None:
 
     pipe = ViLGPipeline.from_pretrained(arguments.model, lora=arguments.lora, lora_scale=arguments.lora_scale)
     captions = pipe.caption(arguments.image, arguments.samples, **options)
-    for image, texts in zip(arguments.image, captions, strict=True):
-        for text in texts:
-            print(f"{image}  {text}")
     entries = [{"image": image, "captions": texts} for image, texts in zip(arguments.image, captions, strict=True)]
     write_json(arguments.json, entries)
+    for entry in entries:
+        for text in entry["captions"]:
+            print(f"{entry['image']}  {text}")
 
 
 def answer_questions(arguments: argparse.Namespace) -> None:
@@ -122,8 +166,7 @@ def answer_questions(arguments: argparse.Namespace) -> None:
     images, questions, options = arguments.image, arguments.question, text_options(arguments)
     if not questions:
         raise ValueError("there is no question: give --question")
-    for question in questions:
-        check_text(question)
+    check_texts("question", questions)
 
     from ppvilg import ViLGPipeline
 
@@ -131,11 +174,11 @@ def answer_questions(arguments: argparse.Namespace) -> None:
     answers = pipe.answer(images, questions, arguments.samples, **options)
     count, entries = len(answers), []
     for i, (texts, image) in enumerate(zip(answers, images * (count // len(images)), strict=True)):
-        question = questions[i % len(questions)]
-        entries.append({"image": image, "question": question, "answers": texts})
-        for text in texts:
-            print(f"{image}  {question}  {text}")
+        entries.append({"image": image, "question": questions[i % len(questions)], "answers": texts})
     write_json(arguments.json, entries)
+    for entry in entries:
+        for text in entry["answers"]:
+            print(f"{entry['image']}  {entry['question']}  {text}")
 
 
 def text_options(arguments: argparse.Namespace) -> dict:
@@ -144,8 +187,6 @@ def text_options(arguments: argparse.Namespace) -> dict:
 
     if not arguments.image:
         raise ValueError("there is no image: give --image")
-    if arguments.guidance != 1:
-        raise ValueError(f"--guidance is {arguments.guidance}, but only images have guidance: leave it out")
     options = {"num_beams": arguments.beams, "length_penalty": arguments.length_penalty, **sampling_options(arguments, 0.0)}
     CaptionOptions(num_captions=arguments.samples, **options)
     for image in arguments.image:
@@ -177,13 +218,7 @@ def read_lines(path: str | None) -> list[str]:
         text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"cannot read texts from {path}: {error}") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def check_text(text: str) -> None:
-    """Refuse an empty text before the model is loaded."""
-    if not text.strip():
-        raise ValueError("the text is empty: give a few words, e.g. 一个红苹果")
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def check_image(path: str) -> None:
@@ -193,28 +228,43 @@ def check_image(path: str) -> None:
     load_image(path, 1)
 
 
-def save_images(arguments: argparse.Namespace, prompts: list[str], images: list) -> None:
-    """Write the images of each prompt, a grid of all, and the list."""
-    from ppvilg.pictures import labelled_grid, save_png
+def warn(warnings: list[str]) -> None:
+    """On standard error."""
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for i, image in enumerate(images):
-        path, prompt = arguments.output / f"{i:04d}.png", prompts[i // arguments.samples]
-        save_png(image, path)
-        entries.append({"text": prompt, "image": str(path)})
-        print(f"{path}  {prompt}")
-    cells = [(images[i * arguments.samples : (i + 1) * arguments.samples], prompt) for i, prompt in enumerate(prompts)]
-    columns = max(1, 8 // arguments.samples)
-    save_png(labelled_grid(cells, min(columns, len(cells))), arguments.output / "grid.png")
-    print(arguments.output / "grid.png")
+
+def save_images(arguments: argparse.Namespace, prompts: list[str], images: list) -> None:
+    """Write the images of each prompt, a grid of them, and the list; images that an earlier call left there go."""
+    from ppvilg.pictures import forget_images, labelled_grid, save_png
+
+    output, samples = arguments.output, arguments.samples
+    output.mkdir(parents=True, exist_ok=True)
+    paths = [output / f"{i:04d}.png" for i in range(len(images))]
+    forget_images(output, keep=paths)
+    for i, (image, path) in enumerate(zip(images, paths, strict=True)):
+        save_png(image, path, description=prompts[i // samples])
+    shown = min(samples, 16)
+    in_grid = prompts[: GRID // shown]
+    cells = [(images[i * samples : i * samples + shown], prompt) for i, prompt in enumerate(in_grid)]
+    save_png(labelled_grid(cells, min(max(1, 8 // shown), len(cells))), output / "grid.png")
+    if (shown, len(in_grid)) != (samples, len(prompts)):
+        warn([f"the grid shows {shown} images each of the first {len(in_grid)} texts; all {len(images)} are beside it"])
+    entries = [{"text": prompts[i // samples], "image": str(path)} for i, path in enumerate(paths)]
     write_json(arguments.json, entries)
+    for entry in entries:
+        print(f"{entry['image']}  {entry['text']}")
+    print(output / "grid.png")
+
+
+GRID = 256
+"""Images in a grid, at most."""
 
 
 def write_json(path: Path | None, entries: list[dict]) -> None:
     """Write the entries, if a path was given."""
     if path is not None:
-        path.write_text(json.dumps(entries, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        write_whole(path, json.dumps(entries, ensure_ascii=False, indent=2) + "\n")
 
 
 MODES = {"t2i": text_to_image, "i2t": image_to_text, "vqa": answer_questions, "complete": complete}

@@ -1,8 +1,10 @@
 """One model folder of a run that several processes trained: python tools/merge_checkpoint.py runs/vilg_10b -o vilg_10b."""
 
 import argparse
+from pathlib import Path
 
 from ppvilg.cli import run
+from ppvilg.files import check_new_folder
 
 
 def main() -> None:
@@ -11,6 +13,8 @@ def main() -> None:
     parser.add_argument("run", help="the folder of a training run; its newest checkpoint is taken")
     parser.add_argument("-o", "--output", required=True, help="a new folder, for tools/infer.py --model")
     arguments = parser.parse_args()
+
+    check_new_folder("--output", Path(arguments.output))
 
     from ppvilg.folder import merge
 

@@ -18,6 +18,7 @@ from ppvilg.config.models import (
     Positive,
     PositiveFloat,
     Probability,
+    Seed,
     TextConfig,
     TextTokenizerConfig,
     TransformerConfig,
@@ -73,7 +74,7 @@ class TrainConfig:
     """The run's folder: resolved config, checkpoints, logs, preview images."""
     init_from: str | None = None
     """Folder of a run or a model whose weights a new run starts from; the optimizer and the learning rate start anew."""
-    seed: Count = 0
+    seed: Seed = 0
     steps: Positive = 100_000
     batch_size: Positive = 32
     """Pairs (or images) per optimizer step, all processes and micro-batches together."""
@@ -346,7 +347,7 @@ class EvalDataConfig:
     """As in training: the file or files with the captions or questions of a folder of images."""
     validation_fraction: Probability = 0.05
     """Share of the pairs in the split `validation` where the data has no splits of its own."""
-    seed: Count = 0
+    seed: Seed = 0
     """What that split is drawn with, `train.seed` in training."""
     keep: Keep = field(default_factory=dict)
     """What the model was trained on: samples whose metadata has one of these values."""
@@ -370,7 +371,7 @@ class EvalExperiment:
     """Pairs drawn at random from the split; null: all."""
     captions: Literal["canonical", "any"] = "canonical"
     """Each image with the first caption of its heaviest language, or any caption of that language with its image (COCO)."""
-    seed: Count = 0
+    seed: Seed = 0
     training_split: str | None = "train"
     """Where the baselines find real images and captions besides those of the split; null: without these baselines."""
     extractor: str = "efficientnet-lite0"

@@ -14,7 +14,7 @@ from typing import Any
 
 from ppvilg.checkpoint import check_weights, checkpoints, checksum, load_arrays, save_arrays, weights_file
 from ppvilg.config import DualEncoderExperiment, TrainingExperiment, ViLGExperiment, load_config
-from ppvilg.files import write_whole
+from ppvilg.files import check_folder, write_whole
 from ppvilg.folder import BASE, CONFIG, WEIGHTS, ImageTokenizerConfig, read_config, write_config
 from ppvilg.train.task import Task
 
@@ -51,9 +51,7 @@ _FREE = (  # of those sections, what may change from one part of a run to the ne
 def check_output(config: TrainingExperiment, resume: bool) -> None:
     """Raise `ValueError` where `train.output` is no place for a run: a file, a model, or a run that is not to be resumed."""
     run = Path(config.train.output)
-    there = next(path for path in (run, *run.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ValueError(f"train.output is {run}, but {there} is a file: give a folder")
+    check_folder("train.output", run)
     if (run / CONFIG).is_file():
         raise ValueError(f"train.output is {run}, which holds a model: give another folder")
     if checkpoints(run) and not resume:

@@ -14,6 +14,8 @@ from ppvilg.train.task import Losses, Task
 from ppvilg.vqgan.loss import VQGANLoss
 from ppvilg.vqgan.model import VQGAN
 
+_ACROSS = 16  # pictures of a preview side by side
+
 
 class VQGANTask(Task):
     """Images -> reconstructions; the discriminator is a second module with an optimizer of its own."""
@@ -71,7 +73,10 @@ class VQGANTask(Task):
         samples = evenly_spaced(len(self.validation), self.config.train.preview_samples)
         originals = load_images(self.validation, samples, self.config.data.image_size)
         reconstruction, _ = self.model(paddle.to_tensor(to_model(originals)))
-        return Preview({"reconstructions": plain_grid([list(originals), list(from_model(reconstruction.numpy()))])})
+        made, rows = from_model(reconstruction.numpy()), []
+        for first in range(0, len(originals), _ACROSS):
+            rows += [list(originals[first : first + _ACROSS]), list(made[first : first + _ACROSS])]
+        return Preview({"reconstructions": plain_grid(rows)})
 
     def _batches(self, source: Source) -> Iterator[paddle.Tensor]:
         """Images spread over a source, in batches of one size, so that means over batches are means over images."""

@@ -17,7 +17,7 @@ def test_every_kind_is_in_the_help():
     ("arguments", "message"),
     [
         (["taming", "none.ckpt", "none.yaml", "--out", "OUT/new"], "error: cannot read none.yaml: No such file or directory"),
-        (["taming", "none.ckpt", "none.yaml", "--out", "OUT"], "which exists already: give a new name"),
+        (["taming", "none.ckpt", "none.yaml", "--out", "OUT"], "exists already: give a new name"),
         (["lpips", "vgg16.pth", "--out", "OUT/new"], "the following arguments are required: LPIPS"),
         (["dalle", "x.pt", "--out", "OUT/new"], "invalid choice: 'dalle' (choose from 'artist', "),
     ],

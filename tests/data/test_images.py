@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ppvilg.data import images
 from ppvilg.data.images import decode_image
@@ -81,14 +81,31 @@ def test_cmyk_jpeg():
     assert abs(decoded - (255, 0, 0)).max() < 40
 
 
-def test_camera_orientation_is_applied():
-    values = np.zeros((16, 16, 3), np.uint8)
-    values[:8] = 255
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("JPEG", "RGB"), ("PNG", "RGB"), ("PNG", "RGBA"), ("WEBP", "RGB"), ("WEBP", "RGBA")]
+)
+def test_camera_orientation_is_applied_as_pillow_does(kind, mode, orientation):
+    blocks = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
+    image, exif = Image.fromarray(np.kron(blocks, np.ones((8, 8, 1), np.uint8))[:23]).convert(mode), Image.Exif()
+    exif[0x0112] = orientation
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(kind, {})
+    data = encode(image, kind, exif=exif, **options)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    top, left = (upright.shape[0] - 23) // 2, (upright.shape[1] - 23) // 2
+    np.testing.assert_array_equal(decode_image(data, 23), upright[top : top + 23, left : left + 23])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_orientation_is_none(kind):
+    image = noise(16, 16)
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100}}.get(kind, {})
+    expected = decode_image(encode(image, kind, **options), 16)
+    for exif in (b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0", b"rubbish"):
+        np.testing.assert_array_equal(decode_image(encode(image, kind, exif=exif, **options), 16), expected)
     exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    decoded = decode_image(encode(Image.fromarray(values), "JPEG", exif=exif), 16)
-    assert decoded[:6].max() < 60
-    assert decoded[10:].min() > 200
+    exif[0x0112] = 77
+    np.testing.assert_array_equal(decode_image(encode(image, kind, exif=exif, **options), 16), expected)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG", "BMP", "GIF"])
