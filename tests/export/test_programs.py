@@ -30,6 +30,7 @@ OPTIONS = {
     "projected": replace(CONFIG, text_embedding_width=6),
     "questions": replace(CONFIG, question_length=5),
     "text encoder": ENCODED,
+    "questions to the text encoder": replace(ENCODED, question_length=5),
     "elsewhere": replace(MODELS["all of them"], text_padding="positional"),
 }
 
