@@ -115,7 +115,7 @@ def test_other_errors(server):
     wrong = {"err_no": 3002, "err_msg": "Failed to inference: Service name error.", **EMPTY}
     assert post(server, {"prompt": "a"}, "/other/prediction").json() == wrong
     assert infer(server, {"prompt": "a"}, name="other").err_no == 3002
-    assert infer(server, {"prompt": "a"}, name=NAME).err_no == 0
+    assert infer(server, {"prompt": "红"}, name=NAME).err_no == 0
     package = {"err_no": 8000, "err_msg": "rpc package error: list index out of range", **EMPTY}
     assert post(server, b'{"key": ["prompt", "n"], "value": ["a"]}').json() == package
     answer = post(server, b'{"tensors": [{"name": "prompt", "elem_type": 99}]}').json()
@@ -148,8 +148,9 @@ def test_what_is_an_empty_message(server, body):
 
 
 def test_values_that_are_not_utf8(server):
-    answer = post(server, b'{"key": ["prompt"], "value": ["\xff\xfe"]}')
-    assert answer.json()["err_no"] == 0
+    red = "红".encode()
+    assert post(server, b'{"key": ["prompt"], "value": ["' + red + b'\xff\xfe"]}').json()["err_no"] == 0
+    assert post(server, b'{"key": ["prompt"], "value": ["\xff\xfe"]}').json()["err_no"] == REFUSED
 
 
 def test_busy_late_and_broken(pipeline):
