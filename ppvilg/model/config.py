@@ -124,3 +124,17 @@ def trained_directions(train: ViLGTrainConfig) -> tuple[Direction, ...]:
     """Those whose loss has a weight."""
     weights = {Direction.TEXT_TO_IMAGE: train.txt2img_weight, Direction.IMAGE_TO_TEXT: train.img2txt_weight}
     return tuple(direction for direction, weight in weights.items() if weight)
+
+
+def untrained_parameters(config: ViLGExperiment) -> tuple[str, ...]:
+    """What their names begin with: those that `train.frozen` names, and those that the directions trained do not reach."""
+    unused = {Direction.TEXT_TO_IMAGE: ["head.image."], Direction.IMAGE_TO_TEXT: ["head.text."]}
+    if config.text.encoder is not None:  # it reads every text that is a prefix; the table, those that are written
+        unused[Direction.IMAGE_TO_TEXT] += ["embedding.text.", "embedding.text_projection."]
+        if not config.text.question_length:
+            unused[Direction.TEXT_TO_IMAGE] += ["embedding.text_encoder."]
+    directions = trained_directions(config.train)
+    return (
+        *config.train.frozen,
+        *(name for direction, names in unused.items() if direction not in directions for name in names),
+    )

@@ -13,10 +13,9 @@ from paddle.distributed.fleet.layers.mpu.random import MODEL_PARALLEL_RNG, get_r
 from paddle.distributed.fleet.utils.log_util import set_log_level
 
 from ppvilg.config import AttentionKind, ViLGExperiment
-from ppvilg.model.config import ViLGConfig, vilg_config
+from ppvilg.model.config import ViLGConfig, untrained_parameters, vilg_config
 from ppvilg.model.vilg import ViLG
 from ppvilg.train.fleet import SEGMENT_SIZE
-from ppvilg.train.frozen import untrained_parameters
 from ppvilg.train.pipe import stage_starts
 
 

@@ -20,7 +20,7 @@ from ppvilg.generate.images import decode_images
 from ppvilg.generate.sampling import Sampling
 from ppvilg.lora import ADAPTER, adapter_config, save_adapter
 from ppvilg.model.batch import Batch, pad_prompts
-from ppvilg.model.config import trained_directions, vilg_config
+from ppvilg.model.config import trained_directions, untrained_parameters, vilg_config
 from ppvilg.model.init import draw_weight, init_weights, set_weights
 from ppvilg.model.lora import add_lora
 from ppvilg.model.loss import LossWeights, ReconstructionWeights, vilg_accuracy, vilg_loss
@@ -30,7 +30,7 @@ from ppvilg.pictures import labelled_grid, to_model
 from ppvilg.text import encode_cut, load_text_tokenizer, pad_batch
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.fleet import DistributedModel
-from ppvilg.train.frozen import check_frozen, untrained_parameters
+from ppvilg.train.frozen import check_frozen
 from ppvilg.train.image_tokens import image_tokens
 from ppvilg.train.logs import Preview
 from ppvilg.train.pipe import ViLGPipe
