@@ -11,7 +11,7 @@ from ppvilg.folder import ScorerConfig, new_folder, read_config, read_weights, w
 from ppvilg.model.dual_encoder import DualEncoder
 from ppvilg.options import check_texts
 from ppvilg.pictures import to_model
-from ppvilg.text import TextTokenizer, cut, pad_batch, saved_text_tokenizer
+from ppvilg.text import TextTokenizer, encode_cut, pad_batch, saved_text_tokenizer
 
 _BATCH = 64
 
@@ -83,7 +83,7 @@ class DualEncoderScorer:
         longest, pad = self.config.dual_encoder.max_text_length, self.text_tokenizer.pad
         embeddings = []
         for first in range(0, len(texts), _BATCH):
-            ids = [cut(self.text_tokenizer.encode(text), longest) for text in texts[first : first + _BATCH]]
+            ids = [encode_cut(self.text_tokenizer, text, longest) for text in texts[first : first + _BATCH]]
             embeddings.append(self.model.embed_text(*map(paddle.to_tensor, pad_batch(ids, pad))).numpy())
         return np.concatenate(embeddings)
 

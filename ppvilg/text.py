@@ -220,9 +220,12 @@ def styled(prompt: str, style: str, styles: dict[str, dict[str, str]]) -> str:
     return templates.get(language, next(iter(templates.values()), "{}")).replace("{}", prompt)
 
 
-def cut(ids: list[int], max_length: int) -> list[int]:
-    """Ids with at most `max_length` entries, the end token kept."""
-    return ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]
+def encode_cut(tokenizer: TextTokenizer, text: str, max_length: int) -> list[int]:
+    """Token ids of a text, at most `max_length`; the end token is kept where the tokenizer gives one."""
+    ids = tokenizer.encode(text)
+    if len(ids) <= max_length:
+        return ids
+    return [*ids[: max_length - 1], tokenizer.end] if ids[-1] == tokenizer.end else ids[:max_length]
 
 
 def pad_batch(texts: list[list[int]], pad: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from ppvilg.text import (
     SentencePieceText,
     WordPieceText,
     check_known,
-    cut,
+    encode_cut,
     encode_prompt,
     load_text_tokenizer,
     pad_batch,
@@ -145,9 +145,12 @@ def test_prompts(ernie):
         encode_prompt(ernie, "红苹果果", 5)
 
 
-def test_cutting_and_padding():
-    assert cut([1, 5, 6, 7, 2], 4) == [1, 5, 6, 2]
-    assert cut([1, 2], 4) == [1, 2]
+def test_cutting_and_padding(ernie):
+    without = WordPieceText(EMOJI)
+    ids = ernie.encode("红苹果的")
+    assert encode_cut(ernie, "红苹果的", 4) == [*ids[:3], ernie.end]
+    assert encode_cut(ernie, "红苹果的", 6) == ids
+    assert encode_cut(without, "红苹果的", 3) == ids[1:4]
     ids, valid = pad_batch([[1, 2], [1, 5, 6, 7, 2]], pad=9, multiple=4)
     np.testing.assert_array_equal(ids, [[1, 2, 9, 9, 9, 9, 9, 9], [1, 5, 6, 7, 2, 9, 9, 9]])
     np.testing.assert_array_equal(valid, ids != 9)

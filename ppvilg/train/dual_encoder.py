@@ -10,7 +10,7 @@ from ppvilg.data.splits import evenly_spaced, load_images
 from ppvilg.model.dual_encoder import DualEncoder, contrastive_loss, dual_encoder_sizes
 from ppvilg.model.init import init_weights
 from ppvilg.pictures import to_model
-from ppvilg.text import cut, load_text_tokenizer, pad_batch
+from ppvilg.text import encode_cut, load_text_tokenizer, pad_batch
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.shards import named_parameters
 from ppvilg.train.task import Losses, Task
@@ -70,7 +70,7 @@ class DualEncoderTask(Task):
         return {name: float(np.mean([result[name].item() for result in results])) for name in results[0]}
 
     def _batch(self, source: Source, chosen: list[int], captions: list[str]) -> Batch:
-        ids = [cut(self.text_tokenizer.encode(caption), self.config.text.max_length) for caption in captions]
+        ids = [encode_cut(self.text_tokenizer, caption, self.config.text.max_length) for caption in captions]
         return load_images(source, chosen, self.config.data.image_size), *pad_batch(ids, self.text_tokenizer.pad)
 
     def _embed(self, batch: Batch) -> tuple[paddle.Tensor, paddle.Tensor]:

@@ -1,5 +1,7 @@
 """Which parameters of a transformer stay as they are while it is trained."""
 
+from dataclasses import replace
+
 import paddle
 
 from ppvilg.config import ViLGExperiment
@@ -24,6 +26,8 @@ def untrained_parameters(config: ViLGExperiment) -> tuple[str, ...]:
 
 def check_frozen(config: ViLGExperiment) -> None:
     """Raise `ValueError` where no parameter's name begins like an entry of `train.frozen`, or nothing is left to train."""
+    from ppvilg.plan.shapes import stages  # which asks this file what is trained
+
     if not config.train.frozen:
         return
     with paddle.LazyGuard():  # the whole model, of which a process may have a part
@@ -36,3 +40,11 @@ def check_frozen(config: ViLGExperiment) -> None:
             )
     if all(name.startswith(untrained_parameters(config)) for name in names):
         raise ValueError(f"train.frozen: {config.train.frozen} leaves nothing to train: take something out")
+    # What cannot be planned is in a stage that has other parameters besides.
+    transformer, text = replace(config.transformer, reconstructor=False), replace(config.text, encoder=None)
+    for stage in stages(replace(config, transformer=transformer, text=text)):
+        if not stage.trained:
+            raise ValueError(
+                f"train.frozen: pipeline stage {stage.number + 1} of {stage.count} has nothing to train, and stages step "
+                f"together: take something out, or set a smaller parallel.pp_degree"
+            )

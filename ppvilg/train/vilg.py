@@ -27,7 +27,7 @@ from ppvilg.model.loss import LossWeights, ReconstructionWeights, vilg_accuracy,
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import Outputs, ViLG
 from ppvilg.pictures import labelled_grid, to_model
-from ppvilg.text import cut, load_text_tokenizer, pad_batch
+from ppvilg.text import encode_cut, load_text_tokenizer, pad_batch
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.fleet import DistributedModel
 from ppvilg.train.frozen import check_frozen, untrained_parameters
@@ -234,10 +234,10 @@ class ViLGTask(Task):
         return replace(batch, pixel_values=to_model(load_images(source, chosen, self.config.data.image_size)))
 
     def _encode(self, caption: str) -> list[int]:
-        return cut(self.text_tokenizer.encode(caption), self.config.text.max_length)
+        return encode_cut(self.text_tokenizer, caption, self.config.text.max_length)
 
     def _encode_question(self, question: str) -> list[int]:
-        return cut(self.text_tokenizer.encode(question), self.config.text.question_length)
+        return encode_cut(self.text_tokenizer, question, self.config.text.question_length)
 
     def _draw(self, record: Record, epoch: int, index: int) -> Texts:
         languages, seed = self.config.data.languages, self.config.train.seed

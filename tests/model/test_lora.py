@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppvilg.config import LoRAConfig
+from ppvilg.config import ErnieSizes, LoRAConfig, TextEncoderConfig
 from ppvilg.model.lora import add_lora, merge_lora, target_names
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import ViLG
@@ -102,3 +102,17 @@ def test_strength_scales_the_update():
     np.testing.assert_allclose(base.state_dict()["head.image.weight"].numpy(), expected, atol=1e-6)
     merge_lora(base, config, arrays, scale=-0.5)
     np.testing.assert_allclose(base.state_dict()["head.image.weight"].numpy(), before, atol=1e-6)
+
+
+def test_a_text_encoder_is_frozen_with_the_rest():
+    """Even one that is trained where there is no adapter."""
+    sizes = ErnieSizes(23, 12, 1, 3, 24, max_position_embeddings=16, type_vocab_size=4)
+    encoded = replace(CONFIG, text_encoder=TextEncoderConfig(sizes=sizes, train=True))
+    base, batch = build(encoded), pairs()
+    before = base(batch).image_logits.numpy()
+    add_lora(base, LoRAConfig(rank=2), seed=0)
+    outputs = base(batch)
+    np.testing.assert_array_equal(outputs.image_logits.numpy(), before)
+    assert all(".lora." in name for name, _ in base.named_parameters())
+    (outputs.image_logits.sum() + outputs.text_logits.sum()).backward()
+    assert all(parameter.grad is not None for parameter in base.parameters())
