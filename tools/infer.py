@@ -30,7 +30,8 @@ def main() -> None:
     questions = "a question: one for each image, or several for one, or one for all (vqa); repeatable"
     parser.add_argument("--question", action="append", default=[], help=questions)
     parser.add_argument("--keep-rows", type=int, help="rows of tokens of the image that stay (complete)")
-    parser.add_argument("--output", type=Path, default=Path("output"), help="folder for images and grid (default: %(default)s)")
+    output = "folder for images and grid; what an earlier call drew there is removed (default: %(default)s)"
+    parser.add_argument("--output", type=Path, default=Path("output"), help=output)
     parser.add_argument("--json", type=Path, help="also write prompts, captions or answers to this JSON file")
     parser.add_argument("--samples", type=int, default=1, help="images, captions or answers for each input")
     parser.add_argument("--best-of", type=int, metavar="N", help="draw N images for each text and keep the best (t2i)")
