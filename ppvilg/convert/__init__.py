@@ -1,7 +1,7 @@
 """Weights that others have published, made into folders and files that ppvilg reads: one function for each kind.
 
 A function takes the paths that it reads, in the order of the command line, and `out`, which it writes; it returns what to
-print. Its docstring's first line is the help of the tool (tools/convert.py).
+print (tools/convert.py).
 """
 
 from ppvilg.convert.artist import convert_artist

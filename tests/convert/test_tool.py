@@ -1,16 +1,26 @@
 """tools/convert.py: every kind of weights by its name, and mistakes in one line."""
 
+import inspect
+import re
+
 import pytest
 
 from ppvilg.convert import KINDS
 from tests.helpers import run_tool
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_takes_what_its_function_reads(kind):
+    done = run_tool("convert", kind, "--help")
+    assert done.returncode == 0, done.stderr
+    *sources, out = inspect.signature(KINDS[kind]).parameters
+    assert f"{kind} [-h] --out OUT {' '.join(sources).upper()}" in " ".join(done.stdout.split())
+    assert out == "out"
+
+
 def test_every_kind_is_in_the_help():
     done = run_tool("convert", "--help")
-    assert done.returncode == 0, done.stderr
-    for kind in KINDS:
-        assert f"\n    {kind}" in done.stdout
+    assert [line.split()[0] for line in done.stdout.splitlines() if re.match(r"    \w", line)] == list(KINDS)
 
 
 @pytest.mark.parametrize(
