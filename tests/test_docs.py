@@ -56,7 +56,7 @@ def serve(words: list[str], folder: Path) -> None:
         [sys.executable, *words, "--port", str(port)], cwd=folder, stderr=subprocess.PIPE, text=True
     ) as server:
         for line in server.stderr:
-            if "startup complete" in line:
+            if "running on" in line:  # and listens
                 break
         assert httpx.get(f"http://127.0.0.1:{port}/healthz").json() == {"status": "ok"}
         server.send_signal(signal.SIGTERM)
