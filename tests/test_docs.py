@@ -56,9 +56,10 @@ def serve(words: list[str], folder: Path) -> None:
         [sys.executable, *words, "--port", str(port)], cwd=folder, stderr=subprocess.PIPE, text=True
     ) as server:
         for line in server.stderr:
-            if "running on" in line:  # and listens
+            if "startup complete" in line:
                 break
-        assert httpx.get(f"http://127.0.0.1:{port}/healthz").json() == {"status": "ok"}
+        with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as client:  # it listens a moment later
+            assert client.get(f"http://127.0.0.1:{port}/healthz").json() == {"status": "ok"}
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=60)
 
@@ -106,6 +107,7 @@ def test_commands_of_documents_run(document, workspace):
         shutil.rmtree(workspace / "runs" / "dual_encoder_emoji")
         shutil.rmtree(workspace / "runs" / "vilg_emoji" / "eval")
     if document == "docs/fine-tuning.md":
+        shutil.rmtree(workspace / "runs" / "own_pictures")
         (workspace / "described_by_people.jsonl").write_text('{"image": "00.png", "texts": ["红色方块"]}\n')
     if document == "docs/deploy.md":
         shutil.rmtree(workspace / "export")

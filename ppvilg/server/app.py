@@ -88,7 +88,7 @@ def create_app(pipeline: ViLGPipeline, settings: Settings = Settings()) -> FastA
     """
     if pipeline.dual_encoder is not None:
         size = pipeline.config.image_size
-        scores(pipeline.dual_encoder, np.zeros((1, size, size, 3), np.uint8), [""])
+        scores(pipeline.dual_encoder, np.zeros((1, size, size, 3), np.uint8), ["a"])
     metrics = Metrics()
     engine, job_factory, access = Engine(pipeline, metrics, settings), JobFactory(pipeline, settings), AccessControl(settings)
     service = paddle_serving.Service(engine, job_factory)
