@@ -39,8 +39,11 @@ def config(tiny_data, tiny_configs, tiny_runs, tmp_path_factory) -> Path:
         rows.append({"file": row["file"], "question": COLOUR, "answer": row["caption"][-1], "question_type": "what"})
     (folder / "questions.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     tree = {"base": str(tiny_configs / "vilg.yml"), "data": {"path": str(folder)}, "text": {"question_length": 7}}
+    # A copy, beside which the tokens of these pictures are kept.
+    shutil.copytree(tiny_runs / "vqgan", folder / "vqgan")
     tree["train"] = {
         "output": str(folder / "run"),
+        "tokenizer": str(folder / "vqgan"),
         "init_from": str(tiny_runs / "vilg"),
         "txt2img_weight": 0.0,
         "text_drop": 0.0,
