@@ -69,6 +69,18 @@ ENCODER = {
 }
 
 
+MODELS = [
+    ("default", {}, LAYOUTS),
+    ("tied tables", TIED, TIED_LAYOUTS),
+    ("end to end", E2E, E2E_LAYOUTS),
+    ("options of other projects", ELSEWHERE, OPTION_LAYOUTS),
+    ("frozen parameters", FROZEN, FROZEN_LAYOUTS),
+    ("frozen text encoder", ENCODER | {"text.encoder.train": False}, ENCODER_LAYOUTS),
+    ("trained text encoder", ENCODER | {"text.encoder.train": True}, ENCODER_LAYOUTS),
+]
+"""What is trained, with which settings, in which layouts."""
+
+
 def name(layout: dict) -> str:
     return "-".join(f"{key}{value}" for key, value in layout.items())
 
@@ -93,40 +105,12 @@ def test_adamw_in_all_layouts(train_layout, alone, layout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS, ids=name)
-def test_gradient_descent_in_all_layouts(train_layout, alone, layout):
-    check(train_layout, alone, layout, SGD, 1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", TIED_LAYOUTS, ids=name)
-def test_tied_tables(train_layout, alone, layout):
-    check(train_layout, alone, layout, SGD, 1e-5, TIED)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", E2E_LAYOUTS, ids=name)
-def test_end_to_end_training(train_layout, alone, layout):
-    check(train_layout, alone, layout, SGD, 1e-5, E2E)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", OPTION_LAYOUTS, ids=name)
-def test_options_of_other_projects_models(train_layout, alone, layout):
-    check(train_layout, alone, layout, SGD, 1e-5, ELSEWHERE)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", FROZEN_LAYOUTS, ids=name)
-def test_frozen_parameters(train_layout, alone, layout):
-    check(train_layout, alone, layout, SGD, 1e-5, FROZEN)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
-@pytest.mark.parametrize("layout", ENCODER_LAYOUTS, ids=name)
-def test_text_encoder(train_layout, alone, layout, trained):
-    check(train_layout, alone, layout, SGD, 1e-5, ENCODER | {"text.encoder.train": trained})
+@pytest.mark.parametrize(
+    ("layout", "more"),
+    [pytest.param(layout, more, id=f"{of}-{name(layout)}") for of, more, layouts in MODELS for layout in layouts],
+)
+def test_gradient_descent_in_all_layouts(train_layout, alone, layout, more):
+    check(train_layout, alone, layout, SGD, 1e-5, more)
 
 
 @pytest.mark.slow
