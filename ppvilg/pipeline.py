@@ -252,9 +252,11 @@ class ViLGPipeline:
         return [warning for warning in checked if warning]
 
     def encode_questions(self, questions: str | Sequence[str]) -> list[list[int]]:
-        """Token ids; raises `ValueError` for an empty or overlong question."""
-        longest = self.config.transformer.question_length
-        return [encode_prompt(self.text_tokenizer, text, longest) for text in check_texts("questions", questions)]
+        """Token ids; raises `ValueError` for an empty or overlong question, and for one of unknown words only."""
+        texts, longest = check_texts("questions", questions), self.config.transformer.question_length
+        ids = [encode_prompt(self.text_tokenizer, text, longest) for text in texts]
+        self.check_known(texts)
+        return ids
 
     def encode_images(self, images: Images) -> np.ndarray:
         """Image tokens int64 [N, n]."""

@@ -23,7 +23,7 @@ from ppvilg.train import build_task
 from ppvilg.train.context import ParallelContext
 from tests.helpers import losses, run_tool
 
-WHAT, COLOUR = "方块一？", "what"
+WHAT, COLOUR = "方块一？", "块"
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,7 @@ def test_what_cannot_be_asked(pipe, tiny_runs, config):
         (image, "", "the text is empty"),
         (image, WHAT * 3, "the model reads at most 5"),
         (image, [], "questions is"),
+        (image, "\uc548", "no word that the model knows"),
     ):
         with pytest.raises(ValueError, match=said):
             pipe.answer(images, questions)

@@ -134,9 +134,10 @@ def test_answers(pipeline):
             expected = answering.answer([picture], question, **arguments)[0]
             assert answer.json() == {"answers": [{"text": text} for text in expected]}
         assert running.client.get("/v1/model").json()["max_question"] == 4
-        refused = running.client.post("/v1/answers", json=request | {"question": question * 3})
-        assert refused.status_code == 422
-        assert "the model reads at most 4" in refused.json()["error"]["message"]
+        for refused, why in ((question * 3, "the model reads at most 4"), ("\uc548", "no word that the model knows")):
+            answer = running.client.post("/v1/answers", json=request | {"question": refused})
+            assert answer.status_code == 422
+            assert why in answer.json()["error"]["message"]
 
 
 def test_what_a_page_needs(server, pipeline):
