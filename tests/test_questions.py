@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from ppvilg import ViLGPipeline
 from ppvilg.config import load_config
 from ppvilg.data.loader import canonical_question, draw_question
 from ppvilg.data.questions import Question
+from ppvilg.data.report import Report
+from ppvilg.data.sources import Source, open_source
 from ppvilg.evaluation.answers import answer_accuracy
-from ppvilg.evaluation.questions import Answered, accuracies, frequent_answers
+from ppvilg.evaluation.questions import Answered, accuracies, answer_questions, frequent_answers
 from ppvilg.export.write import origin, write_export
 from ppvilg.model.loss import vilg_loss
 from ppvilg.model.mask import Direction
@@ -172,6 +175,22 @@ def test_eval_asks_a_split(pipe, run, config):
         rows = list(csv.DictReader(file))
     assert len(rows) == 3
     assert all((folder / row["picture"]).is_file() for row in rows)
+
+
+def test_questions_that_cannot_be_read_are_answered_wrong(pipe, tiny_runs, config):
+    source = open_source(config.parent, "all", captions="questions.jsonl", questions=True)
+    first, second = (replace(record, questions=[*record.questions]) for record in source.records[:2])
+    unreadable = [Question(WHAT * 3, ("红色",)), Question("\uc548", ("红色",))]
+    first.questions[1:1] = unreadable
+    second.questions[:] = unreadable
+    odd = Source([first, second], [], Report("odd"))
+    answered = answer_questions(pipe, odd, source.records, None, 1, 0)
+    assert [one.question for one in answered] == [*first.questions, *second.questions]
+    (what,), (colour,) = pipe.answer(config.parent / first.key, [first.questions[0].text, first.questions[3].text])
+    assert [one.answer for one in answered] == [what, "", "", colour, "", ""]
+    assert accuracies(answered[1:3])["all"]["exact"] == 0
+    with pytest.raises(ValueError, match="answers no questions"):
+        answer_questions(ViLGPipeline.from_pretrained(tiny_runs / "vilg"), odd, source.records, None, 1, 0)
 
 
 def test_the_most_frequent_answer_is_that_of_type_and_language():

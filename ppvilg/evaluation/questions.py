@@ -37,16 +37,33 @@ class Answered:
 def answer_questions(
     pipeline: ViLGPipeline, source: Source, training: Sequence[Record], count: int | None, num_beams: int, seed: int
 ) -> list[Answered]:
-    """Answers to all questions of a source that have answers, or to `count` of them drawn with the seed."""
+    """Answers to all questions of a source that have answers, or to `count` of them drawn with the seed.
+
+    A question that the model cannot read, too long or without a word that it knows, has the answer "", which is wrong. Raises
+    `ValueError` for a model that answers no questions.
+    """
+    pipeline.check_answers()
     frequent, answered = frequent_answers(training), []
     for asked in _by_images(source, count, seed):
-        pictures = {i: decode_image(source[i].image, pipeline.config.image_size) for i in {i for i, _ in asked}}
-        images, questions = np.stack([pictures[i] for i, _ in asked]), [question.text for _, question in asked]
-        answers = pipeline.answer(images, questions, num_beams=num_beams)
-        for (i, question), (answer,) in zip(asked, answers, strict=True):
+        readable = [(i, question.text) for i, question in asked if _can_read(pipeline, question.text)]
+        pictures = {i: decode_image(source[i].image, pipeline.config.image_size) for i in {i for i, _ in readable}}
+        answers = {}
+        if readable:
+            images, questions = np.stack([pictures[i] for i, _ in readable]), [text for _, text in readable]
+            found = pipeline.answer(images, questions, num_beams=num_beams)
+            answers = dict(zip(readable, (texts[0] for texts in found), strict=True))
+        for i, question in asked:
             usual = frequent.get((question.kind, question.language), "")
-            answered.append(Answered(i, source.records[i].key, question, answer, usual))
+            answered.append(Answered(i, source.records[i].key, question, answers.get((i, question.text), ""), usual))
     return answered
+
+
+def _can_read(pipeline: ViLGPipeline, question: str) -> bool:
+    try:
+        pipeline.encode_questions(question)
+    except ValueError:
+        return False
+    return True
 
 
 def frequent_answers(training: Sequence[Record]) -> dict[tuple[str, str], str]:

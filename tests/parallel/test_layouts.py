@@ -67,8 +67,6 @@ ENCODER = {
     "text.encoder.sizes": "{vocab_size: 40, hidden_size: 12, num_hidden_layers: 2, num_attention_heads: 3, "
     "intermediate_size: 24, max_position_embeddings: 12}"
 }
-
-
 MODELS = [
     ("default", {}, LAYOUTS),
     ("tied tables", TIED, TIED_LAYOUTS),
