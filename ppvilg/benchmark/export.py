@@ -15,7 +15,6 @@ from ppvilg.benchmark.runner import Competitor, Timing, compare
 from ppvilg.config import ViLGExperiment
 from ppvilg.export.model import ExportedViLG
 from ppvilg.export.programs import Programs, native
-from ppvilg.export.tracing import weights_of
 from ppvilg.export.write import save_transformer
 from ppvilg.generate.sampling import Sampling
 from ppvilg.model.config import vilg_config
@@ -52,7 +51,7 @@ def exported(
     model = _model(config)
     with tempfile.TemporaryDirectory() as folder:
         save_transformer(model, Path(folder))
-        run = _greedy(ExportedViLG(model.config, Programs(Path(folder), weights_of({"model": model}), backend)), config, batch)
+        run = _greedy(ExportedViLG(model.config, Programs(Path(folder), backend)), config, batch)
         run()  # programs are loaded when they are first called
     return run
 
@@ -72,7 +71,7 @@ def onnx(config: ViLGExperiment, batch: int, int8: bool = False) -> Callable[[],
     model = _model(config)
     with tempfile.TemporaryDirectory() as folder:
         save_transformer(model, Path(folder))
-        run = _greedy(OnnxViLG(model.config, Path(folder), weights_of({"model": model}), int8), config, batch)
+        run = _greedy(OnnxViLG(model.config, Path(folder), int8), config, batch)
         run()
     return run
 

@@ -3,8 +3,7 @@
 export/
   manifest.json          the format's version, what the export was made from, size and checksum of every file
   config.json            as in a model folder
-  weights.safetensors    every weight that a program reads, once
-  programs/              *.json, for Paddle Inference
+  programs/              models for Paddle Inference: *.json with *.pdiparams; transformer.pdiparams is that of several
   text/                  the text tokenizer's vocabulary
   dual_encoder/          (if one was given) its config.json and text/
 """
@@ -18,8 +17,8 @@ from ppvilg.export.programs import Programs
 from ppvilg.folder import PipelineConfig, ScorerConfig, read_config
 from ppvilg.text import TextTokenizer, saved_text_tokenizer
 
-FORMAT = 2
-MANIFEST, WEIGHTS, PROGRAMS, DUAL_ENCODER = "manifest.json", "weights.safetensors", "programs", "dual_encoder"
+FORMAT = 3
+MANIFEST, PROGRAMS, DUAL_ENCODER = "manifest.json", "programs", "dual_encoder"
 
 
 def is_export(folder: Path) -> bool:
@@ -62,7 +61,7 @@ def load_export(folder: Path) -> tuple[ExportedViLG, ExportedVQGAN, TextTokenize
     """What a `ViLGPipeline` is made of; raises `ValueError` as `read_manifest` does."""
     read_manifest(folder)
     config = read_config(folder, PipelineConfig)
-    programs = _programs(folder)
+    programs = Programs(folder / PROGRAMS)
     text_tokenizer = saved_text_tokenizer(folder, config.text_tokenizer, config.transformer.text_vocab_size)
     return ExportedViLG(config.transformer, programs), ExportedVQGAN(programs), text_tokenizer, config
 
@@ -77,8 +76,4 @@ def load_dual_encoder_export(folder: Path) -> tuple[ExportedDualEncoder, TextTok
         )
     config = read_config(own, ScorerConfig)
     text_tokenizer = saved_text_tokenizer(own, config.text_tokenizer, config.dual_encoder.text_vocab_size)
-    return ExportedDualEncoder(_programs(folder)), text_tokenizer, config
-
-
-def _programs(folder: Path) -> Programs:
-    return Programs(folder / PROGRAMS, checkpoint.load_tensors(folder / WEIGHTS))
+    return ExportedDualEncoder(Programs(folder / PROGRAMS)), text_tokenizer, config

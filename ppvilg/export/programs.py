@@ -1,9 +1,10 @@
 """Programs as Paddle Inference runs them.
 
-The weights are inputs as well. So the programs of prefill and decode step, in both directions, share one copy of them, on disk
-and in memory, and the caches are inputs that a program writes to in place.
+The weights are inputs here. So the programs of prefill and decode step, in both directions, share one copy of them in memory.
+The caches are inputs that a program writes to in place.
 """
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import numpy as np
 import paddle
 from paddle import inference
 
+from ppvilg.export.program_file import PROGRAM, ProgramFile, load_weights, weights_file
 from ppvilg.export.structure import arrays
 from ppvilg.runtime import threads
 
-SUFFIX = ".json"  # what Paddle Inference expects of a program's name
+SHARED = "transformer"
+"""The weights file of the programs that have none of their own."""
 _GARBAGE = "FLAGS_eager_delete_tensor_gb"
 
 Backend = Callable[[inference.Config], None]
@@ -28,7 +31,7 @@ def native(config: inference.Config) -> None:
 
 
 class Program:
-    """A saved program on Paddle Inference; not for several threads at once.
+    """A program on Paddle Inference, of a file whose weights are inputs; not for several threads at once.
 
     One that is `small` keeps the memory of its intermediate results, instead of freeing and allocating it hundreds of times a
     run, which takes as long as the work itself.
@@ -75,12 +78,23 @@ class Program:
 class Programs:
     """The programs in a folder, each loaded when it is first called."""
 
-    def __init__(self, folder: Path, weights: dict[str, paddle.Tensor], backend: Backend = native):
-        self._folder, self._weights, self._backend = folder, weights, backend
+    def __init__(self, folder: Path, backend: Backend = native):
+        self._folder, self._backend = folder, backend
+        self._weights: dict[Path, dict[str, paddle.Tensor]] = {}  # by file
         self._loaded: dict[str, Program] = {}
 
     def __call__(self, program: str, *, small: bool = False, **arguments: Any) -> list[paddle.Tensor]:
         """The outputs of a program by its name."""
         if program not in self._loaded:
-            self._loaded[program] = Program(self._folder / f"{program}{SUFFIX}", self._weights, small, self._backend)
+            self._loaded[program] = self._load(program, small)
         return self._loaded[program](**arguments)
+
+    def _load(self, name: str, small: bool) -> Program:
+        file, weights = ProgramFile(self._folder / f"{name}{PROGRAM}"), weights_file(self._folder, name, SHARED)
+        if weights not in self._weights:
+            self._weights[weights] = load_weights(weights, file.weights)
+        file.parameters_to_inputs()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{name}{PROGRAM}"
+            file.save(path)
+            return Program(path, self._weights[weights], small, self._backend)

@@ -11,11 +11,14 @@ from paddle import nn
 
 import ppvilg
 from ppvilg import checkpoint
-from ppvilg.export.folder import DUAL_ENCODER, FORMAT, MANIFEST, PROGRAMS, WEIGHTS, files_of, is_export
-from ppvilg.export.tracing import save_program, weights_of
+from ppvilg.export.folder import DUAL_ENCODER, FORMAT, MANIFEST, PROGRAMS, files_of, is_export
+from ppvilg.export.programs import SHARED
+from ppvilg.export.structure import arrays
+from ppvilg.export.text_to_image import text_to_image
+from ppvilg.export.tracing import TracedProgram, save_parameters, trace
 from ppvilg.folder import PipelineConfig, ScorerConfig, new_folder, write_config
 from ppvilg.model.dual_encoder import DualEncoder
-from ppvilg.model.kv_cache import DecodeInputs, DecodeState
+from ppvilg.model.kv_cache import DecodeInputs, DecodeState, SlotTables
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import ViLG
 from ppvilg.text import TextTokenizer
@@ -41,16 +44,13 @@ def write_export(
     with new_folder(folder) as temporary:
         programs = temporary / PROGRAMS
         programs.mkdir()
-        layers: dict[str, nn.Layer] = {"model": model, "vqgan": vqgan}
-        used = save_transformer(model, programs) | _save_vqgan(vqgan, config, programs)
+        save_transformer(model, programs, vqgan)
+        _save_vqgan(vqgan, config, programs)
         _write_description(temporary, config, text_tokenizer)
         if dual_encoder is not None:
-            layers["dual_encoder"] = dual_encoder[0]
-            used |= _save_dual_encoder(dual_encoder[0], programs)
+            _save_dual_encoder(dual_encoder[0], programs)
             (temporary / DUAL_ENCODER).mkdir()
             _write_description(temporary / DUAL_ENCODER, dual_encoder[2], dual_encoder[1])
-        weights = weights_of(layers)
-        checkpoint.save_arrays({name: weights[name].numpy() for name in sorted(used)}, temporary / WEIGHTS)
         versions = {"ppvilg": ppvilg.__version__, "paddle": paddle.__version__}
         manifest = {"format": FORMAT, "made_from": made_from, "versions": versions, "files": files_of(temporary)}
         (temporary / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", "utf-8")
@@ -72,28 +72,32 @@ def _write_description(folder: Path, config: PipelineConfig | ScorerConfig, text
     write_config(config, folder)
 
 
-def save_transformer(model: ViLG, folder: Path) -> set[str]:
-    """Write all programs of a transformer; returns the names of the weights that they read, as parts of `model`."""
-    layers, used = {"model": model}, set()
+def save_transformer(model: ViLG, folder: Path, vqgan: VQGAN | None = None) -> None:
+    """Write all programs of a transformer, with the image tokenizer also the one that makes images of texts."""
+    layers, shared = {"model": model}, []
     for direction in Direction:
 
-        def prefill(ids: paddle.Tensor, mask: paddle.Tensor, direction: Direction = direction) -> list:
+        def prefill(ids: paddle.Tensor, mask: paddle.Tensor, direction: Direction = direction) -> dict[str, paddle.Tensor]:
             states, prefixes = model.prefill(direction, ids, mask)
-            return [states, *(tensor for prefix in prefixes for tensor in (prefix.keys, prefix.values))]
+            return {"states": states} | arrays(prefixes, "prefixes")
 
-        def decode_step(direction: Direction = direction, **inputs: Any) -> list:
-            return [model.decode_step(direction, DecodeInputs(**inputs))]
+        def decode_step(direction: Direction = direction, **inputs: Any) -> dict[str, paddle.Tensor]:
+            return {"states": model.decode_step(direction, DecodeInputs(**inputs))}
 
         prompts, inputs = zip(_arguments(model, direction, 2, 3, 5), _arguments(model, direction, 3, 4, 6), strict=True)
-        used |= save_program(layers, prefill, *prompts, folder / f"{direction.value}_prefill")
-        used |= save_program(layers, decode_step, *inputs, folder / f"{direction.value}_decode_step")
-    hidden = {"states": ("float32", [model.config.hidden])}
+        tables = inputs[0]["tables"]
+        own = layers | {f"{direction.value}_slots.{kind}": table for kind, table in tables.items()}
+        shared.append(trace(layers, prefill, *prompts, folder / f"{direction.value}_prefill"))
+        shared.append(trace(own, decode_step, *inputs, folder / f"{direction.value}_decode_step"))
+        if vqgan is not None and direction is Direction.TEXT_TO_IMAGE:
+            shared.append(_trace_text_to_image(model, vqgan, tables, own, folder))
+    save_parameters(shared, folder / SHARED)
+    hidden = {"states": (_dtype(model), [model.config.hidden])}
     for name, logits in (("image_logits", model.image_logits), ("text_logits", model.text_logits)):
-        used |= _save_simple(layers, logits, hidden, folder / name)
+        _save_simple(layers, logits, hidden, "logits", folder / name)
     if model.reconstructor is not None:
-        states = {"states": ("float32", [model.config.image_length, model.config.hidden])}
-        used |= _save_simple(layers, model.reconstructor, states, folder / "reconstruct")
-    return used
+        states = {"states": (_dtype(model), [model.config.image_length, model.config.hidden])}
+        _save_simple(layers, model.reconstructor, states, "pixels", folder / "reconstruct")
 
 
 def _arguments(model: ViLG, direction: Direction, prompts: int, candidates: int, text_length: int) -> tuple[dict, dict]:
@@ -109,23 +113,47 @@ def _arguments(model: ViLG, direction: Direction, prompts: int, candidates: int,
     return {"ids": ids, "mask": mask}, vars(state.inputs(zeros, zeros))
 
 
-def _save_vqgan(vqgan: VQGAN, config: PipelineConfig, folder: Path) -> set[str]:
+def _trace_text_to_image(
+    model: ViLG, vqgan: VQGAN, tables: dict[str, SlotTables], layers: dict[str, nn.Layer], folder: Path
+) -> TracedProgram:
+    """With the loop over an image's tokens inside."""
+    config, options = model.config, {name: paddle.ones([1]) for name in ("temperature", "top_p", "guidance")}
+    options["top_k"] = paddle.zeros([1], "int64")
+
+    def arguments(images: int, text_length: int) -> dict[str, paddle.Tensor]:
+        ids = paddle.zeros([2 * images, text_length], "int64")
+        noise = paddle.zeros([config.image_length, images, config.image_vocab_size])
+        return {"ids": ids, "mask": ids == 0, "noise": noise, **options}
+
+    def draw(**given: paddle.Tensor) -> dict[str, paddle.Tensor]:
+        return text_to_image(model, vqgan, tables, **given)
+
+    return trace(layers | {"vqgan": vqgan}, draw, arguments(1, 5), arguments(2, 6), folder / "text_to_image")
+
+
+def _save_vqgan(vqgan: VQGAN, config: PipelineConfig, folder: Path) -> None:
     layers, size = {"vqgan": vqgan}, config.image_size
-    used = _save_simple(layers, vqgan.encode, {"pixels": ("float32", [3, size, size])}, folder / "encode")
+    _save_simple(layers, vqgan.encode, {"pixels": ("float32", [3, size, size])}, "ids", folder / "encode")
     grid = {"ids": ("int64", [config.transformer.rows, config.transformer.columns])}
-    return used | _save_simple(layers, vqgan.decode, grid, folder / "decode")
+    _save_simple(layers, vqgan.decode, grid, "pixels", folder / "decode")
 
 
-def _save_dual_encoder(model: DualEncoder, folder: Path) -> set[str]:
+def _save_dual_encoder(model: DualEncoder, folder: Path) -> None:
     layers, size = {"dual_encoder": model}, model.config.image_size
-    used = _save_simple(layers, model.embed_image, {"pixels": ("float32", [3, size, size])}, folder / "embed_image")
+    _save_simple(layers, model.embed_image, {"pixels": ("float32", [3, size, size])}, "embedding", folder / "embed_image")
     texts = [{"ids": paddle.zeros([n, n + 1], "int64"), "mask": paddle.ones([n, n + 1], "bool")} for n in (2, 3)]
-    return used | save_program(layers, lambda **given: [model.embed_text(**given)], *texts, folder / "embed_text")
+    path = folder / "embed_text"
+    save_parameters([trace(layers, lambda **given: {"embedding": model.embed_text(**given)}, *texts, path)], path)
 
 
 def _save_simple(
-    layers: dict[str, nn.Layer], function: Callable, inputs: dict[str, tuple[str, list[int]]], path: Path
-) -> set[str]:
+    layers: dict[str, nn.Layer], function: Callable, inputs: dict[str, tuple[str, list[int]]], output: str, path: Path
+) -> None:
     """A function from one batch to one other; `inputs` has the dtype and the shape of one example."""
     examples = [{name: paddle.zeros([n, *shape], dtype) for name, (dtype, shape) in inputs.items()} for n in (2, 3)]
-    return save_program(layers, lambda **given: [function(*given.values())], *examples, path)
+    program = trace(layers, lambda **given: {output: function(*given.values())}, *examples, path)
+    save_parameters([program], path)
+
+
+def _dtype(model: ViLG) -> str:
+    return str(model.embedding.segment.weight.dtype).removeprefix("paddle.")
