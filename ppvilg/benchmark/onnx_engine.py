@@ -6,7 +6,8 @@ import numpy as np
 import paddle
 
 from ppvilg.export.model import ExportedViLG
-from ppvilg.export.programs import SUFFIX, Programs
+from ppvilg.export.program_file import PROGRAM, ProgramFile, load_weights, weights_file
+from ppvilg.export.programs import SHARED, Programs
 from ppvilg.export.structure import arrays
 from ppvilg.model.config import ViLGConfig
 from ppvilg.model.kv_cache import Cache, DecodeInputs
@@ -21,10 +22,10 @@ class OnnxViLG(ExportedViLG):
     products are rounded to 8 bits when the model is made, their inputs at each step.
     """
 
-    def __init__(self, config: ViLGConfig, folder: Path, weights: dict[str, paddle.Tensor], int8: bool = False):
-        super().__init__(config, Programs(folder, weights))
-        program = folder / f"{Direction.TEXT_TO_IMAGE.value}_decode_step{SUFFIX}"
-        self._session, self._written = _session(program, weights, int8)
+    def __init__(self, config: ViLGConfig, folder: Path, int8: bool = False):
+        super().__init__(config, Programs(folder))
+        program = folder / f"{Direction.TEXT_TO_IMAGE.value}_decode_step{PROGRAM}"
+        self._session, self._written = _session(program, int8)
         self._inputs = {given.name for given in self._session.get_inputs()}
         self._caches: list[Cache] | None = None
         self._kept: dict[str, np.ndarray] = {}
@@ -41,7 +42,7 @@ class OnnxViLG(ExportedViLG):
         return paddle.to_tensor(hidden)
 
 
-def _session(program: Path, weights: dict[str, paddle.Tensor], int8: bool):
+def _session(program: Path, int8: bool):
     """ONNX Runtime's session for a program, and the names of the caches that it hands back."""
     try:
         import onnx
@@ -49,9 +50,13 @@ def _session(program: Path, weights: dict[str, paddle.Tensor], int8: bool):
         import paddle2onnx
     except ModuleNotFoundError:
         raise ValueError("ONNX Runtime is not installed: pip install -r requirements-bench.txt") from None
-    # Paddle2ONNX knows only the operator that does not work in place.
+    saved = ProgramFile(program)
+    weights = load_weights(weights_file(program.parent, program.stem, SHARED), saved.weights)
+    saved.parameters_to_inputs()
     pure = program.with_suffix(".pure.json")
-    pure.write_text(program.read_text("utf-8").replace('"1.scatter_"', '"1.scatter"'), "utf-8")
+    saved.save(pure)
+    # Paddle2ONNX knows only the operator that does not work in place.
+    pure.write_text(pure.read_text("utf-8").replace('"1.scatter_"', '"1.scatter"'), "utf-8")
     file = program.with_suffix(".onnx")
     paddle2onnx.export(str(pure), "", str(file), opset_version=18, enable_onnx_checker=False)
     model = onnx.load(str(file))

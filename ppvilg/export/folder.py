@@ -1,7 +1,9 @@
 """An exported model's folder: everything that generation needs, and nothing of training.
 
 export/
-  manifest.json          the format's version, what the export was made from, size and checksum of every file
+  manifest.json          the format's version, what the export was made from, size and checksum of every file, and of each
+                         program its weights file, inputs and outputs
+  README.md              how to run the programs without ppvilg
   config.json            as in a model folder
   programs/              models for Paddle Inference: *.json with *.pdiparams; transformer.pdiparams is that of several
   text/                  the text tokenizer's vocabulary
@@ -18,7 +20,7 @@ from ppvilg.folder import PipelineConfig, ScorerConfig, read_config
 from ppvilg.text import TextTokenizer, saved_text_tokenizer
 
 FORMAT = 3
-MANIFEST, PROGRAMS, DUAL_ENCODER = "manifest.json", "programs", "dual_encoder"
+MANIFEST, README, PROGRAMS, DUAL_ENCODER = "manifest.json", "README.md", "programs", "dual_encoder"
 
 
 def is_export(folder: Path) -> bool:

@@ -6,9 +6,8 @@ program.
 
 import numpy as np
 import paddle
-from paddle.nn import functional as F
 
-from ppvilg.generate.sampling import guided
+from ppvilg.generate.sampling import guided, likelier
 from ppvilg.model.kv_cache import DecodeInputs, SlotTables, empty_cache
 from ppvilg.model.layers import sizes
 from ppvilg.model.mask import Direction
@@ -75,8 +74,6 @@ def _filtered(logits: paddle.Tensor, temperature: paddle.Tensor, top_k: paddle.T
     limit = paddle.where(top_k > 0, top_k.clip(max=count), paddle.full_like(top_k, count)) - 1
     smallest = paddle.gather(ordered, limit, axis=1)
     ordered = paddle.where(ordered < smallest, -infinity, ordered)
-    probabilities = F.softmax(ordered)
-    before = probabilities.cumsum(-1) - probabilities
-    kept = paddle.logical_or(before < top_p.astype(dtype), top_p >= 1)
+    kept = paddle.logical_or(likelier(ordered) < top_p.astype(dtype), top_p >= 1)
     smallest = paddle.maximum(smallest, paddle.where(kept, ordered, infinity).min(-1, keepdim=True))
     return paddle.where(logits < smallest, -infinity, logits)

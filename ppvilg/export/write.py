@@ -11,14 +11,17 @@ from paddle import nn
 
 import ppvilg
 from ppvilg import checkpoint
-from ppvilg.export.folder import DUAL_ENCODER, FORMAT, MANIFEST, PROGRAMS, files_of, is_export
+from ppvilg.export.folder import DUAL_ENCODER, FORMAT, MANIFEST, PROGRAMS, README, files_of, is_export
+from ppvilg.export.program_file import PROGRAM, WEIGHTS, ProgramFile, weights_file
 from ppvilg.export.programs import SHARED
+from ppvilg.export.readme import readme
 from ppvilg.export.structure import arrays
 from ppvilg.export.text_to_image import text_to_image
 from ppvilg.export.tracing import TracedProgram, save_parameters, trace
 from ppvilg.folder import PipelineConfig, ScorerConfig, new_folder, write_config
+from ppvilg.model.config import ViLGConfig
 from ppvilg.model.dual_encoder import DualEncoder
-from ppvilg.model.kv_cache import DecodeInputs, DecodeState, SlotTables
+from ppvilg.model.kv_cache import DecodeInputs, DecodeState, SlotTables, empty_cache
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import ViLG
 from ppvilg.text import TextTokenizer
@@ -51,8 +54,15 @@ def write_export(
             _save_dual_encoder(dual_encoder[0], programs)
             (temporary / DUAL_ENCODER).mkdir()
             _write_description(temporary / DUAL_ENCODER, dual_encoder[2], dual_encoder[1])
-        versions = {"ppvilg": ppvilg.__version__, "paddle": paddle.__version__}
-        manifest = {"format": FORMAT, "made_from": made_from, "versions": versions, "files": files_of(temporary)}
+        manifest = {
+            "format": FORMAT,
+            "made_from": made_from,
+            "versions": {"ppvilg": ppvilg.__version__, "paddle": paddle.__version__},
+            "programs": {path.stem: _describe(path, model.config) for path in sorted(programs.glob(f"*{PROGRAM}"))},
+        }
+        shared = (programs / f"{SHARED}{WEIGHTS}").stat().st_size
+        (temporary / README).write_text(readme(manifest, model.config, text_tokenizer, shared), "utf-8")
+        manifest["files"] = files_of(temporary)
         (temporary / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
@@ -63,6 +73,20 @@ def origin(folder: str | Path) -> dict[str, str]:
         raise ValueError(f"{folder} is an export already: give the folder that it was made from")
     weights = checkpoint.weights_file(folder)
     return {"weights": str(weights.relative_to(folder)), "run": folder.resolve().name, "sha256": checkpoint.checksum(weights)}
+
+
+def _describe(path: Path, config: ViLGConfig) -> dict[str, Any]:
+    """What the manifest says of a program; of a decode step also the shapes of one sequence's caches."""
+    name = path.stem
+    inputs, outputs = ProgramFile(path).signature()
+    described = {"weights": weights_file(path.parent, name, SHARED).name, "inputs": inputs, "outputs": outputs}
+    for direction in Direction:
+        if name == f"{direction.value}_decode_step":
+            masks = [config.mask(kind, direction, config.max_text_length) for kind in config.kinds]
+            width = config.hidden // config.heads
+            caches = [empty_cache(mask, 1, config.heads, width, config.hidden, "float32") for mask in masks]
+            described["caches"] = {name: array.shape for name, array in arrays(caches, "caches").items()}
+    return described
 
 
 def _write_description(folder: Path, config: PipelineConfig | ScorerConfig, text_tokenizer: TextTokenizer) -> None:

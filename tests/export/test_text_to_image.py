@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import paddle
 import pytest
 from paddle import inference
 
@@ -17,7 +16,8 @@ from ppvilg.model.vilg import ViLG
 from ppvilg.vqgan.model import VQGAN
 from tests.export.test_programs import OPTIONS
 from tests.generate.test_engine import PROMPTS, TEXT, build
-from tests.model.test_vilg import PLANS, VQGAN as SMALL, with_plan
+from tests.model.test_vilg import PLANS, with_plan
+from tests.model.test_vilg import VQGAN as SMALL
 
 
 def run(path: Path, **arrays: np.ndarray) -> dict[str, np.ndarray]:
