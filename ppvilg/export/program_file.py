@@ -75,6 +75,12 @@ class ProgramFile:
         free = max(numbers, default=0) + 1
         self._operations[:0] = [{**operation, "O": {**operation["O"], "%": free + i}} for i, operation in enumerate(parameters)]
 
+    def not_in_place(self) -> None:
+        """Have no operator write to its input."""
+        for operation in self._operations:
+            if operation["#"] == "1.scatter_":
+                operation["#"] = "1.scatter"
+
     def parameters_to_inputs(self) -> None:
         """The opposite of `inputs_to_parameters`."""
         for i, operation in enumerate(self._operations):

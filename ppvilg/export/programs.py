@@ -13,12 +13,16 @@ import numpy as np
 import paddle
 from paddle import inference
 
+from ppvilg.export.onnx_program import OnnxProgram
 from ppvilg.export.program_file import PROGRAM, ProgramFile, load_weights, weights_file
 from ppvilg.export.structure import arrays
 from ppvilg.runtime import threads
 
 SHARED = "transformer"
 """The weights file of the programs that have none of their own."""
+ONNX, ONNX_INT8 = "onnx", "onnx_int8"
+"""An export's folders of programs for ONNX Runtime."""
+GPU_MEMORY = 256  # MB that a predictor reserves at first
 _GARBAGE = "FLAGS_eager_delete_tensor_gb"
 
 Backend = Callable[[inference.Config], None]
@@ -26,7 +30,14 @@ Backend = Callable[[inference.Config], None]
 
 
 def native(config: inference.Config) -> None:
-    """Paddle's own operators. Its other backends plan anew for every shape, which costs several times what it gains."""
+    """Paddle's own operators, on paddle's current device.
+
+    On a CPU its other backends plan anew for every shape, which costs several times what it gains. On a GPU (which has not been
+    run) the passes over the program are on, and TensorRT, whose engines are built for each shape, is off, as by default.
+    """
+    kind, _, number = paddle.get_device().partition(":")
+    if kind == "gpu":
+        config.enable_use_gpu(GPU_MEMORY, int(number))
     config.disable_mkldnn()
 
 
@@ -76,12 +87,15 @@ class Program:
 
 
 class Programs:
-    """The programs in a folder, each loaded when it is first called."""
+    """The programs in a folder, each loaded when it is first called.
 
-    def __init__(self, folder: Path, backend: Backend = native):
-        self._folder, self._backend = folder, backend
+    `converted` is a folder of programs for ONNX Runtime, which take the places of those of the same names.
+    """
+
+    def __init__(self, folder: Path, backend: Backend = native, converted: Path | None = None):
+        self._folder, self._backend, self._converted = folder, backend, converted
         self._weights: dict[Path, dict[str, paddle.Tensor]] = {}  # by file
-        self._loaded: dict[str, Program] = {}
+        self._loaded: dict[str, Program | OnnxProgram] = {}
 
     def __call__(self, program: str, *, small: bool = False, **arguments: Any) -> list[paddle.Tensor]:
         """The outputs of a program by its name."""
@@ -89,7 +103,9 @@ class Programs:
             self._loaded[program] = self._load(program, small)
         return self._loaded[program](**arguments)
 
-    def _load(self, name: str, small: bool) -> Program:
+    def _load(self, name: str, small: bool) -> Program | OnnxProgram:
+        if self._converted is not None and (converted := self._converted / f"{name}.onnx").is_file():
+            return OnnxProgram(converted)
         file, weights = ProgramFile(self._folder / f"{name}{PROGRAM}"), weights_file(self._folder, name, SHARED)
         if weights not in self._weights:
             self._weights[weights] = load_weights(weights, file.weights)

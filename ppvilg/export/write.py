@@ -11,9 +11,12 @@ from paddle import nn
 
 import ppvilg
 from ppvilg import checkpoint
-from ppvilg.export.folder import DUAL_ENCODER, FORMAT, MANIFEST, PROGRAMS, README, files_of, is_export
+from ppvilg.config import DTYPES
+from ppvilg.export.folder import DUAL_ENCODER, FORMAT, MANIFEST, PROGRAMS, README, Engine, files_of, is_export
+from ppvilg.export.measure import fastest_engine
+from ppvilg.export.onnx_convert import convert_steps
 from ppvilg.export.program_file import PROGRAM, WEIGHTS, ProgramFile, weights_file
-from ppvilg.export.programs import SHARED
+from ppvilg.export.programs import ONNX, SHARED
 from ppvilg.export.readme import readme
 from ppvilg.export.structure import arrays
 from ppvilg.export.text_to_image import text_to_image
@@ -27,6 +30,8 @@ from ppvilg.model.vilg import ViLG
 from ppvilg.text import TextTokenizer
 from ppvilg.vqgan.model import VQGAN
 
+PRECISIONS = DTYPES | {"fp64": "float64"}  # the last only to find what computes in a fixed precision
+
 
 def write_export(
     folder: str | Path,
@@ -36,12 +41,19 @@ def write_export(
     config: PipelineConfig,
     made_from: dict[str, Any],
     dual_encoder: tuple[DualEncoder, TextTokenizer, ScorerConfig] | None = None,
+    onnx: bool = False,
+    engine: Engine = "auto",
 ) -> None:
     """Write models that were trained, in evaluation mode, as a new folder; it gets its name when it is complete.
 
-    `made_from` is kept in the manifest, e.g. what `origin` returns. Raises `ValueError` where the folder exists, and for models
-    that are exports themselves.
+    `made_from` is kept in the manifest, e.g. what `origin` returns. `onnx`: also for ONNX Runtime. `engine`: what the export
+    runs on where its user does not choose; auto: the fastest, which is measured. Raises `ValueError` where the folder exists,
+    for models that are exports themselves, and as `convert_steps` does.
     """
+    if engine == "onnxruntime" and not onnx:
+        raise ValueError("engine is onnxruntime: export for ONNX Runtime too, with --onnx")
+    if onnx and _dtype(model) != "float32":
+        raise ValueError(f"the model has {_dtype(model)}, but ONNX Runtime is for the CPU, with float32: choose precision fp32")
     if not isinstance(model, ViLG):
         raise ValueError("the model is an export already: give the folder that it was made from")
     with new_folder(folder) as temporary:
@@ -54,8 +66,16 @@ def write_export(
             _save_dual_encoder(dual_encoder[0], programs)
             (temporary / DUAL_ENCODER).mkdir()
             _write_description(temporary / DUAL_ENCODER, dual_encoder[2], dual_encoder[1])
+        seconds: dict[str, float] = {}
+        if onnx:
+            convert_steps(programs, temporary)
+            if engine == "auto":
+                engine, seconds = fastest_engine(model.config, programs, {"onnxruntime": temporary / ONNX})
         manifest = {
             "format": FORMAT,
+            "precision": next(precision for precision, dtype in PRECISIONS.items() if dtype == _dtype(model)),
+            "engine": "paddle" if engine == "auto" else engine,
+            "seconds_per_token": seconds,
             "made_from": made_from,
             "versions": {"ppvilg": ppvilg.__version__, "paddle": paddle.__version__},
             "programs": {path.stem: _describe(path, model.config) for path in sorted(programs.glob(f"*{PROGRAM}"))},
