@@ -12,6 +12,7 @@ from ppvilg.model.kv_cache import DecodeInputs, SlotTables, empty_cache
 from ppvilg.model.layers import sizes
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import ViLG, last_real_token
+from ppvilg.ops import at_least_float32
 from ppvilg.vqgan.model import VQGAN
 
 _DIRECTION = Direction.TEXT_TO_IMAGE
@@ -44,10 +45,10 @@ def text_to_image(
 
     def choose(token: paddle.Tensor, last: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
         """The tokens int64 [n, B] with one more, number `token` int64 [1], after last states [S, hidden]."""
-        logits = model.image_logits(last).reshape([-1, images, config.image_vocab_size])
-        kept = _filtered(guided(logits[0], logits[-1], guidance.astype(dtype)), temperature, top_k, top_p)
+        logits = at_least_float32(model.image_logits(last)).reshape([-1, images, config.image_vocab_size])
+        kept = _filtered(guided(logits[0], logits[-1], guidance.astype(logits.dtype)), temperature, top_k, top_p)
         drawn = paddle.gather(noise, token).squeeze(0) * (temperature > 0).astype(noise.dtype)
-        return paddle.scatter(tokens, token, (kept + drawn.astype(dtype)).argmax(-1).unsqueeze(0))
+        return paddle.scatter(tokens, token, (kept + drawn.astype(kept.dtype)).argmax(-1).unsqueeze(0))
 
     def more(token: paddle.Tensor, last: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
         return (token < config.image_length - 1).squeeze(0)
