@@ -7,7 +7,7 @@ python deploy/serve.py --model export/vilg_emoji --host 0.0.0.0 --grpc-port 9998
 import argparse
 from dataclasses import fields
 
-from ppvilg.cli import add_lora_arguments, run
+from ppvilg.cli import add_compute_arguments, add_lora_arguments, compute_options, run
 from ppvilg.server.settings import Settings, read_api_keys
 
 _HELP = {
@@ -47,16 +47,18 @@ def main() -> None:
             flag = f"--{field.name.replace('_', '-')}"
             parser.add_argument(flag, type=kind, default=field.default, help=_HELP[field.name] + default)
     add_lora_arguments(parser)
+    add_compute_arguments(parser)
     arguments = parser.parse_args()
     chosen = {name: getattr(arguments, name) for name in _HELP}
     settings = Settings(**chosen, api_keys=read_api_keys(arguments.api_keys))
+    options = compute_options(arguments)
 
     from ppvilg import ViLGPipeline
     from ppvilg.server.app import create_app
     from ppvilg.server.run import serve
 
     pipeline = ViLGPipeline.from_pretrained(
-        arguments.model, arguments.dual_encoder, lora=arguments.lora, lora_scale=arguments.lora_scale
+        arguments.model, arguments.dual_encoder, lora=arguments.lora, lora_scale=arguments.lora_scale, **options
     )
     serve(create_app(pipeline, settings), settings)
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ppvilg.runtime import set_device, set_threads
+
 _INTERRUPTED, _CLOSED_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE  # as shells have them
 
 
@@ -18,6 +20,34 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the tools that load a transformer, for an adapter to it."""
     parser.add_argument("--lora", metavar="FOLDER", help="adapter that is added to the model's weights (LoRA)")
     parser.add_argument("--lora-scale", type=float, default=1.0, metavar="S", help="its strength (default: %(default)s)")
+
+
+def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the tools that load a transformer, for what it is computed with."""
+    parser.add_argument("--device", metavar="cpu|gpu[:N]", help="what to compute on (default: a GPU if paddle has one)")
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16", "fp16", "int8"],
+        default="auto",
+        help="of the transformer; int8: of an export with --onnx (default: %(default)s, the model's, on a CPU fp32)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=["auto", "paddle", "onnxruntime"],
+        default="auto",
+        help="what runs an export (default: %(default)s, the fastest when it was exported)",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="of a CPU (default: one for each core, or OMP_NUM_THREADS)")
+
+
+def compute_options(arguments: argparse.Namespace) -> dict[str, str]:
+    """Choose threads and device; returns precision and engine as `ViLGPipeline.from_pretrained` takes them. To be called before
+    anything imports paddle; raises `ValueError` for a device or a number of threads that cannot be had."""
+    if arguments.threads is not None:
+        set_threads(arguments.threads)
+    if arguments.device is not None:
+        set_device(arguments.device)
+    return {"precision": arguments.precision, "engine": arguments.engine}
 
 
 def run(main: Callable[[], int | None]) -> None:

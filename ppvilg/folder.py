@@ -40,6 +40,7 @@ from ppvilg.config import (
 from ppvilg.files import write_whole
 from ppvilg.model.config import ViLGConfig, trained_directions, vilg_config
 from ppvilg.model.dual_encoder import DualEncoderSizes, dual_encoder_sizes
+from ppvilg.model.init import built_in
 from ppvilg.model.lora import merge_lora, weight_updates
 from ppvilg.model.mask import Direction
 from ppvilg.text import TextTokenizer
@@ -219,13 +220,8 @@ def read_model(
     `precision`: what the weights are kept in and computed with; auto: what the file has, on a CPU fp32. Raises `ValueError` for
     a precision that the device does not compute with.
     """
-    before = paddle.get_default_dtype()
-    paddle.set_default_dtype(_dtype(folder, precision))
-    try:
-        with paddle.LazyGuard():  # without values of its own
-            model = build()
-    finally:
-        paddle.set_default_dtype(before)
+    with built_in(_dtype(folder, precision)), paddle.LazyGuard():  # without values of its own
+        model = build()
     read_weights(model, folder, lora_scale)
     return model
 

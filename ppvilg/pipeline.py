@@ -19,7 +19,7 @@ from PIL import Image
 from ppvilg.config import Precision
 from ppvilg.data.images import load_image
 from ppvilg.dual_encoder import DualEncoderScorer, Scorer, load_scorer, rerank, scores
-from ppvilg.export.folder import is_export, load_export
+from ppvilg.export.folder import Engine, is_export, load_export
 from ppvilg.folder import PipelineConfig, base_file, new_folder, read_config, read_model, write_model
 from ppvilg.generate.beam_search import beam_search
 from ppvilg.generate.engine import GenerativeModel, generate_images, generate_texts
@@ -75,16 +75,18 @@ class ViLGPipeline:
         cls,
         folder: str | Path,
         dual_encoder: str | Path | Scorer | None = None,
-        precision: Precision | Literal["auto"] = "auto",
+        precision: Precision | Literal["auto", "int8"] = "auto",
         lora: str | Path | None = None,
         lora_scale: float = 1.0,
+        engine: Engine = "auto",
     ) -> "ViLGPipeline":
         """Read a model folder, a training run (the averaged weights of its newest checkpoint) or an export.
 
         `dual_encoder` is a folder too, the name of an ErnieViL, or a scorer. `precision` is the transformer's: auto is what its
         file has, on a CPU fp32, since Paddle computes with nothing else there; the image tokenizer always has fp32. `lora` is
         an adapter's folder, whose updates are added to the weights with the strength `lora_scale`: 0 leaves the model as it is,
-        1 is what was trained. A run that has trained an adapter is read with it.
+        1 is what was trained. A run that has trained an adapter is read with it. `engine` runs an export; auto is what was
+        fastest when it was exported. Exports for ONNX Runtime also have the precision int8.
 
         Raises `ValueError` for a folder that is missing, incomplete, damaged, or of another kind of model, for a precision that
         the device does not compute with, and for an adapter that belongs to another model.
@@ -95,9 +97,10 @@ class ViLGPipeline:
         if isinstance(dual_encoder, str | Path):
             dual_encoder = load_scorer(dual_encoder)
         if is_export(folder):
-            if precision not in ("auto", "fp32"):
-                raise ValueError(f"precision is {precision!r}, but {folder} is an export, which computes with fp32: use that")
-            return cls(*load_export(folder), dual_encoder)
+            return cls(*load_export(folder, engine, precision), dual_encoder)
+        if engine != "auto" or precision == "int8":
+            asked = "precision is int8" if engine == "auto" else f"engine is {engine}"
+            raise ValueError(f"{asked}, but {folder} is no export: export it first with deploy/export.py")
         config = read_config(folder, PipelineConfig)
         vqgan = load_vqgan(folder / "tokenizer")
         text_tokenizer = saved_text_tokenizer(folder, config.text_tokenizer, config.transformer.text_vocab_size)

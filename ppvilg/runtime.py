@@ -44,6 +44,33 @@ def threads() -> int:
     return int(_OMP_NUM_THREADS or len(os.sched_getaffinity(0)))
 
 
+def set_threads(count: int) -> None:
+    """Compute with so many threads, before `import paddle`; raises `ValueError` for none, or where paddle was imported."""
+    global _OMP_NUM_THREADS
+    if count < 1:
+        raise ValueError(f"threads is {count}: give at least 1")
+    if "paddle" in sys.modules:
+        raise ValueError("paddle was imported already: choose the number of threads before")
+    _OMP_NUM_THREADS = os.environ["MKL_NUM_THREADS"] = str(count)
+    os.environ.pop("OMP_NUM_THREADS", None)
+
+
+def set_device(name: str) -> None:
+    """Compute on `cpu`, `gpu` or `gpu:N`; raises `ValueError` for what is none of them or cannot be had."""
+    kind, colon, number = name.partition(":")
+    if kind not in ("cpu", "gpu") or (colon and (kind == "cpu" or not number.isdecimal())):
+        raise ValueError(f"device is {name!r}: expected cpu, gpu or gpu:N")
+
+    import paddle
+
+    if kind == "gpu":
+        if not paddle.is_compiled_with_cuda():
+            raise ValueError(f"device is {name}, but this paddle has no support for GPUs: install paddlepaddle-gpu, or use cpu")
+        if int(number or 0) >= (count := paddle.device.cuda.device_count()):
+            raise ValueError(f"device is {name}, but there are {count} GPUs")
+    paddle.set_device(name)
+
+
 def environment() -> dict[str, str]:
     """The environment for a new process that is to have as many threads as this one had before it imported paddle."""
     variables = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

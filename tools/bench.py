@@ -4,12 +4,14 @@ python tools/bench.py attention
 python tools/bench.py train -c configs/vilg_emoji.yml --vs torch
 python tools/bench.py generate -c configs/vilg_small.yml --batch 16 --vs dense
 python tools/bench.py export -c configs/vilg_emoji.yml --start runs/vilg_emoji export/vilg_emoji
+python tools/bench.py nats -c configs/vilg_emoji.yml --model export/vilg_emoji_onnx
 python tools/bench.py profile -c configs/vilg_emoji.yml
 python tools/bench.py draw -c configs/finetune_artist.yml
 python tools/bench.py serve --model runs/vilg_emoji
 """
 
 import argparse
+from pathlib import Path
 
 from ppvilg.cli import run
 from ppvilg.config import ViLGExperiment, VQGANExperiment, load_config
@@ -44,9 +46,12 @@ def main() -> None:
     )
     export.add_argument("--start", nargs="+", default=[], metavar="FOLDER", help="runs and exports to start anew, too")
     export.add_argument("--prompt", default="红苹果", help="what --start draws (default: %(default)s)")
+    nats = commands.add_parser("nats", help="what 8-bit weights of an export cost, in nats per token of validation pairs")
+    nats.add_argument("--model", required=True, help="folder of an export with --onnx")
+    nats.add_argument("--samples", type=int, default=512, help="pairs at most (default: %(default)s)")
     profile = commands.add_parser("profile", help="operators of a transformer's training step, by time")
     draw = commands.add_parser("draw", help="a process's start, its first images and its memory, by the config's sizes")
-    for command in (train, generate, export, profile, draw):
+    for command in (train, generate, export, nats, profile, draw):
         command.add_argument("-c", "--config", required=True)
         command.add_argument("-o", "--override", action="append", default=[], metavar="section.key=value")
     serve = commands.add_parser("serve", help="load on a server over loopback")
@@ -57,7 +62,7 @@ def main() -> None:
     for command in (attention, train, generate, export, profile):
         command.add_argument("--repetitions", type=int, default=10)
     arguments = parser.parse_args()
-    for name in ("hidden", "heads", "text_length", "side", "batch", "clients", "requests", "repetitions"):
+    for name in ("hidden", "heads", "text_length", "side", "batch", "clients", "requests", "samples", "repetitions"):
         counts = getattr(arguments, name, [])
         for count in counts if isinstance(counts, list) else [counts]:
             check_count(f"--{name.replace('_', '-')}", count, 1)
@@ -68,6 +73,7 @@ def main() -> None:
         "train": train_table,
         "generate": generate_table,
         "export": export_table,
+        "nats": nats_table,
         "profile": profile_table,
     }
     tables[arguments.command](arguments)
@@ -130,6 +136,14 @@ def export_table(arguments: argparse.Namespace) -> None:
         print(f"batch {batch}, {config.image_tokens} tokens each", table(timings), *lines, sep="\n", flush=True)
     for folder in arguments.start:
         print(start_line(folder, arguments.prompt))
+
+
+def nats_table(arguments: argparse.Namespace) -> None:
+    """Each engine of one export."""
+    config = load_config(arguments.config, arguments.override, ViLGExperiment)
+    from ppvilg.benchmark.nats import nats_lines
+
+    print(*nats_lines(config, Path(arguments.model), arguments.samples), sep="\n")
 
 
 def draw_table(arguments: argparse.Namespace) -> None:

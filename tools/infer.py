@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from ppvilg.cli import add_lora_arguments, run
+from ppvilg.cli import add_compute_arguments, add_lora_arguments, compute_options, run
 from ppvilg.files import check_file, check_folder, write_whole
 from ppvilg.options import check_texts
 
@@ -56,6 +56,7 @@ def main() -> None:
         "--length-penalty", type=float, default=1.0, help="beam search divides log p by length to this power (default: 1)"
     )
     add_lora_arguments(parser)
+    add_compute_arguments(parser)
     arguments = parser.parse_args()
     check_fit(arguments, parser)
     if arguments.samples < 1:
@@ -107,6 +108,16 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def load_pipeline(arguments: argparse.Namespace, dual_encoder: str | None = None):
+    """The model with what it is computed with."""
+    options = compute_options(arguments)
+
+    from ppvilg import ViLGPipeline
+
+    adapter = {"lora": arguments.lora, "lora_scale": arguments.lora_scale}
+    return ViLGPipeline.from_pretrained(arguments.model, dual_encoder, **adapter, **options)
+
+
 def text_to_image(arguments: argparse.Namespace) -> None:
     """Numbered PNGs and one labelled grid."""
     prompts = [*arguments.text, *read_lines(arguments.text_file)]
@@ -119,9 +130,7 @@ def text_to_image(arguments: argparse.Namespace) -> None:
         options["num_candidates"], dual_encoder = arguments.best_of, arguments.dual_encoder
     check_texts("text", prompts)
 
-    from ppvilg import ViLGPipeline
-
-    pipe = ViLGPipeline.from_pretrained(arguments.model, dual_encoder, lora=arguments.lora, lora_scale=arguments.lora_scale)
+    pipe = load_pipeline(arguments, dual_encoder)
     warn(pipe.check_known(prompts))
     save_images(arguments, prompts, pipe(prompts, **options).images)
 
@@ -137,9 +146,7 @@ def complete(arguments: argparse.Namespace) -> None:
     for image in arguments.image:
         check_image(image)
 
-    from ppvilg import ViLGPipeline
-
-    pipe = ViLGPipeline.from_pretrained(arguments.model, lora=arguments.lora, lora_scale=arguments.lora_scale)
+    pipe = load_pipeline(arguments)
     warn(pipe.check_known(arguments.text))
     images = []
     for image, prompt in zip(arguments.image, arguments.text, strict=True):
@@ -151,9 +158,7 @@ def image_to_text(arguments: argparse.Namespace) -> None:
     """Captions, a line each."""
     options = text_options(arguments)
 
-    from ppvilg import ViLGPipeline
-
-    pipe = ViLGPipeline.from_pretrained(arguments.model, lora=arguments.lora, lora_scale=arguments.lora_scale)
+    pipe = load_pipeline(arguments)
     captions = pipe.caption(arguments.image, arguments.samples, **options)
     entries = [{"image": image, "captions": texts} for image, texts in zip(arguments.image, captions, strict=True)]
     write_json(arguments.json, entries)
@@ -169,9 +174,7 @@ def answer_questions(arguments: argparse.Namespace) -> None:
         raise ValueError("there is no question: give --question")
     check_texts("question", questions)
 
-    from ppvilg import ViLGPipeline
-
-    pipe = ViLGPipeline.from_pretrained(arguments.model, lora=arguments.lora, lora_scale=arguments.lora_scale)
+    pipe = load_pipeline(arguments)
     warn(pipe.check_known(questions))
     answers = pipe.answer(images, questions, arguments.samples, **options)
     count, entries = len(answers), []

@@ -10,12 +10,11 @@ from pathlib import Path
 from paddle import inference
 
 from ppvilg.benchmark.generation import Generated, generation, longest_prompt, steps_line
-from ppvilg.benchmark.onnx_engine import OnnxViLG
 from ppvilg.benchmark.runner import Competitor, Timing, compare
 from ppvilg.config import ViLGExperiment
 from ppvilg.export.model import ExportedViLG
-from ppvilg.export.programs import Programs, native
-from ppvilg.export.tracing import weights_of
+from ppvilg.export.onnx_convert import convert_steps
+from ppvilg.export.programs import ONNX, ONNX_INT8, Programs, native
 from ppvilg.export.write import save_transformer
 from ppvilg.generate.sampling import Sampling
 from ppvilg.model.config import vilg_config
@@ -52,7 +51,7 @@ def exported(
     model = _model(config)
     with tempfile.TemporaryDirectory() as folder:
         save_transformer(model, Path(folder))
-        run = _greedy(ExportedViLG(model.config, Programs(Path(folder), weights_of({"model": model}), backend)), config, batch)
+        run = _greedy(ExportedViLG(model.config, Programs(Path(folder), backend)), config, batch)
         run()  # programs are loaded when they are first called
     return run
 
@@ -70,9 +69,12 @@ def openvino(config: ViLGExperiment, batch: int) -> Callable[[], Generated]:
 def onnx(config: ViLGExperiment, batch: int, int8: bool = False) -> Callable[[], Generated]:
     """Decode steps in ONNX Runtime."""
     model = _model(config)
-    with tempfile.TemporaryDirectory() as folder:
-        save_transformer(model, Path(folder))
-        run = _greedy(OnnxViLG(model.config, Path(folder), weights_of({"model": model}), int8), config, batch)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save_transformer(model, folder)
+        convert_steps(folder, folder)
+        programs = Programs(folder, converted=folder / (ONNX_INT8 if int8 else ONNX))
+        run = _greedy(ExportedViLG(model.config, programs), config, batch)
         run()
     return run
 

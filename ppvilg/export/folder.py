@@ -1,25 +1,32 @@
 """An exported model's folder: everything that generation needs, and nothing of training.
 
 export/
-  manifest.json          the format's version, what the export was made from, size and checksum of every file
+  manifest.json          the format's version, what the export was made from, size and checksum of every file, and of each
+                         program its weights file, inputs and outputs
+  onnx/, onnx_int8/      (if asked for) the programs that run for every token, for ONNX Runtime
+  README.md              how to run the programs without ppvilg
   config.json            as in a model folder
-  weights.safetensors    every weight that a program reads, once
-  programs/              *.json, for Paddle Inference
+  programs/              models for Paddle Inference: *.json with *.pdiparams; transformer.pdiparams is that of several
   text/                  the text tokenizer's vocabulary
   dual_encoder/          (if one was given) its config.json and text/
 """
 
 import json
 from pathlib import Path
+from typing import Literal
+
+import paddle
 
 from ppvilg import checkpoint
 from ppvilg.export.model import ExportedDualEncoder, ExportedViLG, ExportedVQGAN
-from ppvilg.export.programs import Programs
+from ppvilg.export.programs import ONNX, ONNX_INT8, Programs
 from ppvilg.folder import PipelineConfig, ScorerConfig, read_config
 from ppvilg.text import TextTokenizer, saved_text_tokenizer
 
-FORMAT = 2
-MANIFEST, WEIGHTS, PROGRAMS, DUAL_ENCODER = "manifest.json", "weights.safetensors", "programs", "dual_encoder"
+FORMAT = 3
+Engine = Literal["auto", "paddle", "onnxruntime"]
+"""What runs the programs of an export; auto: what its manifest says, on a GPU paddle."""
+MANIFEST, README, PROGRAMS, DUAL_ENCODER = "manifest.json", "README.md", "programs", "dual_encoder"
 
 
 def is_export(folder: Path) -> bool:
@@ -58,13 +65,37 @@ def read_manifest(folder: Path) -> dict:
     return manifest
 
 
-def load_export(folder: Path) -> tuple[ExportedViLG, ExportedVQGAN, TextTokenizer, PipelineConfig]:
-    """What a `ViLGPipeline` is made of; raises `ValueError` as `read_manifest` does."""
-    read_manifest(folder)
+def load_export(
+    folder: Path, engine: Engine = "auto", precision: str = "auto"
+) -> tuple[ExportedViLG, ExportedVQGAN, TextTokenizer, PipelineConfig]:
+    """What a `ViLGPipeline` is made of; raises `ValueError` as `read_manifest` does, and for an engine or a precision that the
+    export has not or the device does not run."""
+    manifest = read_manifest(folder)
     config = read_config(folder, PipelineConfig)
-    programs = _programs(folder)
+    programs = Programs(folder / PROGRAMS, converted=_converted(folder, manifest, engine, precision))
     text_tokenizer = saved_text_tokenizer(folder, config.text_tokenizer, config.transformer.text_vocab_size)
     return ExportedViLG(config.transformer, programs), ExportedVQGAN(programs), text_tokenizer, config
+
+
+def _converted(folder: Path, manifest: dict, engine: Engine, precision: str) -> Path | None:
+    """The folder of programs for ONNX Runtime; None for Paddle Inference."""
+    own, on_cpu = manifest["precision"], paddle.get_device() == "cpu"
+    if precision not in ("auto", own, "int8"):
+        raise ValueError(f"precision is {precision!r}, but {folder} is an export of {own}: use that, or export it with another")
+    if on_cpu and own in ("fp16", "bf16"):
+        raise ValueError(f"{folder} is an export of {own}, but on a CPU Paddle computes with float32 only: use a GPU")
+    if engine == "auto":
+        engine = "onnxruntime" if precision == "int8" else manifest["engine"] if on_cpu else "paddle"
+    if engine == "paddle":
+        if precision == "int8":
+            raise ValueError("precision is int8, which Paddle Inference does not run: use the engine onnxruntime")
+        return None
+    converted = folder / (ONNX_INT8 if precision == "int8" else ONNX)
+    if not converted.is_dir():
+        raise ValueError(f"{folder} was exported for Paddle Inference only: export it with --onnx, or use the engine paddle")
+    if not on_cpu:
+        raise ValueError(f"ONNX Runtime is for the CPU here, not for {paddle.get_device()}: use the engine paddle")
+    return converted
 
 
 def load_dual_encoder_export(folder: Path) -> tuple[ExportedDualEncoder, TextTokenizer, ScorerConfig]:
@@ -77,8 +108,4 @@ def load_dual_encoder_export(folder: Path) -> tuple[ExportedDualEncoder, TextTok
         )
     config = read_config(own, ScorerConfig)
     text_tokenizer = saved_text_tokenizer(own, config.text_tokenizer, config.dual_encoder.text_vocab_size)
-    return ExportedDualEncoder(_programs(folder)), text_tokenizer, config
-
-
-def _programs(folder: Path) -> Programs:
-    return Programs(folder / PROGRAMS, checkpoint.load_tensors(folder / WEIGHTS))
+    return ExportedDualEncoder(Programs(folder / PROGRAMS)), text_tokenizer, config

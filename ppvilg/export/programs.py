@@ -1,9 +1,10 @@
 """Programs as Paddle Inference runs them.
 
-The weights are inputs as well. So the programs of prefill and decode step, in both directions, share one copy of them, on disk
-and in memory, and the caches are inputs that a program writes to in place.
+The weights are inputs here. So the programs of prefill and decode step, in both directions, share one copy of them in memory.
+The caches are inputs that a program writes to in place.
 """
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,16 @@ import numpy as np
 import paddle
 from paddle import inference
 
+from ppvilg.export.onnx_program import OnnxProgram
+from ppvilg.export.program_file import PROGRAM, ProgramFile, load_weights, weights_file
 from ppvilg.export.structure import arrays
 from ppvilg.runtime import threads
 
-SUFFIX = ".json"  # what Paddle Inference expects of a program's name
+SHARED = "transformer"
+"""The weights file of the programs that have none of their own."""
+ONNX, ONNX_INT8 = "onnx", "onnx_int8"
+"""An export's folders of programs for ONNX Runtime."""
+GPU_MEMORY = 256  # MB that a predictor reserves at first
 _GARBAGE = "FLAGS_eager_delete_tensor_gb"
 
 Backend = Callable[[inference.Config], None]
@@ -23,12 +30,19 @@ Backend = Callable[[inference.Config], None]
 
 
 def native(config: inference.Config) -> None:
-    """Paddle's own operators. Its other backends plan anew for every shape, which costs several times what it gains."""
+    """Paddle's own operators, on paddle's current device.
+
+    On a CPU its other backends plan anew for every shape, which costs several times what it gains. On a GPU (which has not been
+    run) the passes over the program are on, and TensorRT, whose engines are built for each shape, is off, as by default.
+    """
+    kind, _, number = paddle.get_device().partition(":")
+    if kind == "gpu":
+        config.enable_use_gpu(GPU_MEMORY, int(number))
     config.disable_mkldnn()
 
 
 class Program:
-    """A saved program on Paddle Inference; not for several threads at once.
+    """A program on Paddle Inference, of a file whose weights are inputs; not for several threads at once.
 
     One that is `small` keeps the memory of its intermediate results, instead of freeing and allocating it hundreds of times a
     run, which takes as long as the work itself.
@@ -73,14 +87,30 @@ class Program:
 
 
 class Programs:
-    """The programs in a folder, each loaded when it is first called."""
+    """The programs in a folder, each loaded when it is first called.
 
-    def __init__(self, folder: Path, weights: dict[str, paddle.Tensor], backend: Backend = native):
-        self._folder, self._weights, self._backend = folder, weights, backend
-        self._loaded: dict[str, Program] = {}
+    `converted` is a folder of programs for ONNX Runtime, which take the places of those of the same names.
+    """
+
+    def __init__(self, folder: Path, backend: Backend = native, converted: Path | None = None):
+        self._folder, self._backend, self._converted = folder, backend, converted
+        self._weights: dict[Path, dict[str, paddle.Tensor]] = {}  # by file
+        self._loaded: dict[str, Program | OnnxProgram] = {}
 
     def __call__(self, program: str, *, small: bool = False, **arguments: Any) -> list[paddle.Tensor]:
         """The outputs of a program by its name."""
         if program not in self._loaded:
-            self._loaded[program] = Program(self._folder / f"{program}{SUFFIX}", self._weights, small, self._backend)
+            self._loaded[program] = self._load(program, small)
         return self._loaded[program](**arguments)
+
+    def _load(self, name: str, small: bool) -> Program | OnnxProgram:
+        if self._converted is not None and (converted := self._converted / f"{name}.onnx").is_file():
+            return OnnxProgram(converted)
+        file, weights = ProgramFile(self._folder / f"{name}{PROGRAM}"), weights_file(self._folder, name, SHARED)
+        if weights not in self._weights:
+            self._weights[weights] = load_weights(weights, file.weights)
+        file.parameters_to_inputs()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{name}{PROGRAM}"
+            file.save(path)
+            return Program(path, self._weights[weights], small, self._backend)

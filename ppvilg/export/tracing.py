@@ -1,30 +1,42 @@
-"""From a model's functions to programs without weights, whose open sizes are those in which two examples differ."""
+"""From a model's functions to programs, whose open sizes are those in which two examples differ."""
 
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import paddle
 from paddle import nn
 
+from ppvilg.export.program_file import PROGRAM, WEIGHTS, ProgramFile, save_weights
 from ppvilg.export.structure import arrays, with_arrays
 
 
-def save_program(
+@dataclass(frozen=True)
+class TracedProgram:
+    """A program whose weights are still inputs."""
+
+    path: Path
+    weights: dict[str, paddle.Tensor]
+    """Those that it reads, by the names of the inputs."""
+
+
+def trace(
     layers: dict[str, nn.Layer],
-    function: Callable[..., list],
+    function: Callable[..., dict[str, paddle.Tensor]],
     example: dict[str, Any],
     other: dict[str, Any],
     path: Path,
-) -> set[str]:
-    """Trace what `function` computes with the weights of `layers` and write it to `path`, to which paddle adds a suffix.
+) -> TracedProgram:
+    """Write what `function` computes with the weights of `layers` to `path`, which has no suffix.
 
-    `example` and `other` are arguments of different sizes. The program's outputs are the tensors of the returned list in their
-    order. Returns the names of the weights that it reads.
+    `example` and `other` are arguments of different sizes. The program's outputs are named as in the dictionary that the
+    function returns.
     """
     found, others = _flat(example), _flat(other)
+    originals = weights_of(layers)
     paddle.enable_static()
     try:
         with paddle.static.program_guard(paddle.static.Program()), warnings.catch_warnings(action="ignore"):
@@ -38,14 +50,31 @@ def save_program(
             given = [value for value in inputs.values() if not value.use_empty()]
             executor = paddle.static.Executor(paddle.CPUPlace())
             program = paddle.static.default_main_program()
-            paddle.static.save_inference_model(str(path), [*given, *read.values()], outputs, executor, program=program)
+            written = list(outputs.values())
+            paddle.static.save_inference_model(str(path), [*given, *read.values()], written, executor, program=program)
     finally:
         paddle.disable_static()
-    return set(read)
+    file = path.with_name(path.name + PROGRAM)
+    saved = ProgramFile(file)
+    saved.name_outputs(list(outputs))
+    saved.save(file)
+    return TracedProgram(file, {name: originals[name] for name in read})
+
+
+def save_parameters(programs: list[TracedProgram], path: Path) -> None:
+    """Write the weights of programs into one file, to which `path` lacks the suffix, and make them parameters."""
+    weights = {name: tensor for program in programs for name, tensor in program.weights.items()}
+    save_weights(weights, path.with_name(path.name + WEIGHTS))
+    files = {program.path: ProgramFile(program.path) for program in programs}
+    used = {path: file.inputs_to_parameters(set(weights)) for path, file in files.items()}
+    declared = {name: operation for own in used.values() for name, operation in own.items()}
+    for path, file in files.items():
+        file.declare([declared[name] for name in sorted(declared.keys() - used[path].keys())])
+        file.save(path)
 
 
 def weights_of(layers: dict[str, nn.Layer]) -> dict[str, paddle.Tensor]:
-    """Parameters and buffers by the names that they have as inputs."""
+    """Parameters and buffers by the names that they have in programs."""
     return {name: store[key] for name, store, key in _places(layers)}
 
 

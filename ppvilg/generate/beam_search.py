@@ -85,7 +85,7 @@ def beam_search(
     for k in range(max_length - 1):
         states = model.decode_step(_DIRECTION, state.inputs(tokens, np.full(len(tokens), k)))
         # The text table may have more rows than the tokenizer has tokens.
-        log_p = F.log_softmax(model.text_logits(states)[:, : tokenizer.size]).numpy().astype(np.float64)
+        log_p = F.log_softmax(model.text_logits(states)[:, : tokenizer.size].astype("float32")).numpy().astype(np.float64)
         log_p = log_p.reshape(len(images), num_beams, -1)
         parents, chosen = zip(*(beams.extend(own) for beams, own in zip(searches, log_p, strict=True)), strict=True)
         if all(beams.is_settled() for beams in searches):

@@ -33,6 +33,6 @@ def decode_images(
     if decoder == "hidden":
         states = paddle.stack(output.states, axis=1)
         states = paddle.concat([states, paddle.zeros([batch, missing, config.hidden], states.dtype)], axis=1)
-        return list(from_model(model.reconstructor(states).numpy()))
+        return list(from_model(model.reconstructor(states).astype("float32").numpy()))
     tokens = np.pad(output.tokens, ((0, 0), (0, missing))).reshape(batch, config.rows, config.columns)
     return list(from_model(vqgan.decode(paddle.to_tensor(tokens)).numpy()))

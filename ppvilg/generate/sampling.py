@@ -68,10 +68,15 @@ def keep_top_p(logits: paddle.Tensor, p: float) -> paddle.Tensor:
     if p >= 1:
         return logits
     ordered = paddle.sort(logits, axis=-1, descending=True)
-    probabilities = paddle.nn.functional.softmax(ordered)
-    before = probabilities.cumsum(-1) - probabilities  # of the tokens that are likelier than this one
-    smallest_kept = paddle.where(before < p, ordered, paddle.full([], np.inf)).min(-1, keepdim=True)
+    smallest_kept = paddle.where(likelier(ordered) < p, ordered, paddle.full([], np.inf)).min(-1, keepdim=True)
     return paddle.where(logits < smallest_kept, paddle.full([], -np.inf), logits)
+
+
+def likelier(ordered: paddle.Tensor) -> paddle.Tensor:
+    """For each of the logits [B, V], the largest first, the probability of those before it."""
+    # Not the sum up to it minus its own, which oneDNN, that exported programs may run on, computes wrongly.
+    sums = paddle.nn.functional.softmax(ordered).cumsum(-1)
+    return paddle.concat([paddle.zeros_like(sums[:, :1]), sums[:, :-1]], axis=-1)
 
 
 def sample(logits: paddle.Tensor, sampling: Sampling, noise: Noise) -> paddle.Tensor:

@@ -2,7 +2,8 @@
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import paddle
@@ -21,7 +22,7 @@ def init_weights(parameters: Mapping[str, paddle.Tensor], seed: int, layers: int
     for name, parameter in parameters.items():
         if parameter.ndim > 1:
             whole = draw_weight(name, whole_shape(parameter, mp_group), seed, layers)
-            parameter.set_value(own_part(parameter, whole, mp_group))
+            _set(parameter, own_part(parameter, whole, mp_group))
 
 
 def draw_weight(name: str, shape: list[int], seed: int, layers: int) -> np.ndarray:
@@ -35,7 +36,23 @@ def draw_weight(name: str, shape: list[int], seed: int, layers: int) -> np.ndarr
 def set_weights(parameters: Mapping[str, paddle.Tensor], arrays: Mapping[str, np.ndarray], mp_group=None) -> None:
     """Give parameters the values of whole arrays of their names; arrays of parameters that are not here are skipped."""
     for name in arrays.keys() & parameters.keys():
-        parameters[name].set_value(own_part(parameters[name], arrays[name], mp_group))
+        _set(parameters[name], own_part(parameters[name], arrays[name], mp_group))
+
+
+@contextmanager
+def built_in(dtype: str) -> Iterator[None]:
+    """Inside this context layers are built with weights of a dtype."""
+    before = paddle.get_default_dtype()
+    paddle.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        paddle.set_default_dtype(before)
+
+
+def _set(parameter: paddle.Tensor, values: np.ndarray) -> None:
+    """In the parameter's own precision."""
+    parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
 
 
 def whole_shape(parameter: paddle.Tensor, mp_group=None) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import paddle
+from paddle import nn
 
 from ppvilg.model.config import ViLGConfig
 from ppvilg.model.layers import sizes
@@ -20,19 +21,12 @@ Array = np.ndarray | paddle.Tensor
 class StepInputs:
     """Where the sequences of a batch stand, as the caches of one kind of layer need it."""
 
-    write: Array
+    write: paddle.Tensor
     """Int64 [rows]: the rows of the buffer that the new token goes to."""
-    read: Array | None
+    read: paddle.Tensor | None
     """Int64 [B · capacity]: the rows to read; None where they are all there are."""
-    bias: Array
-    """Float32 [B, 1, s + capacity]: added to the scores of the prefix's keys and of those that are read."""
-
-    def to_tensors(self, dtype: paddle.dtype) -> "StepInputs":
-        """The same as tensors, for a model of a dtype."""
-        if not isinstance(self.write, np.ndarray):
-            return self
-        read = None if self.read is None else paddle.to_tensor(self.read)
-        return StepInputs(paddle.to_tensor(self.write), read, paddle.to_tensor(self.bias).astype(dtype))
+    bias: paddle.Tensor
+    """Float [B, 1, s + capacity]: added to the scores of the prefix's keys and of those that are read."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +214,39 @@ def _select(buffer: paddle.Tensor, shape: list[int], sequences: paddle.Tensor) -
     return paddle.gather(buffer.reshape(shape), sequences).reshape([-1, shape[-1]])
 
 
+class SlotTables(nn.Layer):
+    """What `StepInputs` are made of, for every one of a mask's t target tokens: buffers, which an exported program keeps."""
+
+    def __init__(self, mask: AttentionMask, heads: int, dtype: paddle.dtype):
+        super().__init__()
+        ring, targets = mask.cache_slots(), np.arange(mask.target_length)
+        held = ring.held(targets)
+        seen = mask.target_sees(targets[:, None], held) & (held >= 0)
+        bias = np.where(seen, np.float32(0), np.float32(MASK_VALUE))
+        self.count = ring.groups * ring.capacity
+        """How many slots a sequence has."""
+        self.copies = 1 if keeps_inputs(mask) else heads
+        """How many times a sequence has them in the buffer: once for each head, or once."""
+        read = paddle.to_tensor(ring.read(targets)) if ring.groups > 1 else None
+        self.register_buffer("write", paddle.to_tensor(ring.write(targets)))  # int64 [t]: the slot that each token goes to
+        self.register_buffer("read", read)  # int64 [t, capacity]: the slots that it reads; None where they are all there are
+        self.register_buffer("bias", paddle.to_tensor(bias).astype(dtype))  # float [t, capacity]: added to their scores
+
+    def forward(self, slots: paddle.Tensor, prefix_bias: paddle.Tensor) -> StepInputs:
+        """For tokens at target slots int64 [B], whose prefixes add float [B, 1, s] to their keys' scores."""
+        batch = sizes(slots)[0]
+        firsts = (paddle.arange(batch * self.copies) * self.count).reshape([-1, self.copies])
+        write = (firsts + paddle.gather(self.write, slots).unsqueeze(1)).flatten()
+        read = None if self.read is None else (firsts + paddle.gather(self.read, slots)).flatten()
+        return StepInputs(write, read, paddle.concat([prefix_bias, paddle.gather(self.bias, slots).unsqueeze(1)], axis=-1))
+
+
+@lru_cache(maxsize=64)  # computed at every step they would take as long as a small model's layers
+def slot_tables(mask: AttentionMask, heads: int, dtype: paddle.dtype) -> SlotTables:
+    """Of the layers of a mask, in a model of a dtype."""
+    return SlotTables(mask, heads, dtype)
+
+
 @dataclass(frozen=True)
 class DecodeInputs:
     """What a model reads to decode one target token of each of B sequences."""
@@ -228,36 +255,28 @@ class DecodeInputs:
     """Int64 [B]: the tokens to read."""
     slots: Array
     """Int64 [B]: where in the target they stand."""
-    steps: dict[str, StepInputs]
+    prefix_mask: Array
+    """Bool [P, s]: True for the real tokens of the prefixes."""
+    tables: dict[str, SlotTables]
     """By kind of layer."""
     prefixes: list[Prefix]
     """Of each layer."""
     caches: list[Cache]
     """Of each layer; written to."""
 
+    def to_tensors(self) -> "DecodeInputs":
+        """The same as tensors."""
+        ids, slots, mask = (
+            paddle.to_tensor(x) if isinstance(x, np.ndarray) else x for x in (self.ids, self.slots, self.prefix_mask)
+        )
+        return replace(self, ids=ids, slots=slots, prefix_mask=mask)
 
-@dataclass(frozen=True)
-class _Slots:
-    """What `StepInputs` needs, for every one of a mask's t target tokens."""
-
-    count: int
-    write: np.ndarray
-    """Int64 [t]: the slot of each token."""
-    read: np.ndarray | None
-    """Int64 [t, capacity]: the slots that it reads; None where they are all there are."""
-    bias: np.ndarray
-    """Float32 [t, capacity]: added to their scores."""
-
-
-@lru_cache(maxsize=64)  # computed at every step it would take as long as a small model's layers
-def _slots(mask: AttentionMask) -> _Slots:
-    ring = mask.cache_slots()
-    targets = np.arange(mask.target_length)
-    held = ring.held(targets)
-    seen = mask.target_sees(targets[:, None], held) & (held >= 0)
-    bias = np.where(seen, np.float32(0), np.float32(MASK_VALUE))
-    read = ring.read(targets) if ring.groups > 1 else None
-    return _Slots(ring.groups * ring.capacity, ring.write(targets), read, bias)
+    def steps(self, dtype: paddle.dtype) -> dict[str, StepInputs]:
+        """By kind of layer, of a model of a dtype; for inputs that are tensors."""
+        batch, (prompts, length) = sizes(self.slots)[0], sizes(self.prefix_mask)
+        hidden = paddle.where(self.prefix_mask, paddle.zeros([], dtype), paddle.full([], MASK_VALUE, dtype))
+        bias = hidden.unsqueeze(1).expand([prompts, batch // prompts, length]).reshape([batch, 1, length])
+        return {kind: tables(self.slots, bias) for kind, tables in self.tables.items()}
 
 
 class DecodeState:
@@ -324,20 +343,15 @@ class DecodeState:
         """B, the number of sequences."""
         return len(self.prefix_mask) * self.candidates
 
-    def inputs(self, ids: Array, positions: np.ndarray) -> DecodeInputs:
-        """What a model reads to decode tokens int64 [B] that stand at their sequences' target slots int [B]."""
-        steps = {kind: self._step_inputs(mask, positions) for kind, mask in self.masks.items()}
-        return DecodeInputs(ids, positions, steps, self.prefixes, self.caches)
+    def inputs(self, ids: Array, slots: Array) -> DecodeInputs:
+        """What a model reads to decode tokens int64 [B] that stand at their sequences' target slots int64 [B]."""
+        return DecodeInputs(ids, slots, self.prefix_mask, self.tables, self.prefixes, self.caches)
 
-    def _step_inputs(self, mask: AttentionMask, positions: np.ndarray) -> StepInputs:
-        slots = _slots(mask)
-        copies = 1 if keeps_inputs(mask) else self.prefixes[0].keys.shape[1]
-        firsts = np.arange(len(positions) * copies) * slots.count
-        write = firsts + np.repeat(slots.write[positions], copies)
-        read = None if slots.read is None else (firsts[:, None] + slots.read[positions]).ravel()
-        prefix_bias = np.where(self.prefix_mask, np.float32(0), np.float32(MASK_VALUE))
-        prefix_bias = np.repeat(prefix_bias, self.candidates, axis=0)
-        return StepInputs(write, read, np.concatenate([prefix_bias, slots.bias[positions]], axis=1)[:, None])
+    @property
+    def tables(self) -> dict[str, SlotTables]:
+        """By kind of layer."""
+        keys = self.prefixes[0].keys
+        return {kind: slot_tables(mask, keys.shape[1], keys.dtype) for kind, mask in self.masks.items()}
 
     def select(self, sequences: np.ndarray) -> None:
         """Go on with sequences int [N] of the batch, in this order: others are dropped, one may go on several times.

@@ -53,7 +53,9 @@ def vilg_loss(
         weighted.append(weights.img2txt * text_sum)
     losses = {"loss": sum(weighted) / batch.image.size} | losses
     if reconstruction is not None:
-        l1, l2 = F.l1_loss(outputs.pixels, batch.pixel_values), F.mse_loss(outputs.pixels, batch.pixel_values)
+        pixels = ops.at_least_float32(outputs.pixels)
+        real = batch.pixel_values.astype(pixels.dtype)
+        l1, l2 = F.l1_loss(pixels, real), F.mse_loss(pixels, real)
         losses["loss"] = losses["loss"] + reconstruction.l1 * l1 + reconstruction.l2 * l2
         losses |= {"l1": l1, "l2": l2}
     return losses
@@ -87,4 +89,4 @@ def token_hits(logits: paddle.Tensor, labels: paddle.Tensor, mp_group=None) -> p
         parts: list[paddle.Tensor] = []
         dist.all_gather(parts, logits.contiguous(), group=mp_group)
         logits = paddle.concat(parts, axis=-1)
-    return (logits.argmax(-1) == labels).astype(logits.dtype)
+    return (logits.argmax(-1) == labels).astype("float32")

@@ -10,7 +10,6 @@ between text and image, and the text is the answer.
 
 from dataclasses import dataclass
 
-import numpy as np
 import paddle
 from paddle import nn
 
@@ -322,9 +321,9 @@ class ViLG(nn.Layer):
     def decode_step(self, direction: Direction, inputs: DecodeInputs) -> paddle.Tensor:
         """Read one target token of each of B sequences -> its last hidden state [B, hidden], which decides the token after it.
         What later steps need of it is written into the caches."""
-        ids, slots = (paddle.to_tensor(x) if isinstance(x, np.ndarray) else x for x in (inputs.ids, inputs.slots))
-        x = self.embedding.embed_target(ids.unsqueeze(1), direction, slots.unsqueeze(1)).squeeze(1)
-        steps = {kind: step.to_tensors(x.dtype) for kind, step in inputs.steps.items()}
+        inputs = inputs.to_tensors()
+        x = self.embedding.embed_target(inputs.ids.unsqueeze(1), direction, inputs.slots.unsqueeze(1)).squeeze(1)
+        steps = inputs.steps(x.dtype)
         for block, prefix, cache in zip(self.blocks, inputs.prefixes, inputs.caches, strict=True):
             x = block.decode_step(x, prefix, cache, steps[block.kind])
         return self.head.norm(x)
@@ -338,6 +337,6 @@ class ViLG(nn.Layer):
 
 def last_real_token(states: paddle.Tensor, text_mask: paddle.Tensor) -> paddle.Tensor:
     """The state [B, hidden] of each text's last real token; states [B, m, hidden], text_mask bool [B, m]."""
-    batch, m = text_mask.shape
+    batch, m = sizes(text_mask)
     rows = text_mask.astype("int64").sum(1) - 1 + paddle.arange(batch) * m
     return paddle.gather(states.reshape([batch * m, -1]), rows)

@@ -4,13 +4,14 @@ Which of the two runs is decided at each call (`extension.has_kernels`); nothing
 """
 
 from ppvilg.ops.attention import sparse_attention
-from ppvilg.ops.functions import add_channel_bias, cross_entropy, gelu, layer_norm, linear
+from ppvilg.ops.functions import add_channel_bias, at_least_float32, cross_entropy, gelu, layer_norm, linear
 from ppvilg.ops.optimizer import AdamW, ClipGradByGlobalNorm, lerp_, squared_sum
 
 __all__ = [
     "AdamW",
     "ClipGradByGlobalNorm",
     "add_channel_bias",
+    "at_least_float32",
     "cross_entropy",
     "gelu",
     "layer_norm",

@@ -37,6 +37,9 @@ def cross_entropy(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor
     """-log p of each label: logits float [..., V], labels int64 [...] in 0..V-1 -> float [...], at least float32."""
     if has_kernels(logits):
         return run("cross_entropy", logits, labels)
-    if logits.dtype in (paddle.float16, paddle.bfloat16):
-        logits = logits.astype("float32")
-    return F.cross_entropy(logits, labels.unsqueeze(-1), reduction="none").squeeze(-1)
+    return F.cross_entropy(at_least_float32(logits), labels.unsqueeze(-1), reduction="none").squeeze(-1)
+
+
+def at_least_float32(x: paddle.Tensor) -> paddle.Tensor:
+    """Float16 and bfloat16 as float32, for sums over many values and for small differences."""
+    return x.astype("float32") if x.dtype in (paddle.float16, paddle.bfloat16) else x

@@ -24,7 +24,7 @@ from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_
 from paddle.distributed.fleet.utils.mix_precision_utils import MixPrecisionLayer, MixPrecisionOptimizer
 from paddle.distributed.sharding import group_sharded_parallel
 
-from ppvilg.config import DTYPES, ParallelConfig
+from ppvilg.config import DTYPES, ParallelConfig, Precision
 from ppvilg.model.batch import Batch
 from ppvilg.model.layers import LayerNorm, sequence_parallel
 from ppvilg.model.vilg import Block, Outputs
@@ -92,7 +92,7 @@ class DistributedModel:
         self.state = state
         """What the optimizer of this process updates, under single-process names."""
         self._wrapped, self._optimizer, self._scaler = wrapped, optimizer, scaler
-        self._dtype = DTYPES[precision]
+        self._precision = precision
         self._shared_sequences = []  # parameters of which each tensor parallel process knows its sequences' gradients
         for block in module.sublayers():
             if isinstance(block, Block) and sequence_parallel(state.context.mp_group):
@@ -160,7 +160,15 @@ class DistributedModel:
             self._scaler.load_state_dict(state)
 
     def _autocast(self):
-        return nullcontext() if self._dtype == "float32" else paddle.amp.auto_cast(level="O2", dtype=self._dtype)
+        if self._precision == "fp32":
+            return nullcontext()
+        return paddle.amp.auto_cast(level="O2", dtype=DTYPES[self._precision])
+
+
+def built_dtype(precision: Precision) -> str:
+    """What a model's weights are built in, so that a process never holds them in float32 as well where they are bfloat16. Those
+    that are to be float16 are built in float32, since paddle chooses which of them stay so."""
+    return DTYPES["fp32" if precision == "fp16" else precision]
 
 
 def distribute(model: nn.Layer, optimizer: paddle.optimizer.AdamW, parallel: ParallelConfig, context: ParallelContext):

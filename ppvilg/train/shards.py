@@ -14,6 +14,7 @@ import paddle.distributed as dist
 from paddle import nn
 
 from ppvilg.checkpoint import CheckpointReader, ShardedTensor
+from ppvilg.ops import at_least_float32
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.pipe import ViLGPipe
 
@@ -58,7 +59,7 @@ class OptimizerState:
         """The parameters of which this process updates something."""
 
     def weights(self) -> Tensors:
-        """What is updated, in float32: parameters, or copies of them where they have another precision, or slices."""
+        """What is updated, in float32 at least: parameters, or copies of them where they have another precision, or slices."""
         return {name: self._weight(name) for name in self.names}
 
     @paddle.no_grad()
@@ -96,31 +97,33 @@ class OptimizerState:
 
     def read_weights(self, reader: CheckpointReader) -> Tensors:
         """The values of what this process updates, as any layout wrote them."""
-        return {name: paddle.to_tensor(self._read(reader, name, name)) for name in self.names}
+        return {name: self._like(self._weight(name), self._read(reader, name, name)) for name in self.names}
 
     @paddle.no_grad()
     def load_model(self, reader: CheckpointReader) -> None:
         """Take up the model that any layout's `model_shards` wrote."""
         for name in self.names:
-            self._weight(name).copy_(paddle.to_tensor(self._read(reader, name, name)), False)
+            weight = self._weight(name)
+            weight.copy_(self._like(weight, self._read(reader, name, name)), False)
         for name in self._untrained:
             own = self._updated(name)
-            own.copy_(paddle.to_tensor(self._read(reader, name, name)).astype(own.dtype), False)
+            own.copy_(self._like(own, self._read(reader, name, name)), False)
         self.publish(self.weights())
 
     def load_optimizer(self, reader: CheckpointReader) -> None:
         """Take up the moments that any layout's `optimizer_shards` wrote; there are none of what was not trained."""
         state, first = {}, {"beta1_pow_acc_0": self._adamw._beta1, "beta2_pow_acc_0": self._adamw._beta2}
         for name in self.names:
+            weight = self._weight(name)
             for key in _STATE:
                 stored = f"{name}/{key}"
                 if stored in reader.shapes:
                     array = self._read(reader, name, stored) if key in _MOMENTS else reader.read(stored)
                 elif key in _MOMENTS:
-                    array = np.zeros(self._weight(name).shape, np.float32)
+                    array = np.zeros(weight.shape, np.float32)
                 else:
                     array = np.array([first[key]], np.float32)
-                state[self._state_key(name, key)] = paddle.to_tensor(array)
+                state[self._state_key(name, key)] = self._like(weight, array)
         self._adamw.set_state_dict(state)
 
     def _updated(self, name: str) -> paddle.Tensor:
@@ -132,12 +135,17 @@ class OptimizerState:
         parameter = self.parameters[name]
         if (offloaded := getattr(parameter, "master_weight", None)) is not None:
             return offloaded
-        if parameter.dtype == paddle.float32:
+        if parameter.dtype not in (paddle.float16, paddle.bfloat16):
             return self._updated(name)
         masters = self._adamw._master_weights
         if self._key(parameter) not in masters:
             self._adamw._create_master_weight(parameter)
         return masters[self._key(parameter)]
+
+    @staticmethod
+    def _like(tensor: paddle.Tensor, array: np.ndarray) -> paddle.Tensor:
+        """With the dtype and in the place of a tensor, which may be offloaded."""
+        return paddle.to_tensor(array, place=tensor.place).astype(tensor.dtype)
 
     def _key(self, parameter: paddle.Tensor) -> str:
         """Under which the optimizer knows what it updates."""
@@ -156,6 +164,7 @@ class OptimizerState:
     def _shard(self, name: str, tensor: paddle.Tensor) -> ShardedTensor | None:
         """What this process writes of a weight or of what belongs to it; None where another process writes it."""
         parameter, context = self._tensors[name], self.context
+        tensor = at_least_float32(tensor)  # numpy has no bfloat16, in which are the weights that are not trained
         if self.stage == 3:
             group = context.sharding_group
             if self._is_sliced(parameter) and tensor.shape == self._updated(name).shape:

@@ -21,7 +21,7 @@ from ppvilg.generate.sampling import Sampling
 from ppvilg.lora import ADAPTER, adapter_config, save_adapter
 from ppvilg.model.batch import Batch, pad_prompts
 from ppvilg.model.config import trained_directions, untrained_parameters, vilg_config
-from ppvilg.model.init import draw_weight, init_weights, set_weights
+from ppvilg.model.init import built_in, draw_weight, init_weights, set_weights
 from ppvilg.model.lora import add_lora
 from ppvilg.model.loss import LossWeights, ReconstructionWeights, vilg_accuracy, vilg_loss
 from ppvilg.model.mask import Direction
@@ -29,7 +29,7 @@ from ppvilg.model.vilg import Outputs, ViLG
 from ppvilg.pictures import labelled_grid, to_model
 from ppvilg.text import encode_cut, load_text_tokenizer, pad_batch
 from ppvilg.train.context import ParallelContext
-from ppvilg.train.fleet import DistributedModel
+from ppvilg.train.fleet import DistributedModel, built_dtype
 from ppvilg.train.frozen import check_frozen
 from ppvilg.train.image_tokens import image_tokens
 from ppvilg.train.logs import Preview
@@ -61,10 +61,11 @@ class ViLGTask(Task):
         super().__init__(config)
         self.directions = trained_directions(config.train)
         self.weights = LossWeights(config.train.txt2img_weight, config.train.img2txt_weight)
-        if context.pp_group is None:
-            self.model = ViLG(vilg_config(config), context.mp_group, self.directions)
-        else:
-            self.model = ViLGPipe(vilg_config(config), context, config.parallel.recompute == "full", self.directions)
+        with built_in(built_dtype(config.parallel.precision)):
+            if context.pp_group is None:
+                self.model = ViLG(vilg_config(config), context.mp_group, self.directions)
+            else:
+                self.model = ViLGPipe(vilg_config(config), context, config.parallel.recompute == "full", self.directions)
         self.modules = {"model": self.model}
         self._init_weights()
         check_frozen(config)

@@ -1,16 +1,23 @@
 """An exported folder does what the model folder does, and says so when it cannot."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
+from paddle import inference
 
 from ppvilg import ViLGPipeline, checkpoint
 from ppvilg.dual_encoder import DualEncoderScorer
+from ppvilg.export.program_file import ProgramFile, load_weights
+from ppvilg.generate.engine import generate_images
+from ppvilg.generate.images import decode_images
+from ppvilg.generate.sampling import Sampling
 from tests.helpers import run_tool
 
 
@@ -103,10 +110,10 @@ def test_what_is_damaged_is_said(exported, tmp_path):
     with pytest.raises(ValueError, match=r"lacks programs/decode\.json"):
         ViLGPipeline.from_pretrained(folder)
     folder = damaged(exported, tmp_path / "changed")
-    content = bytearray((folder / "weights.safetensors").read_bytes())
+    content = bytearray((folder / "programs/transformer.pdiparams").read_bytes())
     content[-1] ^= 1
-    (folder / "weights.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"weights\.safetensors is damaged"):
+    (folder / "programs/transformer.pdiparams").write_bytes(content)
+    with pytest.raises(ValueError, match=r"transformer\.pdiparams is damaged"):
         ViLGPipeline.from_pretrained(folder)
     folder = damaged(exported, tmp_path / "version")
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
@@ -151,9 +158,59 @@ print([name for name in sys.modules if name.startswith(("ppvilg.train", "paddlen
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_weights_are_stored_once(exported):
-    arrays = checkpoint.load_arrays(exported / "weights.safetensors")
-    sizes = sum(array.nbytes for array in arrays.values())
-    total = sum(path.stat().st_size for path in exported.rglob("*") if path.is_file() and path.suffix != ".json")
-    assert total < 1.1 * sizes + 50_000
-    assert all(array.dtype == np.float32 for array in arrays.values())
+def test_weights_of_steps_in_both_directions_are_stored_once(exported):
+    programs = json.loads((exported / "manifest.json").read_text("utf-8"))["programs"]
+    shared = {name for name, program in programs.items() if program["weights"] == "transformer.pdiparams"}
+    steps = {f"{d}_{step}" for d in ("text_to_image", "image_to_text") for step in ("prefill", "decode_step")}
+    assert shared == steps | {"text_to_image"}
+    tensors = ProgramFile(exported / "programs" / "text_to_image_prefill.json").weights
+    loaded = load_weights(exported / "programs" / "transformer.pdiparams", tensors)
+    size = sum(tensor.element_size() * tensor.size for tensor in loaded.values())
+    assert size < (exported / "programs" / "transformer.pdiparams").stat().st_size < 1.1 * size + 50_000
+
+
+def plain_python(program: str, folder: Path) -> list:
+    """What a program without this project prints last, as JSON."""
+    program = f"import sys; sys.modules['ppvilg'] = None\n{program}"
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_readme_of_an_export_runs_without_this_project(exported, both):
+    one_run, steps = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text("utf-8"), re.DOTALL)
+    pipe = both[0]
+    text = [pipe.text_tokenizer.begin, pipe.text_tokenizer.size // 2, pipe.text_tokenizer.end]
+    assert f"ids = np.array([{text}])" in one_run
+    *_, expected = generate_images(pipe.model, [text], pipe.text_tokenizer, [0], Sampling(0))
+    greedy = (
+        one_run
+        + """
+print(image.dtype == np.uint8 and image.shape)
+predictor.get_input_handle("temperature").copy_from_cpu(np.float32([0]))
+predictor.run()
+names = predictor.get_output_names()
+tokens, images = (predictor.get_output_handle(name).copy_to_cpu().tolist() for name in ("tokens", "images"))
+import json
+print(json.dumps([tokens, images]))
+"""
+    )
+    tokens, images = plain_python(greedy, exported)
+    np.testing.assert_array_equal(tokens, expected.tokens)
+    assert np.abs(np.array(images) - decode_images(pipe.model, pipe.vqgan, expected)).max() <= 1
+    found = plain_python(steps + "print(json.dumps([np.stack(tokens, 1).tolist(), pixels.tolist()]))", exported)
+    np.testing.assert_array_equal(found[0], expected.tokens)
+    pixels = pipe.vqgan.decode(paddle.to_tensor(expected.tokens.reshape([1, 4, 4])))
+    np.testing.assert_allclose(found[1], pixels.numpy(), atol=1e-4)
+
+
+def test_the_manifest_describes_inputs_and_outputs(exported):
+    programs = json.loads((exported / "manifest.json").read_text("utf-8"))["programs"]
+    for name, program in programs.items():
+        config = inference.Config(f"{exported}/programs/{name}.json", f"{exported}/programs/{program['weights']}")
+        config.disable_glog_info()
+        predictor = inference.create_predictor(config)
+        assert sorted(predictor.get_input_names()) == sorted(program["inputs"])
+        assert predictor.get_output_names() == list(program["outputs"])
+    assert programs["decode"]["inputs"] == {"ids": {"dtype": "int64", "shape": [-1, 4, 4]}}
+    assert programs["text_to_image"]["outputs"]["images"] == {"dtype": "uint8", "shape": [-1, 16, 16, 3]}

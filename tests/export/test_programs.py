@@ -10,7 +10,6 @@ import pytest
 from ppvilg.export.model import ExportedViLG
 from ppvilg.export.programs import Programs
 from ppvilg.export.structure import arrays, with_arrays
-from ppvilg.export.tracing import weights_of
 from ppvilg.export.write import save_transformer
 from ppvilg.generate.beam_search import beam_search
 from ppvilg.generate.engine import GenerationRequest, generate_images, generate_texts
@@ -37,7 +36,7 @@ OPTIONS = {
 
 def exported(model: ViLG, folder: Path) -> ExportedViLG:
     save_transformer(model, folder)
-    return ExportedViLG(model.config, Programs(folder, weights_of({"model": model})))
+    return ExportedViLG(model.config, Programs(folder))
 
 
 @pytest.fixture(scope="module", params=[*PLANS, *OPTIONS])
