@@ -10,6 +10,7 @@ import paddle
 import pytest
 
 from ppvilg import ViLGPipeline
+from ppvilg.export import onnx_convert
 from ppvilg.export.model import ExportedViLG
 from ppvilg.export.programs import ONNX, ONNX_INT8, Programs, native
 from ppvilg.export.write import save_transformer
@@ -25,10 +26,6 @@ from tests.export.test_programs import OPTIONS
 from tests.generate.test_engine import PROMPTS, SAMPLINGS, TEXT, build, finish, image_engine, images
 from tests.helpers import run_tool
 from tests.model.test_vilg import CONFIG, with_plan
-
-onnx_convert = pytest.importorskip("ppvilg.export.onnx_convert")
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnx_ir")
 
 
 @pytest.fixture(scope="module", params=["paper", "dense", "tied", "elsewhere"])
