@@ -71,12 +71,11 @@ class ShardedTensor:
 class CheckpointReader:
     """The tensors of one name in a checkpoint's folder, whatever number of processes wrote them; read part by part.
 
-    `prefix`: what the names of the wanted tensors begin with in the files. Raises `ValueError` where a file is missing or
-    damaged.
+    Raises `ValueError` where a file is missing or damaged.
     """
 
-    def __init__(self, folder: Path, name: str, prefix: str = ""):
-        self.title, self._prefix = str(folder / name), prefix
+    def __init__(self, folder: Path, name: str):
+        self.title = str(folder / name)
         # By (offset, shape), because some parts are written by several processes.
         self._parts: dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], Path]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -85,12 +84,10 @@ class CheckpointReader:
             with _open(path) as file:
                 split = json.loads((file.metadata() or {}).get(_SPLIT, "{}"))
                 for key in file.keys():  # noqa: SIM118, it is no mapping
-                    if not key.startswith(prefix):
-                        continue
-                    own, short = file.get_slice(key).get_shape(), key.removeprefix(prefix)
+                    own = file.get_slice(key).get_shape()
                     offset, shape = split.get(key, ([0] * len(own), own))
-                    self._parts.setdefault(short, {}).setdefault((tuple(offset), tuple(own)), path)
-                    self.shapes[short] = tuple(shape)
+                    self._parts.setdefault(key, {}).setdefault((tuple(offset), tuple(own)), path)
+                    self.shapes[key] = tuple(shape)
 
     def read(self, key: str, offset: tuple[int, ...] | None = None, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """The tensor, or its part of a shape from an offset on."""
@@ -106,8 +103,7 @@ class CheckpointReader:
                 continue
             inside = tuple(slice(low - f, high - f) for (low, high), f in zip(ranges, first, strict=True))
             with _open(path) as file:
-                stored = self._prefix + key
-                part = file.get_slice(stored)[inside] if inside else file.get_tensor(stored)
+                part = file.get_slice(key)[inside] if inside else file.get_tensor(key)
             found = np.empty(shape, part.dtype) if found is None else found
             found[tuple(slice(low - o, high - o) for (low, high), o in zip(ranges, offset, strict=True))] = part
             missing -= part.size

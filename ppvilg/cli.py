@@ -40,9 +40,10 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="of a CPU (default: one for each core, or OMP_NUM_THREADS)")
 
 
-def compute_options(arguments: argparse.Namespace) -> dict[str, str]:
-    """Choose threads and device; returns precision and engine as `ViLGPipeline.from_pretrained` takes them. To be called before
-    anything imports paddle; raises `ValueError` for a device or a number of threads that cannot be had."""
+def compute_options(arguments: Any) -> dict[str, str]:
+    """Choose the threads and the device that the arguments, or a config, name; returns precision and engine as
+    `ViLGPipeline.from_pretrained` takes them. To be called before anything imports paddle. Raises `ValueError` for what cannot
+    be had."""
     if arguments.threads is not None:
         set_threads(arguments.threads)
     if arguments.device is not None:

@@ -7,7 +7,8 @@ adapter/
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ from ppvilg import checkpoint
 from ppvilg.checkpoint import Arrays
 from ppvilg.config import LoRAConfig
 from ppvilg.folder import WEIGHTS, AdapterConfig, base_file, read_config, write_config
-from ppvilg.model.lora import merge_lora, target_names
+from ppvilg.model.attention import ABSORBED
+from ppvilg.model.kv_cache import DecodeInputs, Prefix
+from ppvilg.model.lora import lora_layers, merge_lora, target_names
+from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import ViLG
 
 ADAPTER = "adapter"
@@ -57,6 +61,62 @@ def apply_adapter(model: ViLG, folder: str | Path, scale: float = 1.0) -> None:
     Raises `ValueError` where the adapter belongs to a model with other shapes; weights of the same shapes that are not those it
     was trained on are a warning.
     """
+    config, arrays = _fitting_adapter(model, folder)
+    merge_lora(model, config.lora, arrays, scale)
+
+
+class AdaptedModel:
+    """A model with an adapter's updates, for generation: it computes x W + scale · x ΔW, and shares W with the model and with
+    other adapters of it. Not for several threads at once.
+
+    Raises `ValueError` as `apply_adapter` does.
+    """
+
+    def __init__(self, model: ViLG, folder: str | Path, scale: float = 1.0):
+        config, arrays = _fitting_adapter(model, folder)
+        self.config, self.reconstructor, self._model = model.config, model.reconstructor, model
+        self._updates = lora_layers(model, config.lora, arrays, scale)
+        self._absorbed = [(block.attention, dict.fromkeys(ABSORBED)) for block in model.blocks]
+
+    def prefill(self, direction: Direction, ids: paddle.Tensor, mask: paddle.Tensor) -> tuple[paddle.Tensor, list[Prefix]]:
+        """As `ViLG.prefill`."""
+        with self._updated():
+            return self._model.prefill(direction, ids, mask)
+
+    def decode_step(self, direction: Direction, inputs: DecodeInputs) -> paddle.Tensor:
+        """As `ViLG.decode_step`."""
+        with self._updated():
+            return self._model.decode_step(direction, inputs)
+
+    def image_logits(self, states: paddle.Tensor) -> paddle.Tensor:
+        """As `ViLG.image_logits`."""
+        with self._updated():
+            return self._model.image_logits(states)
+
+    def text_logits(self, states: paddle.Tensor) -> paddle.Tensor:
+        """As `ViLG.text_logits`."""
+        with self._updated():
+            return self._model.text_logits(states)
+
+    @contextmanager
+    def _updated(self) -> Iterator[None]:
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        """Put the updates into the model or take them out, and with them what its last prefill worked out of its weights."""
+        for linear, update in self._updates:
+            linear.lora = update if linear.lora is None else None
+        for attention, own in self._absorbed:
+            for name, tensor in own.items():
+                own[name] = getattr(attention, name, None)
+                attention.register_buffer(name, tensor, persistable=False)
+
+
+def _fitting_adapter(model: ViLG, folder: str | Path) -> tuple[AdapterConfig, Arrays]:
     config, arrays = load_adapter(folder)
     weights = model.state_dict()
     shapes = {name: list(weight.shape) for name, weight in weights.items()}
@@ -67,8 +127,8 @@ def apply_adapter(model: ViLG, folder: str | Path, scale: float = 1.0) -> None:
             raise ValueError(f"the adapter in {folder} belongs to another model, {said}: load it onto that model")
     exact = all(weight.dtype == paddle.float32 for weight in weights.values())
     if exact and weights_checksum(weights) != config.base_checksum:
-        warnings.warn(f"the adapter in {folder} was trained on other weights of these shapes than this model's", stacklevel=3)
-    merge_lora(model, config.lora, arrays, scale)
+        warnings.warn(f"the adapter in {folder} was trained on other weights of these shapes than this model's", stacklevel=4)
+    return config, arrays
 
 
 def weights_checksum(weights: Mapping[str, paddle.Tensor]) -> str:

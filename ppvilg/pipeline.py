@@ -25,7 +25,7 @@ from ppvilg.generate.beam_search import beam_search
 from ppvilg.generate.engine import GenerativeModel, generate_images, generate_texts
 from ppvilg.generate.images import ImageDecoder, decode_images
 from ppvilg.generate.sampling import Sampling
-from ppvilg.lora import apply_adapter
+from ppvilg.lora import AdaptedModel, apply_adapter
 from ppvilg.model.vilg import ViLG
 from ppvilg.options import CaptionOptions, ImageOptions, check_count, check_number, check_texts
 from ppvilg.pictures import to_model
@@ -109,10 +109,21 @@ class ViLGPipeline:
             apply_adapter(model, lora, lora_scale)
         return cls(model, vqgan, text_tokenizer, config, dual_encoder)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a model folder, without the dual encoder; raises `ValueError` where it exists already, and for an export."""
+    def with_adapter(self, folder: str | Path, scale: float = 1.0) -> "ViLGPipeline":
+        """The same pipeline with an adapter's updates, for generation only. It shares all weights with this one, so only one of
+        the two may generate at a time. Raises `ValueError` for an export, and for an adapter that belongs to another model."""
         if not isinstance(self.model, ViLG):
-            raise ValueError("an exported model cannot be saved as a model folder: save the model that it was made from")
+            raise ValueError("an export's weights are final: give the run that it was made from, or export with --lora")
+        check_number("lora_scale", scale)
+        return ViLGPipeline(
+            AdaptedModel(self.model, folder, scale), self.vqgan, self.text_tokenizer, self.config, self.dual_encoder
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a model folder, without the dual encoder; raises `ValueError` where it exists already, for an export, and for
+        `with_adapter`."""
+        if not isinstance(self.model, ViLG):
+            raise ValueError("only a model itself can be saved, not an export or an adapter on it: save what it was made from")
         with new_folder(folder) as temporary:
             save_vqgan(self.vqgan, temporary / "tokenizer")
             write_model(temporary, self.config, self.model, self.text_tokenizer)

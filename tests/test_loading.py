@@ -69,8 +69,8 @@ def test_a_cpu_computes_with_float32(as_float16, tiny_model):
     for precision in ("fp16", "bf16"):
         with pytest.raises(ValueError, match=f"precision is {precision}, but on a CPU Paddle computes with float32 only"):
             ViLGPipeline.from_pretrained(as_float16, precision=precision)
-    with pytest.raises(ValueError, match="precision is 'int8': expected auto, fp32, bf16, fp16"):
-        ViLGPipeline.from_pretrained(as_float16, precision="int8")
+    with pytest.raises(ValueError, match="precision is 'fp8': expected auto, fp32, bf16, fp16"):
+        ViLGPipeline.from_pretrained(as_float16, precision="fp8")
 
 
 @pytest.mark.parametrize(

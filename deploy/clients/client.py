@@ -47,6 +47,10 @@ def pictures(arguments: argparse.Namespace) -> None:
     for name, data in events(arguments, {**asked, "candidates": arguments.candidates, "stream": True}):
         if name == "error":
             sys.exit(data["error"]["message"])
+        if name == "place":
+            print(f"\rwaiting, {data['place']} before this one", end="", file=sys.stderr)
+        if "data" not in data:  # `picture`: one that is done before the others, which `done` has too
+            continue
         for i, entry in enumerate(data["data"]):
             (folder / f"{i}.png").write_bytes(base64.b64decode(entry["b64_json"]))
         if name == "partial":

@@ -34,10 +34,22 @@ def load_config(path: str | Path, overrides: list[str] = (), kind: type[Kind] = 
             _merge(tree, _nest(key, yaml.safe_load(value)), origins, f"-o {override}")
         except yaml.YAMLError as error:
             raise ValueError(f"-o {override}: the value is not valid YAML ({_line(error)})") from None
-    config = _check_types(_kind(tree, origins, str(path), kind), tree, origins, str(path))
+    kind = _kind(tree, origins, str(path), kind)
+    config = _check_types(kind, tree, origins, str(path), f" for the task {kind.task}")
     for key, value, expected in config.conflicts():
         raise ValueError(f"{_origin(origins, key, str(path))}: {key}: {value!r} does not fit: {expected}")
     return config
+
+
+def check_mapping(tree: dict[str, Any], kind: type[Kind], origins: dict[str, str]) -> Kind:
+    """A mapping as a config dataclass; `origins` says for each key which file or option set it. Raises `ValueError` as
+    `load_config` does."""
+    return _check_types(kind, tree, origins, "")
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """The YAML mapping in a file, not checked; raises `ValueError` where there is none."""
+    return _read_tree(Path(path), ())[0]
 
 
 def save_config(config: Experiment, path: str | Path) -> None:
@@ -120,7 +132,7 @@ def _origin(origins: dict[str, str], dotted: str, default: str) -> str:
     return origins.get(dotted, default)
 
 
-def _check_types(kind: type, tree: dict, origins: dict[str, str], path: str) -> Experiment:
+def _check_types(kind: type, tree: dict, origins: dict[str, str], path: str, what: str = "") -> Any:
     try:
         # From JSON, because pydantic's strict mode takes a mapping for a dataclass only there.
         return TypeAdapter(kind).validate_json(json.dumps(tree, default=str))
@@ -133,9 +145,11 @@ def _check_types(kind: type, tree: dict, origins: dict[str, str], path: str) -> 
         known = _known_keys(kind, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}"
-        raise ValueError(f"{where}: unknown key `{dotted}` for the task {kind.task}; {hint}")
+        raise ValueError(f"{where}: unknown key `{dotted}`{what}; {hint}")
     if first["type"] in ("missing", "missing_argument"):
         raise ValueError(f"{where}: the key `{dotted}` is missing; give it a value")
+    if first["type"] == "value_error":  # of values that cannot stand together
+        raise ValueError(str(first["ctx"]["error"]))
     expected = first["msg"][0].lower() + first["msg"][1:]
     hint = " (in YAML 1e-4 is a text; write 1.0e-4)" if _looks_like_number(first["input"]) else ""
     raise ValueError(f"{where}: {dotted}: {first['input']!r} does not fit: {expected}{hint}")

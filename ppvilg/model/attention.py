@@ -11,6 +11,9 @@ from ppvilg.model.kv_cache import Cache, Prefix, StepInputs
 from ppvilg.model.layers import column_linear, matrix, row_linear
 from ppvilg.model.mask import AttentionMask
 
+ABSORBED = ("key_by_head", "value_by_head")
+"""What `Attention.absorb_projections` keeps."""
+
 
 class Attention(nn.Layer):
     """Attention of width `hidden`; tensor parallel processes have some of the heads each.
@@ -58,8 +61,8 @@ class Attention(nn.Layer):
         by_head = [self.key.weight.shape[0], self.heads, self.width]
         key = matrix(self.key).reshape(by_head).transpose([1, 2, 0])
         value = matrix(self.value).reshape(by_head).transpose([1, 0, 2])
-        self.register_buffer("key_by_head", key, persistable=False)
-        self.register_buffer("value_by_head", value, persistable=False)
+        for name, matrices in zip(ABSORBED, (key, value), strict=True):
+            self.register_buffer(name, matrices, persistable=False)
 
     def _projections(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
         """Queries, keys and values [S, L, heads, width] of [S, L, hidden]."""

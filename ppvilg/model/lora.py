@@ -80,3 +80,19 @@ def merge_lora(model: ViLG, config: LoRAConfig, arrays: Mapping[str, np.ndarray]
     weights = model.state_dict()
     for name, update in weight_updates(config, arrays, scale).items():
         weights[name].set_value((weights[name].astype("float32") + paddle.to_tensor(update)).astype(weights[name].dtype))
+
+
+def lora_layers(
+    model: ViLG, config: LoRAConfig, arrays: Mapping[str, np.ndarray], scale: float = 1.0
+) -> list[tuple[Linear, LoRA]]:
+    """The linear layers that an adapter updates, each with its update, in the precision of its weights; the model stays as it
+    is."""
+    layers, found = dict(model.named_sublayers(include_self=True)), []
+    for name in target_names(config, model.config.layers):
+        linear: Linear = layers[name]
+        lora = LoRA(*linear.weight.shape, config.rank, scale * config.alpha / config.rank)
+        lora.astype(linear.weight.dtype)
+        for key in ("a", "b"):
+            getattr(lora, key).set_value(paddle.to_tensor(arrays[f"{name}.lora.{key}"]).astype(linear.weight.dtype))
+        found.append((linear, lora))
+    return found

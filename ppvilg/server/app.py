@@ -5,18 +5,20 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
+from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException as HTTPError
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,9 +27,9 @@ from ppvilg import __version__
 from ppvilg.dual_encoder import scores
 from ppvilg.pipeline import ViLGPipeline
 from ppvilg.server import hub, paddle_serving
-from ppvilg.server.engine import Busy, Engine, ImageJob, Late, Partial, Result
+from ppvilg.server.engine import Busy, Engine, Finished, ImageJob, Late, Partial, Queued, Result
 from ppvilg.server.limits import AccessControl, AccessMiddleware, error_answer
-from ppvilg.server.metrics import Measured, Metrics
+from ppvilg.server.metrics import Metrics
 from ppvilg.server.requests import (
     Answer,
     AnswersAnswer,
@@ -50,6 +52,7 @@ from ppvilg.server.settings import Settings
 WEB = Path(__file__).parent / "web"
 """The page's files."""
 
+_SEND_SECONDS = 30.0  # for one event to leave
 _MOST_PARTIAL = 32  # events of one request: painting them keeps the others waiting
 
 _FRESH = {"Cache-Control": "no-cache"}
@@ -81,16 +84,20 @@ _ERRORS = {
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type", 499: "client_gone"}
 
 
-def create_app(pipeline: ViLGPipeline, settings: Settings = Settings()) -> FastAPI:
+def create_app(
+    pipeline: ViLGPipeline, settings: Settings = Settings(), adapters: Mapping[str, ViLGPipeline] = MappingProxyType({})
+) -> FastAPI:
     """The server as an ASGI application; its engine is `app.state.engine`.
 
-    Raises `ValueError` for a dual encoder that cannot read the pipeline's images.
+    `adapters` are what requests may name as `lora`: pipelines that `pipeline.with_adapter` made. Raises `ValueError` for a dual
+    encoder that cannot read the pipeline's images.
     """
     if pipeline.dual_encoder is not None:
         size = pipeline.config.image_size
         scores(pipeline.dual_encoder, np.zeros((1, size, size, 3), np.uint8), ["a"])
     metrics = Metrics()
-    engine, job_factory, access = Engine(pipeline, metrics, settings), JobFactory(pipeline, settings), AccessControl(settings)
+    engine, access = Engine(pipeline, dict(adapters), metrics, settings), AccessControl(settings)
+    job_factory = JobFactory(pipeline, adapters, settings)
     service = paddle_serving.Service(engine, job_factory)
 
     @asynccontextmanager
@@ -115,11 +122,11 @@ def create_app(pipeline: ViLGPipeline, settings: Settings = Settings()) -> FastA
     )
     app.state.engine = engine
     _answer_errors(app)
-    _add_api(app, engine, job_factory)
+    _add_api(app, engine, job_factory, settings)
     _add_others(app, engine, job_factory, service)
-    _add_pages(app, engine, metrics)
+    _add_pages(app, engine)
     app.add_middleware(AccessMiddleware, access=access, max_body=settings.max_body)
-    app.add_middleware(Measured, metrics=metrics)
+    metrics.instrument(app)
     return app
 
 
@@ -129,7 +136,7 @@ async def _json_only(request: Request) -> None:
         raise HTTPException(415, "send the request as application/json")
 
 
-def _add_api(app: FastAPI, engine: Engine, job_factory: JobFactory) -> None:
+def _add_api(app: FastAPI, engine: Engine, job_factory: JobFactory, settings: Settings) -> None:
     kinds = {"image/png": {}, "text/event-stream": {}}
 
     @app.post(
@@ -144,8 +151,9 @@ def _add_api(app: FastAPI, engine: Engine, job_factory: JobFactory) -> None:
         job = await job_factory.image_job(form, every if form.stream else 0)
         if form.stream:
             engine.submit(job)
-            headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            return StreamingResponse(_streamed(engine, job, tokens), media_type="text/event-stream", headers=headers)
+            # What is streaming when the server stops is finished, too; a client that reads nothing is given up.
+            options = {"shutdown_grace_period": settings.deadline, "send_timeout": _SEND_SECONDS}
+            return EventSourceResponse(_streamed(engine, job, tokens), sep="\n", **options)
         result = await _unless_gone(request, engine.result(job))
         if form.response_format == "png":
             return Response(png(result.items[0]), media_type="image/png")
@@ -182,17 +190,13 @@ def _add_others(app: FastAPI, engine: Engine, job_factory: JobFactory, service: 
         return await _unless_gone(request, hub.answer(engine, job_factory, name, await request.body()))
 
 
-def _add_pages(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
+def _add_pages(app: FastAPI, engine: Engine) -> None:
     @app.get("/healthz", responses={503: {"model": _ErrorAnswer}})
     async def healthz() -> dict[str, str]:
         """Whether new requests are accepted."""
         if engine.draining:
             raise Busy("the server is about to stop", 10)
         return {"status": "ok"}
-
-    @app.get("/metrics", include_in_schema=False)
-    async def scrape() -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     app.mount("/static", _Fresh(directory=WEB), name="static")
 
@@ -220,21 +224,27 @@ def _images_answer(job: ImageJob, result: Result) -> ImagesAnswer:
     return ImagesAnswer(created=int(time.time()), seed=job.seeds[0], prompt=job.prompt, data=data)
 
 
-async def _streamed(engine: Engine, job: ImageJob, tokens: int) -> AsyncIterator[str]:
+async def _streamed(engine: Engine, job: ImageJob, tokens: int) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events; the status is sent already, so that errors are events too."""
     try:
         async for event in engine.events(job):
-            if isinstance(event, Partial):
-                data = [{"b64_json": png_base64(picture)} for picture in event.images]
-                yield _event("partial", {"tokens": event.tokens, "of": tokens, "data": data})
-            else:
-                yield _event("done", _images_answer(job, event).model_dump())
+            match event:
+                case Queued():
+                    yield _event("place", {"place": event.place})
+                case Partial():
+                    data = [{"b64_json": png_base64(picture)} for picture in event.images]
+                    yield _event("partial", {"tokens": event.tokens, "of": tokens, "data": data})
+                case Finished():
+                    picture = {"b64_json": png_base64(event.image), "seed": job.seeds[event.index]}
+                    yield _event("picture", {"index": event.index, **picture})
+                case Result():
+                    yield _event("done", _images_answer(job, event).model_dump())
     except Exception as error:
         yield _event("error", json.loads(_error_of(error).body))
 
 
-def _event(name: str, data: dict) -> str:
-    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+def _event(name: str, data: dict) -> ServerSentEvent:
+    return ServerSentEvent(json.dumps(data, ensure_ascii=False), event=name, sep="\n")
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:

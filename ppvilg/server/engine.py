@@ -9,8 +9,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -42,6 +43,24 @@ class Late(Exception):
 
 
 @dataclass(frozen=True)
+class Queued:
+    """No image of the job has been begun."""
+
+    place: int
+    """Jobs before it; 0: it is the next."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One image of several, while others are not finished."""
+
+    index: int
+    """Which of the job's images."""
+    image: np.ndarray
+    """Uint8 [H, W, 3]."""
+
+
+@dataclass(frozen=True)
 class Partial:
     """Images that are not finished."""
 
@@ -63,19 +82,24 @@ class Result:
     """How well image and text fit, in [0, 1], for each item; None without a dual encoder, and for answers."""
 
 
+Event = Queued | Partial | Finished | Result
+
+
 @dataclass(eq=False, kw_only=True)
 class _Job:
     """What both kinds of jobs have. Only the engine's thread changes a job that was submitted."""
 
     seeds: list[int]
     sampling: Sampling
+    adapter: str | None = None
+    """The name of the adapter whose updates the model has for it."""
     deadline: float = field(default=0.0, init=False)
     """By time.monotonic()."""
     cancelled: bool = field(default=False, init=False)
     events: asyncio.Queue = field(default_factory=asyncio.Queue, init=False)
     loop: asyncio.AbstractEventLoop | None = field(default=None, init=False)
 
-    def emit(self, event: Partial | Result | Exception) -> None:
+    def emit(self, event: Event | Exception) -> None:
         """Hand an event to the asyncio side; an exception or a result is the last one."""
         try:
             self.loop.call_soon_threadsafe(self.events.put_nowait, event)
@@ -96,7 +120,7 @@ class ImageJob(_Job):
     """Uint8 [H, W, 3]: an image to complete, whose upper rows are kept."""
     keep_rows: int = 0
     every: int = 0
-    """Tokens between two `Partial` events; 0: none."""
+    """Tokens between two `Partial` events; 0: no events but the result."""
     waiting: list[int] = field(default_factory=list, init=False)
     """Seeds that have not joined the batch yet."""
     requests: list[GenerationRequest] = field(default_factory=list, init=False)
@@ -105,6 +129,10 @@ class ImageJob(_Job):
     """Int64 [k]: the tokens of the rows that are kept."""
     emitted: int = field(default=0, init=False)
     """Tokens of the last `Partial`."""
+    place: int | None = field(default=None, init=False)
+    """Of the last `Queued`."""
+    shown: list[GenerationRequest] = field(default_factory=list, init=False)
+    """Those whose images were `Finished`."""
 
     @property
     def per_image(self) -> int:
@@ -135,11 +163,12 @@ class CaptionJob(_Job):
 class Engine:
     """Starts its thread; `close` ends it. All other methods are the asyncio side's."""
 
-    def __init__(self, pipeline: ViLGPipeline, metrics: Metrics, settings: Settings):
+    def __init__(self, pipeline: ViLGPipeline, adapters: dict[str, ViLGPipeline], metrics: Metrics, settings: Settings):
+        self._pipelines: dict[str | None, ViLGPipeline] = {None: pipeline} | adapters
         self._pipeline, self._scorer, self._metrics = pipeline, pipeline.dual_encoder, metrics
         self._capacity, self._queue, self._deadline = settings.capacity, settings.queue, settings.deadline
         self._image_length = pipeline.config.transformer.image_length
-        self._batch = self._new_batch()
+        self._batches = self._new_batches()
         self._changed = threading.Condition()
         # These two are shared; the lock of `_changed` guards them.
         self._images: deque[ImageJob] = deque()  # that wait, wholly or in part
@@ -149,7 +178,7 @@ class Engine:
         self._running: list[ImageJob] = []  # with images in the batch
         self._steps_since_caption = 0
         metrics.queue.set_function(self._waiting)
-        metrics.running.set_function(lambda: self._batch.sequences)
+        metrics.running.set_function(self._sequences)
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -172,8 +201,8 @@ class Engine:
                 self._captions.append(job)
             self._changed.notify()
 
-    async def events(self, job: ImageJob | CaptionJob) -> AsyncIterator[Partial | Result]:
-        """What becomes of a job: any number of `Partial`, then a `Result`.
+    async def events(self, job: ImageJob | CaptionJob) -> AsyncIterator[Event]:
+        """What becomes of a job: any number of `Queued`, `Partial` and `Finished` where it asked for them, then a `Result`.
 
         Closing the iterator, or cancelling who waits for it, gives the job up. Raises `Late` after the deadline.
         """
@@ -215,10 +244,17 @@ class Engine:
 
     # What follows runs in the engine's thread.
 
-    def _new_batch(self) -> GenerationEngine:
-        pipeline = self._pipeline
-        max_length = pipeline.config.transformer.max_text_length
-        return GenerationEngine(pipeline.model, Direction.TEXT_TO_IMAGE, pipeline.text_tokenizer, max_length)
+    def _new_batches(self) -> dict[str | None, GenerationEngine]:
+        """One for each adapter and one without, which step in turn: the model has one adapter's updates at a time."""
+        max_length, tokenizer = self._pipeline.config.transformer.max_text_length, self._pipeline.text_tokenizer
+        return {
+            name: GenerationEngine(pipeline.model, Direction.TEXT_TO_IMAGE, tokenizer, max_length)
+            for name, pipeline in self._pipelines.items()
+        }
+
+    def _sequences(self) -> int:
+        """In all batches."""
+        return sum(batch.sequences for batch in self._batches.values())
 
     def _work(self) -> None:
         while True:
@@ -236,6 +272,7 @@ class Engine:
         """Let jobs go and come, then one step of the batch, with a caption before it where one is due."""
         self._give_up()
         self._admit()
+        self._tell_places()
         # A caption takes about as long as so many steps of the batch.
         caption_steps = self._pipeline.config.transformer.max_text_length
         if self._captions and (not self._running or self._steps_since_caption >= caption_steps):
@@ -245,7 +282,9 @@ class Engine:
             self._steps_since_caption = 0
         if self._running:
             count = sum(len(request.seeds) for request in self._unfinished(self._running))
-            self._batch.step()
+            for batch in self._batches.values():
+                if batch.sequences:
+                    batch.step()
             self._metrics.wrote(count)
             self._steps_since_caption += 1
             self._report()
@@ -261,7 +300,8 @@ class Engine:
                 self._captions = deque(job for job in self._captions if job not in gone)
         if not gone:
             return
-        self._batch.leave(self._unfinished([job for job in self._running if job in gone]))
+        for name, batch in self._batches.items():
+            batch.leave(self._unfinished([job for job in self._running if job in gone and job.adapter == name]))
         self._running = [job for job in self._running if job not in gone]
         for job in gone:
             if job.cancelled:
@@ -273,7 +313,7 @@ class Engine:
     def _admit(self) -> None:
         """Let waiting images join while there is room, in the order of their requests."""
         joining: list[tuple[ImageJob, list[int]]] = []
-        free = self._capacity - self._batch.sequences
+        free = self._capacity - self._sequences()
         with self._changed:
             while self._images and free >= self._images[0].per_image:
                 job = self._images[0]
@@ -285,35 +325,62 @@ class Engine:
                     self._running.append(job)
                 if not job.waiting:
                     self._images.popleft()
-        requests = []
+        requests: dict[str | None, list[GenerationRequest]] = {}
         for job, seeds in joining:
             if job.image is not None and job.prefix_tokens is None:
                 kept = job.keep_rows * self._pipeline.config.transformer.columns
                 job.prefix_tokens = self._pipeline.encode_images([job.image])[0, :kept]
-            requests.append(GenerationRequest(job.text, seeds, job.sampling, job.prefix_tokens))
-            job.requests.append(requests[-1])
-        if requests:
-            self._batch.join(requests)
+            job.requests.append(GenerationRequest(job.text, seeds, job.sampling, job.prefix_tokens))
+            requests.setdefault(job.adapter, []).append(job.requests[-1])
+        for name, own in requests.items():
+            self._batches[name].join(own)
+
+    def _tell_places(self) -> None:
+        """Emit its place to each job that waits and wants events, where it changed."""
+        with self._changed:
+            waiting = [job for job in self._images if not job.requests]
+        for place, job in enumerate(waiting):
+            if job.every and job.place != place:
+                job.place = place
+                job.emit(Queued(place))
 
     def _report(self) -> None:
-        """Emit the results of jobs that are finished, and the images so far of those that want to see them."""
-        due: list[tuple[ImageJob, int, np.ndarray]] = []
+        """Emit the results of jobs that are finished, and to those that want events their images so far."""
+        due: list[tuple[np.ndarray, Callable[[list[np.ndarray]], None]]] = []  # tokens, and what takes their images
+        done: set[ImageJob] = set()
         for job in self._running:
             length = 0 if job.waiting else min(request.length for request in job.requests)
             tokens = np.concatenate([request.tokens for request in job.requests])
             if length == self._image_length:
-                due.append((job, length, tokens))
-            elif job.every and length % job.every == 0 and length > job.emitted and job.events.qsize() < _UNREAD:
+                done.add(job)
+                due.append((tokens, partial(self._finish, job)))
+                continue
+            if not job.every:
+                continue
+            if job.keep == len(job.seeds):  # else nobody knows yet which images the answer will have
+                for request in job.requests:
+                    if request.length == self._image_length and request not in job.shown:
+                        job.shown.append(request)
+                        due.append((request.tokens, partial(self._show, job, job.seeds.index(request.seeds[0]))))
+            if length % job.every == 0 and length > job.emitted and job.events.qsize() < _UNREAD:
                 job.emitted = length
-                due.append((job, length, tokens[: job.keep]))
+                due.append((tokens[: job.keep], partial(self._grow, job, length)))
         if not due:
             return
-        images = iter(self._decoded(np.concatenate([tokens for *_, tokens in due])))
-        for job, length, tokens in due:
-            own = [next(images) for _ in tokens]
-            job.emit(Partial(length, own) if length < self._image_length else self._best(job, own))
-        done = {job for job, length, _ in due if length == self._image_length}
+        images = iter(self._decoded(np.concatenate([tokens for tokens, _ in due])))
+        for tokens, emit in due:
+            emit([next(images) for _ in tokens])
         self._running = [job for job in self._running if job not in done]
+
+    def _finish(self, job: ImageJob, images: list[np.ndarray]) -> None:
+        job.emit(self._best(job, images))
+
+    def _show(self, job: ImageJob, first: int, images: list[np.ndarray]) -> None:
+        for i, image in enumerate(images):
+            job.emit(Finished(first + i, image))
+
+    def _grow(self, job: ImageJob, length: int, images: list[np.ndarray]) -> None:
+        job.emit(Partial(length, images))
 
     def _decoded(self, tokens: np.ndarray) -> list[np.ndarray]:
         parts = [ImageTokens(tokens[first : first + _DECODED]) for first in range(0, len(tokens), _DECODED)]
@@ -331,10 +398,11 @@ class Engine:
         options = {"num_beams": job.num_beams, "temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
         options["seed"] = job.seeds[0]
         try:
+            pipeline = self._pipelines[job.adapter]
             if job.question is None:
-                texts = self._pipeline.caption([job.image], count, **options)[0]
+                texts = pipeline.caption([job.image], count, **options)[0]
             else:
-                texts = self._pipeline.answer([job.image], job.question, count, **options)[0]
+                texts = pipeline.answer([job.image], job.question, count, **options)[0]
             fits = None
             if self._scorer is not None and job.question is None:
                 fits = scores(self._scorer, np.stack([job.image] * len(texts)), texts).tolist()
@@ -343,9 +411,9 @@ class Engine:
             job.emit(error)
 
     def _fail(self, error: Exception) -> None:
-        """After a bug nothing is known of the batch: start a new one."""
-        _log.error("the batch was given up after %r", error)
-        self._batch = self._new_batch()
+        """After a bug nothing is known of the batches: start new ones."""
+        _log.error("the batches were given up after %r", error)
+        self._batches = self._new_batches()
         failed, self._running = self._running, []
         with self._changed:
             self._images = deque(job for job in self._images if job not in failed)

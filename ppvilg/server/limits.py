@@ -7,12 +7,14 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
+from limits import parse_many
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ppvilg.server.settings import Settings
 
-_MOST_CLIENTS = 10_000  # that are remembered
 _DRAIN_SECONDS = 5.0
 
 
@@ -35,31 +37,27 @@ def error_answer(status: int, code: str, message: str, retry_after: int | None =
 
 
 class AccessControl:
-    """Checks keys and, with a token bucket for each client, rates."""
+    """Checks keys and, for each client, rates."""
 
     def __init__(self, settings: Settings):
         self._keys = [key.encode() for key in settings.api_keys]
-        self._rate, self._burst = settings.rate, settings.burst
-        self._buckets: dict[str, tuple[float, float]] = {}  # client -> tokens left, and when
+        self._rates = parse_many(settings.rate) if settings.rate else []
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
     def refuses(self, authorization: str, address: str) -> Refusal | None:
-        """`authorization` as the header has it; None: the client may go on, and one token of its bucket is gone."""
+        """`authorization` as the header has it; None: the client may go on, and the request counts."""
         key = authorization.removeprefix("Bearer ").encode() if authorization.startswith("Bearer ") else b""
         # Every key is compared, in full, so that the time tells nothing.
         if self._keys and not sum(hmac.compare_digest(key, known) for known in self._keys):
             return Refusal(401, "unauthorized", "an API key is needed: send the header Authorization: Bearer <key>")
-        if not self._rate:
-            return None
         client = key.decode() if self._keys else address
-        now = time.monotonic()
-        left, since = self._buckets.pop(client, (float(self._burst), now))
-        left = min(self._burst, left + (now - since) * self._rate)
-        self._buckets[client] = (left - 1 if left >= 1 else left, now)
-        if len(self._buckets) > _MOST_CLIENTS:  # the one that has been quiet for longest
-            del self._buckets[next(iter(self._buckets))]
-        if left >= 1:
-            return None
-        return Refusal(429, "rate_limited", f"at most {self._rate:g} requests per second", math.ceil((1 - left) / self._rate))
+        full = [rate for rate in self._rates if not self._limiter.test(rate, client)]
+        if full:
+            ends = max(self._limiter.get_window_stats(rate, client).reset_time for rate in full)
+            return Refusal(429, "rate_limited", f"at most {full[0]}", max(1, math.ceil(ends - time.time())))
+        for rate in self._rates:
+            self._limiter.hit(rate, client)
+        return None
 
 
 class AccessMiddleware:

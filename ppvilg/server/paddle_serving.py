@@ -6,7 +6,7 @@ other keys are the fields of `ImageSchema` and `CaptionSchema`.
 
 import json
 import logging
-import re
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,20 +43,17 @@ def message_class(name: str) -> type[Message]:
 
 @cache
 def _pool() -> descriptor_pool.DescriptorPool:
-    """The messages of the .proto file in a pool of our own: in the default one they would clash with Paddle Serving's."""
-    field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name=_PROTO.name, package=PACKAGE, syntax="proto3")
-    for name, body in re.findall(r"message (\w+) \{(.*?)\}", _PROTO.read_text("utf-8"), re.DOTALL):
-        message = file.message_type.add(name=name)
-        for repeated, kind, key, number in re.findall(r"(repeated )?(\w+) (\w+) = (\d+);", body):
-            label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-            added = message.field.add(name=key, number=int(number), label=label)
-            if kind[0].isupper():
-                added.type, added.type_name = field.TYPE_MESSAGE, f".{PACKAGE}.{kind}"
-            else:
-                added.type = getattr(field, f"TYPE_{kind.upper()}")
+    """The messages of the .proto file in a pool of our own: in the default one, where generated modules put theirs, they would
+    clash with Paddle Serving's."""
+    from grpc_tools import protoc
+
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = Path(folder) / "service.bin"
+        protoc.main(["protoc", f"--proto_path={_PROTO.parent}", f"--descriptor_set_out={compiled}", _PROTO.name])
+        files = descriptor_pb2.FileDescriptorSet.FromString(compiled.read_bytes())
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
+    for file in files.file:
+        pool.Add(file)
     return pool
 
 

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal
 
@@ -56,6 +56,8 @@ class ImageSchema(BaseModel):
     """A picture file in base64 whose upper rows stay: the model completes it."""
     keep_rows: Count | None = None
     """How many rows of tokens of the picture stay; half of them if null."""
+    lora: str | None = None
+    """One of the server's adapters, see GET /v1/model; null: the model itself."""
 
 
 class ImagesRequest(ImageSchema):
@@ -64,7 +66,8 @@ class ImagesRequest(ImageSchema):
     response_format: Literal["b64_json", "png"] = "b64_json"
     """`png`: the answer is the picture file itself; only for one picture that is not streamed."""
     stream: bool = False
-    """Answer with server-sent events: `partial` pictures, then `done` with the full answer, or `error`."""
+    """Answer with server-sent events: the `place` in the queue while it waits, `partial` pictures, each `picture` that is done
+    before the others, then `done` with the full answer, or `error`."""
     partial_every: Count | None = None
     """Tokens between two `partial` events; an eighth of the picture if null, and at least a 32nd."""
 
@@ -87,6 +90,8 @@ class CaptionSchema(BaseModel):
     """Draw from the likeliest tokens that add up to p."""
     seed: Seed | None = None
     """The i-th caption is drawn with seed + i. Null: any."""
+    lora: str | None = None
+    """One of the server's adapters, see GET /v1/model; null: the model itself."""
 
 
 class AnswerSchema(CaptionSchema):
@@ -171,6 +176,8 @@ class ModelAnswer(BaseModel):
     """Tokens that a prompt may have; a Chinese character is one."""
     max_question: int
     """Tokens that a question may have; 0: the model answers none."""
+    adapters: list[str]
+    """What `lora` may name."""
     dual_encoder: bool
     """Whether there is a dual encoder, for candidates and scores."""
     guidance: bool
@@ -194,8 +201,8 @@ def request_errors() -> Iterator[None]:
 class JobFactory:
     """Turns checked requests into jobs for one model; whatever does not fit it is a `RequestError`."""
 
-    def __init__(self, pipeline: ViLGPipeline, settings: Settings):
-        self._pipeline, self._settings = pipeline, settings
+    def __init__(self, pipeline: ViLGPipeline, adapters: Iterable[str], settings: Settings):
+        self._pipeline, self._adapters, self._settings = pipeline, sorted(adapters), settings
         self._config = pipeline.config
         self._decoding = CapacityLimiter(2)  # threads, since a decoded picture takes 4 bytes a pixel
 
@@ -213,6 +220,7 @@ class JobFactory:
         if len(form.prompt) > settings.max_characters:
             length = len(form.prompt)
             raise RequestError(f"the prompt has {length} characters, this server reads at most {settings.max_characters}")
+        self._check_adapter(form.lora)
         seeds = _seeds(form.seed, candidates)
         with request_errors():
             self._pipeline.check_supported(form.guidance, "codebook")
@@ -234,6 +242,7 @@ class JobFactory:
             text=text,
             seeds=seeds,
             sampling=sampling,
+            adapter=form.lora,
             keep=form.n,
             image=image,
             keep_rows=keep_rows,
@@ -251,6 +260,7 @@ class JobFactory:
             raise RequestError(
                 f"beams is {form.beams}, but a beam search finds one text and draws nothing: leave n and temperature out"
             )
+        self._check_adapter(form.lora)
         with request_errors():
             self._pipeline.check_captions()
             sampling = Sampling(form.temperature, form.top_k, form.top_p)
@@ -258,7 +268,8 @@ class JobFactory:
                 self._pipeline.check_answers()
                 self._pipeline.encode_questions(question)
         image, seeds = await self._picture(form.image), _seeds(form.seed, form.n)
-        return CaptionJob(seeds=seeds, sampling=sampling, image=image, question=question, num_beams=form.beams)
+        options = {"adapter": form.lora, "question": question, "num_beams": form.beams}
+        return CaptionJob(seeds=seeds, sampling=sampling, image=image, **options)
 
     def model(self) -> ModelAnswer:
         """What the model is and what may be asked of it."""
@@ -273,6 +284,7 @@ class JobFactory:
             image_tokens=config.transformer.image_length,
             max_text=config.transformer.max_text_length - empty,
             max_question=max(0, config.transformer.question_length - empty),
+            adapters=self._adapters,
             dual_encoder=self._pipeline.dual_encoder is not None,
             guidance=config.classifier_free_guidance,
             limits=Limits(
@@ -283,6 +295,11 @@ class JobFactory:
                 picture_pixels=settings.max_pixels,
             ),
         )
+
+    def _check_adapter(self, name: str | None) -> None:
+        if name is not None and name not in self._adapters:
+            known = ", ".join(self._adapters)
+            raise RequestError(f"lora is {name!r}: this server has {f'the adapters {known}' if known else 'no adapters'}")
 
     async def _picture(self, encoded: str) -> np.ndarray:
         # Browsers put this before the base64 of a file: data:image/png;base64,

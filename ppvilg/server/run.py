@@ -27,4 +27,5 @@ def serve(app: FastAPI, settings: Settings) -> None:
             raise ValueError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
         # Longer than any request can take: the engine gives them up at their deadline.
         patience = math.ceil(settings.deadline) + 5
-        _Server(uvicorn.Config(app, timeout_graceful_shutdown=patience)).run(sockets=[listening])
+        config = uvicorn.Config(app, limit_concurrency=settings.max_connections, timeout_graceful_shutdown=patience)
+        _Server(config).run(sockets=[listening])

@@ -1,7 +1,7 @@
 """What a server allows, and who may use it."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 
@@ -21,10 +21,11 @@ class Settings:
     """Seconds after which a request that is not finished is given up (504)."""
     api_keys: frozenset[str] = frozenset()
     """Clients have to send one of them; empty: anyone may come."""
-    rate: float = 0.0
-    """Requests per second for each key or, without keys, address; 0: no limit."""
-    burst: int = 10
-    """Requests that a client which was quiet may send at once."""
+    rate: str = ""
+    """Requests of each key or, without keys, address, in any such time: `5/second`, or several, `5/second;1000/day`; empty: no
+    limit."""
+    max_connections: int = 1000
+    """Connections at a time; the next ones are answered with 503."""
     max_body: int = 8 * 2**20
     """Bytes of a request."""
     max_characters: int = 1000
@@ -37,7 +38,8 @@ class Settings:
     """Pictures that are drawn for the best of them, and beams of a caption's search."""
 
     def __post_init__(self):
-        for name in ("capacity", "queue", "burst", "max_body", "max_characters", "max_pixels", "max_n", "max_candidates"):
+        counts = [field.name for field in fields(self) if field.name.startswith("max_")]
+        for name in ("capacity", "queue", *counts):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
         for name in ("port", "grpc_port"):
@@ -45,8 +47,8 @@ class Settings:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a port below 65536, or 0 for any that is free")
         if self.deadline <= 0:
             raise ValueError(f"deadline is {self.deadline}: give the seconds that a request may take")
-        if self.rate < 0:
-            raise ValueError(f"rate is {self.rate}: give requests per second, or 0 for no limit")
+        if self.rate:
+            _check_rate(self.rate)
         if self.capacity < 2:
             raise ValueError(f"capacity is {self.capacity}: a picture with guidance takes 2 sequences")
         if self.max_candidates < self.max_n:
@@ -56,6 +58,15 @@ class Settings:
                 f"queue is {self.queue}: the largest request, {self.max_candidates} candidates with guidance, needs room for "
                 f"{2 * self.max_candidates} sequences"
             )
+
+
+def _check_rate(rate: str) -> None:
+    from limits import parse_many
+
+    try:
+        parse_many(rate)
+    except ValueError:
+        raise ValueError(f"rate is {rate!r}: give e.g. 5/second, or several as 5/second;1000/day") from None
 
 
 def read_api_keys(path: str | None) -> frozenset[str]:

@@ -53,8 +53,6 @@ def with_image_tokenizer(config: TrainingExperiment) -> TrainingExperiment:
     train = config.train
     if not isinstance(config, ViLGExperiment) or train.init_from is None or train.tokenizer is not None:
         return config
-    if is_export(Path(train.init_from)):  # it has the programs of one
-        return config
     return replace(config, train=replace(train, tokenizer=str(Path(train.init_from) / "tokenizer")))
 
 
@@ -65,10 +63,12 @@ def init_from(task: Task, context: ParallelContext) -> str:
     """
     folder = Path(task.config.train.init_from)
     try:
+        if is_export(folder):
+            raise ValueError(f"{folder} is an export, whose weights are final: give the run or the model that it was made from")
         if base_file(folder) is not None:
             raise ValueError(f"{folder} holds an adapter and its base: merge them first, tools/merge_checkpoint.py {folder}")
         fits = _FITS[task.config.task](task, folder)
-        reader = _reader(folder, "model")
+        reader = weights_reader(folder)
         for name, tensor in named_tensors(task.modules["model"]).items():
             if name in reader.shapes and (name not in fits or fits[name].how != "new"):
                 _set(name, tensor, fits.get(name), reader, task, context.mp_group)
@@ -76,16 +76,7 @@ def init_from(task: Task, context: ParallelContext) -> str:
                 raise ValueError(f"{folder} has no {name} for this model: lora trains no new weights, so train without it")
     except ValueError as error:
         raise ValueError(f"train.init_from: {error}") from None
-    stored = {name for name in reader.shapes if not name.endswith(_DERIVED)}
-    return _report(folder, _names(task.modules["model"]), stored, fits)
-
-
-_DERIVED = ("key_by_head", "value_by_head")  # what an export holds besides the weights that it is made of
-
-
-def _reader(folder: Path, part: str) -> CheckpointReader:
-    """The weights of a run or a model, or those of a part (`model`, `vqgan`) of an export."""
-    return CheckpointReader(folder, "weights", f"{part}.") if is_export(folder) else weights_reader(folder)
+    return _report(folder, _names(task.modules["model"]), set(reader.shapes), fits)
 
 
 def _set(name: str, tensor: paddle.Tensor, fit: Fit | None, reader: CheckpointReader, task: Task, mp_group) -> None:
@@ -255,8 +246,8 @@ def _rows(table: np.ndarray, drawn: np.ndarray, rows: np.ndarray, axis: int) -> 
 
 def _code_fit(folder: Path, task: Task) -> Fit:
     """Of the image tokens' tables: taken where the image tokenizer gives the tokens of the source's."""
-    part, own = "image tokens", folder if is_export(folder) else folder / "tokenizer"
-    if own.is_dir() and _same_codes(_reader(own, "vqgan"), task.vqgan):
+    part, own = "image tokens", folder / "tokenizer"
+    if own.is_dir() and _same_codes(weights_reader(own), task.vqgan):
         return Fit(part, "taken", note="the same image tokenizer")
     return Fit(part, "new", note=f"train.tokenizer {task.image_tokenizer} is not that of {folder}, which null takes")
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -13,6 +14,9 @@ import pytest
 import uvicorn
 
 from ppvilg import ViLGPipeline
+from ppvilg.config import LoRAConfig
+from ppvilg.lora import adapter_config, save_adapter
+from ppvilg.model.lora import target_names
 from ppvilg.server.app import create_app
 from ppvilg.server.settings import Settings
 from tests.models import STYLES  # noqa: F401  also for the tests
@@ -52,6 +56,19 @@ def pipeline(tiny_model) -> ViLGPipeline:
     return ViLGPipeline.from_pretrained(tiny_model)
 
 
+def random_adapter(pipeline: ViLGPipeline, folder: Path, seed: int) -> Path:
+    """An adapter that changes a lot."""
+    config = LoRAConfig(rank=2, alpha=8, targets=["query", "value", "down", "head"])
+    weights, generator = pipeline.model.state_dict(), np.random.default_rng(seed)
+    arrays = {}
+    for name in target_names(config, pipeline.config.transformer.layers):
+        inputs, outputs = weights[f"{name}.weight"].shape
+        arrays[f"{name}.lora.a"] = 0.3 * generator.standard_normal([inputs, 2], np.float32)
+        arrays[f"{name}.lora.b"] = generator.standard_normal([2, outputs], np.float32)
+    save_adapter(adapter_config(config, weights), arrays, folder)
+    return folder
+
+
 def slow(pipeline: ViLGPipeline, seconds: float = 0.0) -> ViLGPipeline:
     """The same with `Slow`."""
     other = copy.copy(pipeline)
@@ -75,11 +92,11 @@ class Running:
 
 
 @contextmanager
-def serving(pipeline: ViLGPipeline, scorer=None, **settings) -> Iterator[Running]:
+def serving(pipeline: ViLGPipeline, scorer=None, adapters=None, **settings) -> Iterator[Running]:
     """Start uvicorn in a thread and stop it at the end."""
     pipeline = copy.copy(pipeline)
     pipeline.dual_encoder = scorer
-    app = create_app(pipeline, Settings(**settings))
+    app = create_app(pipeline, Settings(**settings), adapters or {})
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))

@@ -156,11 +156,11 @@ def test_health_metrics_and_documentation(server):
     server.client.post("/v1/images", json={"prompt": "红", "n": 2})
     n = server.client.get("/v1/model").json()["image_tokens"]
     assert server.metric("ppvilg_tokens_total") == before + 2 * n
-    assert server.metric('ppvilg_requests_total{route="/v1/images",status="200"}') >= 1
+    assert server.metric('http_requests_total{handler="/v1/images",method="POST",status="200"}') >= 1
     assert server.metric("ppvilg_tokens_per_second") > 0
     assert server.metric("process_resident_memory_bytes") > 2**20
     server.client.get("/never/heard/of")
-    assert server.metric('ppvilg_requests_total{route="other",status="404"}') >= 1
+    assert server.metric('http_requests_total{handler="none",method="GET",status="404"}') >= 1
     assert "/v1/images" in server.client.get("/openapi.json").json()["paths"]
     page = server.client.get("/docs").text
     assert "http" not in page.replace("http-equiv", ""), "the page loads nothing from elsewhere"

@@ -171,7 +171,7 @@ def test_a_client_that_is_cut_off(server):
 def test_keys_and_rates(pipeline):
     keys = frozenset({"first", "second"})
     request = {"prompt": "红", "temperature": 0}
-    with serving(pipeline, api_keys=keys, rate=0.5, burst=3) as running:
+    with serving(pipeline, api_keys=keys, rate="3/10second;100/day") as running:
         first = {"Authorization": "Bearer first"}
         for headers in ({}, {"Authorization": "first"}, {"Authorization": "Bearer third"}, {"Authorization": "Bearer fir"}):
             answer = running.client.post("/v1/images", json=request, headers=headers)
@@ -182,5 +182,5 @@ def test_keys_and_rates(pipeline):
         assert statuses == [200, 200, 200, 429]
         answer = running.client.post("/v1/images", json=request, headers=first)
         check(answer, 429)
-        assert 1 <= int(answer.headers["retry-after"]) <= 2
+        assert 1 <= int(answer.headers["retry-after"]) <= 10
         assert running.client.post("/v1/images", json=request, headers={"Authorization": "Bearer second"}).status_code == 200

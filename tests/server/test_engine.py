@@ -10,7 +10,8 @@ import pytest
 
 from ppvilg.server.requests import png_base64
 from ppvilg.server.settings import Settings, read_api_keys
-from tests.server.conftest import Redness, serving, slow, until
+from tests.server.conftest import Redness, random_adapter, serving, slow, until
+from tests.server.test_api import decoded, events
 
 PICTURE = png_base64(np.zeros((16, 16, 3), np.uint8))
 
@@ -28,7 +29,7 @@ def test_many_at_once_get_what_each_gets_alone(pipeline):
         together = [answer.json() for answer in threads.map(lambda request: ask(running, **request), requests)]
         for request, answer in zip(requests, together, strict=True):
             assert answer["data"] == ask(running, **request).json()["data"]
-        assert running.engine._batch.sequences == 0
+        assert running.engine._sequences() == 0
 
 
 def test_a_full_queue_refuses_and_loses_nothing(pipeline):
@@ -58,6 +59,60 @@ def test_a_request_larger_than_the_batch(pipeline):
         expected = ask(running, n=8, guidance=2.0, seed=1).json()["data"]
     done = json.loads(whole.text.split("event: done\ndata: ")[1])
     assert done["data"] == expected
+
+
+def test_each_picture_of_a_large_request_comes_when_it_is_done(pipeline):
+    with serving(pipeline, capacity=3) as running:
+        *early, (_, done) = events(ask(running, n=5, guidance=1.0, seed=1, stream=True))
+        *chosen, _ = events(ask(running, n=2, seed=1, stream=True))
+    found = {data["index"]: data for name, data in early if name == "picture"}
+    assert found.keys() == {0, 1, 2}
+    for index, data in found.items():
+        assert (data["seed"], data["b64_json"]) == (1 + index, done["data"][index]["b64_json"])
+    assert {name for name, _ in chosen} == {"partial"}
+
+
+def test_who_waits_is_told_its_place(pipeline):
+    held = slow(pipeline)
+    held.model.gate.clear()
+    with serving(held, capacity=2) as running, ThreadPoolExecutor(4) as threads:
+        first = threads.submit(ask, running, n=2)
+        until(lambda: running.metric("ppvilg_running_sequences") == 2)
+        waiting = []
+        for i in range(3):
+            waiting.append(threads.submit(ask, running, n=2, stream=True))
+            until(lambda i=i: running.metric("ppvilg_queue_sequences") == 2 * (i + 1))
+        held.model.gate.set()
+        assert first.result().status_code == 200
+        places = [[data["place"] for name, data in events(job.result()) if name == "place"] for job in waiting]
+    # A step may end, with one more job in the queue, before those that came after it.
+    assert [own[-1] for own in places] == [0, 0, 0]
+    assert all(own == sorted(own, reverse=True) and len(set(own)) == len(own) for own in places)
+    assert places[2][0] == 2
+
+
+def test_adapters_are_chosen_by_name(pipeline, tmp_path):
+    folders = {name: random_adapter(pipeline, tmp_path / name, seed) for seed, name in enumerate(("ink", "pixel"))}
+    adapters = {name: pipeline.with_adapter(folder) for name, folder in folders.items()}
+    requests = [
+        {"n": 1 + i % 2, "seed": i, "guidance": [1.0, 2.0][i % 2], "lora": [None, "ink", "pixel"][i % 3]} for i in range(12)
+    ]
+    with serving(pipeline, adapters=adapters, capacity=5) as running, ThreadPoolExecutor(12) as threads:
+        answers = [answer.json()["data"] for answer in threads.map(lambda request: ask(running, **request), requests)]
+        caption = {"image": PICTURE, "temperature": 0.7, "seed": 1}
+        captions = [running.client.post("/v1/captions", json=caption | {"lora": name}).json() for name in (None, "ink")]
+        assert running.client.get("/v1/model").json()["adapters"] == ["ink", "pixel"]
+        refused = ask(running, lora="oil")
+        assert refused.status_code == 422
+        assert "'oil': this server has the adapters ink, pixel" in refused.json()["error"]["message"]
+    for request, answer in zip(requests, answers, strict=True):
+        alone = adapters.get(request["lora"], pipeline)
+        expected = alone("红色方块", request["n"], request["guidance"], seed=request["seed"], output_type="np").images
+        for picture, entry in zip(expected, answer, strict=True):
+            np.testing.assert_array_equal(decoded(entry["b64_json"]), picture)
+    assert captions[0] != captions[1]
+    expected = adapters["ink"].caption([np.zeros((16, 16, 3), np.uint8)], temperature=0.7, seed=1)[0]
+    assert [entry["text"] for entry in captions[1]["captions"]] == expected
 
 
 def test_the_deadline(pipeline):
@@ -147,7 +202,8 @@ def test_a_bug_at_the_very_end_is_told_too(pipeline):
         ({"queue": 100}, "queue"),
         ({"port": 70_000}, "port"),
         ({"deadline": 0}, "deadline"),
-        ({"rate": -1}, "rate"),
+        ({"rate": "5 per fortnight"}, "rate"),
+        ({"max_connections": 0}, "max_connections"),
         ({"max_n": 65}, "max_candidates"),
         ({"max_body": 0}, "max_body"),
     ],

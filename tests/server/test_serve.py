@@ -36,7 +36,10 @@ def test_help_answers_at_once():
     ("arguments", "word"),
     [
         (["--capacity", "0"], "capacity"),
-        (["--api-keys", "missing"], "missing"),
+        (["--api-keys-file", "missing"], "missing"),
+        (["--config", "missing.yml"], "missing.yml"),
+        (["--adapter", "ink"], "NAME=FOLDER"),
+        (["--precision", "fp8"], "precision"),
         (["--model", "missing"], "missing"),
     ],
 )

@@ -85,6 +85,17 @@ def test_a_run_is_read_with_its_adapter_and_merges(lora_run, tiny_runs, tmp_path
     assert_equal_weights(ViLGPipeline.from_pretrained(tmp_path / "merged"), pipe, atol=1e-6)
 
 
+def test_an_adapter_beside_its_model_writes_what_the_merged_one_writes(lora_run, tiny_runs):
+    pipe, merged = ViLGPipeline.from_pretrained(tiny_runs / "vilg"), ViLGPipeline.from_pretrained(lora_run, lora_scale=0.5)
+    before = [np.asarray(image) for image in pipe(PROMPT, 4).images]
+    adapted = pipe.with_adapter(lora_run, 0.5)
+    found, expected = ([np.asarray(image) for image in each(PROMPT, 4).images] for each in (adapted, merged))
+    np.testing.assert_array_equal(found, expected)
+    assert adapted.caption(expected[0], num_beams=2) == merged.caption(expected[0], num_beams=2)
+    np.testing.assert_array_equal([np.asarray(image) for image in pipe(PROMPT, 4).images], before)
+    assert not np.array_equal(before, expected)
+
+
 def test_the_adapters_folder_belongs_to_its_base(lora_run, tiny_runs, tiny_data, tiny_model, tmp_path):
     for folder in (lora_run / "adapter", lora_run):
         pipe = ViLGPipeline.from_pretrained(tiny_runs / "vilg", lora=folder, lora_scale=0.5)

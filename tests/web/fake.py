@@ -29,6 +29,7 @@ MODEL = {
     "image_tokens": 64,
     "max_text": 22,
     "max_question": 14,
+    "adapters": [],
     "dual_encoder": True,
     "guidance": True,
     "limits": {"n": 6, "candidates": 32, "prompt_characters": 100, "body_bytes": 2**20, "picture_pixels": 2**20},
@@ -49,7 +50,8 @@ class Failure:
 class Fake:
     """What tests see of the server: `asked` grows, `failures` are used up one by one, `finish` lets drawings end.
 
-    Unless they end otherwise: `breaks` closes the connection, `gives_up` sends an error after the partial pictures.
+    With a `place` in the queue a drawing waits for `begin`; its pictures `early` are done before the others. Unless they end
+    otherwise: `breaks` closes the connection, `gives_up` sends an error after the partial pictures.
     """
 
     def __init__(self, url: str):
@@ -63,6 +65,9 @@ class Fake:
         self.failures: deque[Failure] = deque()
         self.breaks = False
         self.gives_up: dict[str, str] | None = None
+        self.place: int | None = None
+        self.begin = threading.Event()
+        self.early: list[int] = []
         self.finish = threading.Event()
         self.finish.set()
         self.gone = threading.Event()
@@ -105,7 +110,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         seed = 1234 if body["seed"] is None else body["seed"]
         seeds = range(seed, seed + body["n"])
+        if self.fake.place is not None:
+            self._event("place", {"place": self.fake.place})
+            self.fake.begin.wait()
         self._event("partial", {"tokens": 36, "of": 64, "data": [{"b64_json": square(i, 0.5)} for i in seeds]})
+        for index in self.fake.early:
+            self._event("picture", {"index": index, "seed": seed + index, "b64_json": square(seed + index)})
         while not self.fake.finish.wait(0.02):
             self._write(b": still here\n\n")
             if self.fake.gone.is_set():

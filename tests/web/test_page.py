@@ -67,6 +67,33 @@ def test_pictures_grow_and_are_done(page: Browser, fake: Fake) -> None:
     assert "fits 75 %" in page.text(".tile")
 
 
+def test_the_place_in_the_queue_and_pictures_that_are_done_early(page: Browser, fake: Fake) -> None:
+    fake.place, fake.early = 2, [1]
+    fake.finish.clear()
+    page.type("#prompt", "red apple")
+    page.pressed(ENTER)
+    page.until(lambda: page.text("#stage-meta") == "Waiting, 2 before this one")
+    fake.begin.set()
+    page.until(lambda: len(page.all(PICTURES)) == 4 and sources(page)[1] == square(1235))
+    assert [sources(page)[i] for i in (0, 2, 3)] == [square(1234 + i, 0.5) for i in (0, 2, 3)]
+    styles = page.run("return [...document.querySelectorAll('.tile img')].map((image) => image.style.clipPath)")
+    assert styles[1] == "none"
+    assert styles[0].startswith("polygon")
+    fake.finish.set()
+    finished(page)
+
+
+def test_an_adapter_is_chosen(page: Browser, fake: Fake) -> None:
+    assert not page.find("#adapter-field").is_displayed()
+    fake.model = MODEL | {"adapters": ["ink", "pixel"]}
+    page.open(fake.url)
+    page.until(lambda: page.run("return document.querySelectorAll('#adapter option').length") == 3)
+    page.run("document.querySelector('#advanced').open = true; document.querySelector('#adapter').value = 'pixel'")
+    assert page.find("#adapter-field").is_displayed()
+    draw(page)
+    assert fake.asked[-1][1]["lora"] == "pixel"
+
+
 def test_the_used_seed_can_be_used_again(page: Browser, fake: Fake) -> None:
     draw(page)
     assert page.text("#stage-meta") == "Seed 1234"

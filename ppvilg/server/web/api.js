@@ -21,12 +21,13 @@ export const postCaptions = (body, signal) => request("v1/captions", body, signa
 /** Answers to a question about a picture in base64. */
 export const postAnswers = (body, signal) => request("v1/answers", body, signal).then((response) => response.json());
 
-/** Pictures; `onPartial` gets each partial event's data, the result is the done event's. */
-export async function postImages(body, { signal, onPartial }) {
+/** Pictures; `on` has a function for each kind of event before the last, place, partial and picture, which gets its data; the
+ * result is the done event's. */
+export async function postImages(body, signal, on) {
   const response = await request("v1/images", { ...body, response_format: "b64_json", stream: true }, signal);
   if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) return response.json();
   for await (const { event, data } of events(response.body)) {
-    if (event === "partial") onPartial(data);
+    on[event]?.(data);
     if (event === "done") return data;
     if (event === "error") throw new ApiError("status", { status: statusOf(data.error), ...data.error });
   }

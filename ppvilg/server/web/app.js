@@ -107,6 +107,7 @@ function showModel() {
   $("guidance-field").hidden = !model.guidance;
   $("candidates-field").hidden = !model.dual_encoder;
   showCandidates(model.limits.candidates);
+  showAdapters(model.adapters);
   const { rows, columns } = grid();
   document.documentElement.style.setProperty("--rows", rows);
   document.documentElement.style.setProperty("--columns", columns);
@@ -119,6 +120,13 @@ function showCandidates(limit) {
   const option = (value, text) => element("option", { value, textContent: text, selected: String(value) === chosen });
   const options = counts.map((count) => option(count, t("candidates.of", { count })));
   $("candidates").replaceChildren(option(0, t("candidates.off")), ...options);
+}
+
+function showAdapters(names) {
+  const chosen = $("adapter").value;
+  $("adapter-field").hidden = !names.length;
+  const options = names.map((name) => element("option", { value: name, textContent: name, selected: name === chosen }));
+  $("adapter").replaceChildren(element("option", { value: "", textContent: t("adapter.none") }), ...options);
 }
 
 function showStyles() {
@@ -210,6 +218,7 @@ function readForm() {
   if (state.model?.guidance) form.guidance = Number($("guidance").value);
   const candidates = Number($("candidates").value);
   if (state.model?.dual_encoder && candidates) form.candidates = Math.max(candidates, form.n);
+  if ($("adapter").value) form.lora = $("adapter").value;
   return form;
 }
 
@@ -220,6 +229,7 @@ function fillForm(form) {
   $("top-k").value = form.top_k;
   $("guidance").value = form.guidance ?? 1;
   $("candidates").value = CANDIDATES.find((count) => count === form.candidates) ?? 0;
+  $("adapter").value = state.model?.adapters.includes(form.lora) ? form.lora : "";
   state.style = form.style;
   showStyles();
   showValues();
@@ -245,7 +255,9 @@ const newDrawing = (form, start) => ({
   of: state.model?.image_tokens ?? 64,
   seed: null,
   prompt: form.prompt,
+  place: null, // drawings before it, while it waits
   data: [],
+  ready: {}, // pictures that are done before the others, by number
 });
 
 function submitForm() {
@@ -271,7 +283,11 @@ async function draw(drawing) {
   try {
     const body = { ...drawing.form };
     if (drawing.start) Object.assign(body, { image: base64(drawing.start.image), keep_rows: drawing.start.keepRows });
-    const answer = await postImages(body, { signal: state.drawing.signal, onPartial: (partial) => grow(drawing, partial) });
+    const answer = await postImages(body, state.drawing.signal, {
+      place: ({ place }) => change(drawing, { place }),
+      partial: (partial) => change(drawing, { phase: "growing", ...partial }),
+      picture: ({ index, ...picture }) => change(drawing, { phase: "growing", ready: { ...drawing.ready, [index]: picture } }),
+    });
     finish(drawing, answer);
   } catch (error) {
     giveUp(drawing, error);
@@ -282,16 +298,17 @@ async function draw(drawing) {
   }
 }
 
-function grow(drawing, { tokens, of, data }) {
-  const first = drawing.phase === "waiting";
-  Object.assign(drawing, { phase: "growing", tokens, of, data });
+/** What an event says of a drawing. */
+function change(drawing, what) {
+  const before = drawing.phase;
+  Object.assign(drawing, what);
   if (state.shown !== drawing) return;
-  if (first) showStage();
+  if (drawing.phase !== before) showStage();
   else showProgress();
 }
 
 function finish(drawing, { seed, prompt, data }) {
-  Object.assign(drawing, { phase: "done", tokens: drawing.of, seed, prompt, data });
+  Object.assign(drawing, { phase: "done", tokens: drawing.of, seed, prompt, data, ready: {} });
   history.add(drawing);
   showHistory();
   announce(t("status.done", { count: data.length, seed }));
@@ -344,10 +361,15 @@ function showProgress() {
 }
 
 function showMeta(shown) {
-  const key = shown ? { cancelled: shown.tokens ? "cancelled" : "cancelled.early" }[shown.phase] ?? shown.phase : "empty.meta";
   const meta = $("stage-meta");
-  if (shown?.phase !== "done") return meta.replaceChildren(t(`stage.${key}`, { tokens: shown?.tokens, of: shown?.of }));
+  if (shown?.phase !== "done") return meta.replaceChildren(t(`stage.${metaKey(shown)}`, shown ?? {}));
   meta.replaceChildren(shown.start ? `${t("history.completed")} · ` : "", seedButton(shown.seed));
+}
+
+function metaKey(shown) {
+  if (!shown) return "empty.meta";
+  if (shown.phase === "waiting" && shown.place !== null) return shown.place ? "place" : "next";
+  return shown.phase === "cancelled" && !shown.tokens ? "cancelled.early" : shown.phase;
 }
 
 function seedButton(seed, textContent = t("stage.seed", { seed })) {
@@ -361,13 +383,14 @@ function seedButton(seed, textContent = t("stage.seed", { seed })) {
 }
 
 function showPicture(image, shown, i) {
-  const picture = shown.data[i];
+  const ready = shown.ready?.[i]; // drawings of before may have none
+  const picture = ready ?? shown.data[i];
   const url = picture ? pictureUrl(picture) : shown.start?.image;
   image.hidden = !url;
   if (!url) return;
   if (image.src !== url) image.src = url;
   const tokens = picture ? shown.tokens : shown.start.keepRows * grid().columns;
-  image.style.setProperty("clip-path", shown.phase === "done" ? "none" : written(tokens));
+  image.style.setProperty("clip-path", shown.phase === "done" || ready ? "none" : written(tokens));
 }
 
 /** The outline of the tokens that are written, row by row; always six corners, so that it can be animated. */
