@@ -8,6 +8,7 @@ python tools/bench.py nats -c configs/vilg_emoji.yml --model export/vilg_emoji_o
 python tools/bench.py profile -c configs/vilg_emoji.yml
 python tools/bench.py draw -c configs/finetune_artist.yml
 python tools/bench.py serve --model runs/vilg_emoji
+python tools/bench.py soak --model export/vilg_emoji --minutes 30
 """
 
 import argparse
@@ -59,6 +60,10 @@ def main() -> None:
     serve.add_argument("--text", default="Noto风格的红苹果", help="the prompt (default: %(default)s)")
     serve.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64], help="at a time (default: 1 4 16 64)")
     serve.add_argument("--requests", type=int, default=64, help="of each load (default: %(default)s)")
+    soak = commands.add_parser("soak", help="a server under full load, with clients that vanish, send garbage and stall")
+    soak.add_argument("--model", default="runs/vilg_emoji", help="folder of a run or an export (default: %(default)s)")
+    soak.add_argument("--text", default="Noto风格的红苹果", help="the prompt (default: %(default)s)")
+    soak.add_argument("--minutes", type=float, default=30.0, help="how long (default: %(default)s)")
     for command in (attention, train, generate, export, profile):
         command.add_argument("--repetitions", type=int, default=10)
     arguments = parser.parse_args()
@@ -68,6 +73,7 @@ def main() -> None:
             check_count(f"--{name.replace('_', '-')}", count, 1)
     tables = {
         "serve": serve_table,
+        "soak": soak_lines,
         "draw": draw_table,
         "attention": attention_table,
         "train": train_table,
@@ -122,6 +128,14 @@ def serve_table(arguments: argparse.Namespace) -> None:
     from ppvilg.benchmark.serving import measure_serving
 
     for line in measure_serving(arguments.model, arguments.text, arguments.clients, arguments.requests):
+        print(line, flush=True)
+
+
+def soak_lines(arguments: argparse.Namespace) -> None:
+    """A line for each minute under full load, then a summary."""
+    from ppvilg.benchmark.soak import soak
+
+    for line in soak(arguments.model, arguments.text, arguments.minutes):
         print(line, flush=True)
 
 

@@ -108,7 +108,7 @@ class Server:
 
 
 @contextmanager
-def served(model: str, **settings: int) -> Iterator[Server]:
+def served(model: str, **settings: int | str) -> Iterator[Server]:
     """Start deploy/serve.py on a free port, and end it; raises `ValueError` if it does not start."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

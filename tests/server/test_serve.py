@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ppvilg import ViLGPipeline
-from ppvilg.benchmark import serving
+from ppvilg.benchmark import serving, soak
 from tests.server.conftest import serving as running
 from tests.server.conftest import until
 from tests.server.test_api import decoded
@@ -116,3 +116,15 @@ def test_the_benchmark(tiny_model):
     full = [line for line in lines if line.startswith("64 clients")]
     assert len(full) == 3
     assert all("not 200" not in line or "{503: " in line for line in full)
+
+
+@pytest.mark.slow
+def test_the_soak(tiny_model):
+    *minutes, whole, memory, others, _ = soak.soak(str(tiny_model), "红色方块", 0.1, clients=4)
+    assert len(minutes) == 2
+    assert int(whole.split()[1]) > 10
+    assert whole.split()[5] == "0"
+    assert memory.endswith("lost: none")
+    for what in ("vanished", "garbage, refused", "not HTTP", "stalled"):
+        assert what in others
+    assert "internal error" not in others
