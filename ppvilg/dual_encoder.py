@@ -9,6 +9,7 @@ from paddle.nn import functional as F
 
 from ppvilg.folder import ScorerConfig, new_folder, read_config, read_weights, write_model
 from ppvilg.model.dual_encoder import DualEncoder
+from ppvilg.ops import from_numpy
 from ppvilg.options import check_texts
 from ppvilg.pictures import to_model
 from ppvilg.text import TextTokenizer, encode_cut, pad_batch, saved_text_tokenizer
@@ -74,7 +75,7 @@ class DualEncoderScorer:
             shape = list(np.shape(images))
             raise ValueError(f"the dual encoder reads images [N, {size}, {size}, 3], at least one, not {shape}")
         batches = (images[first : first + _BATCH] for first in range(0, len(images), _BATCH))
-        return np.concatenate([self.model.embed_image(paddle.to_tensor(to_model(batch))).numpy() for batch in batches])
+        return np.concatenate([self.model.embed_image(from_numpy(to_model(batch))).numpy() for batch in batches])
 
     @paddle.no_grad()
     def embed_texts(self, texts: list[str]) -> np.ndarray:
@@ -84,7 +85,7 @@ class DualEncoderScorer:
         embeddings = []
         for first in range(0, len(texts), _BATCH):
             ids = [encode_cut(self.text_tokenizer, text, longest) for text in texts[first : first + _BATCH]]
-            embeddings.append(self.model.embed_text(*map(paddle.to_tensor, pad_batch(ids, pad))).numpy())
+            embeddings.append(self.model.embed_text(*map(from_numpy, pad_batch(ids, pad))).numpy())
         return np.concatenate(embeddings)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import paddle
 from PIL import Image
 
 from ppvilg.config import Precision
@@ -27,6 +26,7 @@ from ppvilg.generate.images import ImageDecoder, decode_images
 from ppvilg.generate.sampling import Sampling
 from ppvilg.lora import AdaptedModel, apply_adapter
 from ppvilg.model.vilg import ViLG
+from ppvilg.ops import from_numpy
 from ppvilg.options import CaptionOptions, ImageOptions, check_count, check_number, check_texts
 from ppvilg.pictures import to_model
 from ppvilg.text import TextTokenizer, check_known, encode_prompt, saved_text_tokenizer
@@ -276,7 +276,7 @@ class ViLGPipeline:
         """Image tokens int64 [N, n]."""
         arrays, tokens = self._load_images(images), []
         for first in range(0, len(arrays), _BATCH):
-            pixels = paddle.to_tensor(to_model(np.stack(arrays[first : first + _BATCH])))
+            pixels = from_numpy(to_model(np.stack(arrays[first : first + _BATCH])))
             tokens.append(self.vqgan.encode(pixels).flatten(1).numpy())
         return np.concatenate(tokens)
 

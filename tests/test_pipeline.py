@@ -1,5 +1,6 @@
 """ViLGPipeline: what it draws and writes, what it reads and saves, and what it refuses."""
 
+import gc
 import io
 import json
 import subprocess
@@ -369,3 +370,15 @@ def test_paddle_seeds_do_not_matter(pipe):
     first = arrays(pipe(RED).images)
     paddle.seed(99)
     np.testing.assert_array_equal(arrays(pipe(RED).images), first)
+
+
+def test_memory_does_not_grow_with_the_images_drawn(pipe):
+    def objects() -> int:
+        for seed in range(10):
+            pipe([RED, BLUE], seed=seed, guidance_scale=2.0)
+        gc.collect()
+        return len(gc.get_objects())
+
+    objects()
+    before = objects()
+    assert objects() < before + 20

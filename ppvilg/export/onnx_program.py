@@ -7,6 +7,7 @@ import numpy as np
 import paddle
 
 from ppvilg.export.structure import arrays
+from ppvilg.ops import from_numpy
 from ppvilg.runtime import threads
 
 WRITTEN = ".written"
@@ -56,7 +57,7 @@ class OnnxProgram:
         for name in self._outputs:  # anew in its place, since its size may be another
             self._binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(self._binding)
-        return [paddle.to_tensor(output.numpy()) for output in self._binding.get_outputs()[: len(self._outputs)]]
+        return [from_numpy(output.numpy()) for output in self._binding.get_outputs()[: len(self._outputs)]]
 
     def _bind(self, name: str, array: np.ndarray | paddle.Tensor) -> None:
         if name not in self._inputs:  # a program has no inputs that it does not use

@@ -16,6 +16,7 @@ from paddle import inference
 from ppvilg.export.onnx_program import OnnxProgram
 from ppvilg.export.program_file import PROGRAM, ProgramFile, load_weights, weights_file
 from ppvilg.export.structure import arrays
+from ppvilg.ops import from_numpy
 from ppvilg.runtime import threads
 
 SHARED = "transformer"
@@ -73,7 +74,7 @@ class Program:
                         (given.copy_from_cpu if isinstance(array, np.ndarray) else given.share_external_data)(array)
         self._given = arguments
         self._run()
-        return [paddle.to_tensor(output.copy_to_cpu()) for output in self._outputs]
+        return [from_numpy(output.copy_to_cpu()) for output in self._outputs]
 
     def _run_and_keep(self) -> None:
         """The first run, which is when the predictor reads how it is to collect garbage."""

@@ -10,6 +10,7 @@ from ppvilg.generate.engine import GenerativeModel
 from ppvilg.model.batch import image_prompts
 from ppvilg.model.kv_cache import DecodeState
 from ppvilg.model.mask import Direction
+from ppvilg.ops import from_numpy
 from ppvilg.text import TextTokenizer
 
 _DIRECTION = Direction.IMAGE_TO_TEXT
@@ -78,7 +79,7 @@ def beam_search(
     """
     asked = [None] * len(images) if questions is None else questions
     ids, mask = image_prompts(images, asked, model.config.question_length, tokenizer.pad)
-    _, prefixes = model.prefill(_DIRECTION, paddle.to_tensor(ids), paddle.to_tensor(mask))
+    _, prefixes = model.prefill(_DIRECTION, from_numpy(ids), from_numpy(mask))
     state = DecodeState.empty(model.config, _DIRECTION, max_length, prefixes, mask, num_beams)
     searches = [_Beams(num_beams, tokenizer.end, max_length - 1, length_penalty) for _ in images]
     tokens = np.full(len(images) * num_beams, tokenizer.begin)

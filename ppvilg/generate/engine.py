@@ -16,6 +16,7 @@ from ppvilg.model.batch import image_prompts, pad_prompts
 from ppvilg.model.config import ViLGConfig
 from ppvilg.model.kv_cache import DecodeInputs, DecodeState, Prefix
 from ppvilg.model.mask import Direction
+from ppvilg.ops import from_numpy
 from ppvilg.text import TextTokenizer
 
 
@@ -121,9 +122,9 @@ class GenerationEngine:
         """Requests of `candidates` seeds each; all sequences of a prompt share what is kept of it."""
         config = self._model.config
         ids, mask = self._prompts(requests)
-        states, prefixes = self._model.prefill(self._direction, paddle.to_tensor(ids), paddle.to_tensor(mask))
+        states, prefixes = self._model.prefill(self._direction, from_numpy(ids), from_numpy(mask))
         last_tokens = np.stack([np.arange(len(mask)), mask.sum(1) - 1], axis=1)
-        last_states = paddle.repeat_interleave(paddle.gather_nd(states, paddle.to_tensor(last_tokens)), candidates, axis=0)
+        last_states = paddle.repeat_interleave(paddle.gather_nd(states, from_numpy(last_tokens)), candidates, axis=0)
         state = DecodeState.empty(config, self._direction, self._max_text_length, prefixes, mask, candidates)
         return state, last_states
 
@@ -149,7 +150,7 @@ class GenerationEngine:
             del self._noises[request]
         if self._requests:
             self._decode_state.select(kept)
-            self._last_states = paddle.gather(self._last_states, paddle.to_tensor(kept))
+            self._last_states = paddle.gather(self._last_states, from_numpy(kept))
         else:
             self._decode_state = self._last_states = None
 
@@ -220,7 +221,7 @@ class GenerationEngine:
 
 def _rows(logits: paddle.Tensor, rows: np.ndarray) -> paddle.Tensor:
     """Rows int [R] of logits [B, V], in ascending order."""
-    return logits if len(rows) == len(logits) else paddle.gather(logits, paddle.to_tensor(rows))
+    return logits if len(rows) == len(logits) else paddle.gather(logits, from_numpy(rows))
 
 
 class ImageTokens(NamedTuple):

@@ -6,6 +6,7 @@ import numpy as np
 import paddle
 
 from ppvilg.generate.engine import GenerativeModel, ImageTokens
+from ppvilg.ops import from_numpy
 from ppvilg.pictures import from_model
 
 ImageDecoder = Literal["codebook", "hidden"]
@@ -35,4 +36,4 @@ def decode_images(
         states = paddle.concat([states, paddle.zeros([batch, missing, config.hidden], states.dtype)], axis=1)
         return list(from_model(model.reconstructor(states).astype("float32").numpy()))
     tokens = np.pad(output.tokens, ((0, 0), (0, missing))).reshape(batch, config.rows, config.columns)
-    return list(from_model(vqgan.decode(paddle.to_tensor(tokens)).numpy()))
+    return list(from_model(vqgan.decode(from_numpy(tokens)).numpy()))

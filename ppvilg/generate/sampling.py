@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 
+from ppvilg.ops import from_numpy
 from ppvilg.options import check_count, check_number, check_temperature
 
 
@@ -87,4 +88,4 @@ def sample(logits: paddle.Tensor, sampling: Sampling, noise: Noise) -> paddle.Te
     if sampling.temperature == 0:
         return logits.argmax(-1)
     logits = keep_top_p(keep_top_k(logits / sampling.temperature, sampling.top_k), sampling.top_p)
-    return (logits + paddle.to_tensor(noise.draw(logits.shape[-1]))).argmax(-1)
+    return (logits + from_numpy(noise.draw(logits.shape[-1]))).argmax(-1)

@@ -12,6 +12,7 @@ from paddle import nn
 from ppvilg.model.config import ViLGConfig
 from ppvilg.model.layers import sizes
 from ppvilg.model.mask import AttentionMask, Direction
+from ppvilg.ops import from_numpy
 
 MASK_VALUE = -1e9  # added to the scores of keys that a query does not see
 Array = np.ndarray | paddle.Tensor
@@ -57,7 +58,7 @@ class Prefix:
 
     def select(self, prompts: np.ndarray) -> "Prefix":
         """Of each of the prompts int [N], which may repeat."""
-        chosen = paddle.to_tensor(prompts)
+        chosen = from_numpy(prompts)
         return Prefix(paddle.gather(self.keys, chosen), paddle.gather(self.values, chosen))
 
     @classmethod
@@ -266,9 +267,7 @@ class DecodeInputs:
 
     def to_tensors(self) -> "DecodeInputs":
         """The same as tensors."""
-        ids, slots, mask = (
-            paddle.to_tensor(x) if isinstance(x, np.ndarray) else x for x in (self.ids, self.slots, self.prefix_mask)
-        )
+        ids, slots, mask = (from_numpy(x) if isinstance(x, np.ndarray) else x for x in (self.ids, self.slots, self.prefix_mask))
         return replace(self, ids=ids, slots=slots, prefix_mask=mask)
 
     def steps(self, dtype: paddle.dtype) -> dict[str, StepInputs]:
@@ -368,7 +367,7 @@ class DecodeState:
         if not np.array_equal(prompts, np.arange(len(self.prefix_mask))):
             self.prefixes = [prefix.select(prompts) for prefix in self.prefixes]
             self.prefix_mask = self.prefix_mask[prompts]
-        chosen = paddle.to_tensor(sequences)
+        chosen = from_numpy(sequences)
         self.caches = [cache.select(chosen) for cache in self.caches]
 
     def _with_own_prefixes(self) -> "DecodeState":

@@ -6,6 +6,7 @@ Which of the two runs is decided at each call (`extension.has_kernels`); nothing
 from ppvilg.ops.attention import sparse_attention
 from ppvilg.ops.functions import add_channel_bias, at_least_float32, cross_entropy, gelu, layer_norm, linear
 from ppvilg.ops.optimizer import AdamW, ClipGradByGlobalNorm, lerp_, squared_sum
+from ppvilg.ops.tensors import from_numpy
 
 __all__ = [
     "AdamW",
@@ -13,6 +14,7 @@ __all__ = [
     "add_channel_bias",
     "at_least_float32",
     "cross_entropy",
+    "from_numpy",
     "gelu",
     "layer_norm",
     "lerp_",
