@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-distributed test-torch test-web lint install clean
+.PHONY: demo test test-slow test-distributed test-torch test-web test-serving lint install clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py
@@ -20,6 +20,10 @@ test-distributed: .venv/installed-dev
 # The comparisons with PyTorch code: taming-transformers, ruDALL-E, EfficientNet-Lite0, pytorch-fid, and the same transformer written there.
 test-torch: .venv/installed-torch
 	$(BIN)/python -m pytest -q tests/vqgan tests/convert tests/benchmark tests/evaluation/test_efficientnet.py tests/evaluation/test_inception.py
+
+# Against the real Paddle Serving, and two servers behind nginx (apt install nginx-light).
+test-serving: .venv/installed-paddle-serving
+	$(BIN)/python -m pytest -q -m slow tests/server/test_conformance.py tests/server/test_replicas.py
 
 # The web page in Debian's Chromium (apt install chromium chromium-driver), against a server of the tests' and the real one.
 test-web: .venv/installed-dev requirements-web-test.txt
@@ -48,4 +52,9 @@ clean:
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-convert.txt -r requirements-bench.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps taming-transformers-rom1504==0.0.6 \
 		efficientnet_lite_pytorch==0.1.0 pytorch-fid==0.3.0 torchvision==0.28.0 rudalle==1.1.3
+	touch $@
+
+.venv/installed-paddle-serving: .venv/installed-dev requirements-paddle-serving.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-paddle-serving.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps paddle-serving-server==0.9.0 paddle-serving-app==0.9.0
 	touch $@

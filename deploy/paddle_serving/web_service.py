@@ -43,7 +43,7 @@ def serve(model: str, dual_encoder: str | None, config: str) -> None:
 
     settings, pipeline = Settings(), ViLGPipeline.from_pretrained(model, dual_encoder)
     # The op's threads only wait; the engine writes all their pictures in one batch.
-    service = Service(Engine(pipeline, Metrics(), settings), JobFactory(pipeline, settings))
+    service = Service(Engine(pipeline, {}, Metrics(), settings), JobFactory(pipeline, {}, settings))
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Our server against the real Paddle Serving 0.9.0, with the same model behind both: the same requests, the same answers.
+"""Our server against the real Paddle Serving 0.9.0, with the same export behind both: the same requests, the same answers.
 
 It needs an environment with requirements-paddle-serving.txt and Paddle Serving (deploy/paddle_serving/README.md); the variable
 PADDLE_SERVING_PYTHON names its Python where it is another than the one that runs the tests.
@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from ppvilg import ViLGPipeline
+from ppvilg.export.write import write_export
 from ppvilg.server.paddle_serving import NAME, PACKAGE, message_class
 from tests.server.conftest import serving, until
 from tests.server.test_paddle_serving import PICTURE
@@ -41,12 +42,14 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def peers(tiny_model, tmp_path_factory):
-    """(URL, gRPC address) of Paddle Serving and of our server."""
+    """(URL, gRPC address) of Paddle Serving and of our server, with one export."""
     folder = tmp_path_factory.mktemp("paddle_serving")
+    pipeline, model = ViLGPipeline.from_pretrained(tiny_model), folder / "export"
+    write_export(model, pipeline.model, pipeline.vqgan, pipeline.text_tokenizer, pipeline.config, {})
     config = yaml.safe_load((ROOT / "deploy/paddle_serving/config.yml").read_text("utf-8"))
     config |= {"rpc_port": free_port(), "http_port": free_port()}
     (folder / "config.yml").write_text(yaml.safe_dump(config), "utf-8")
-    command = [PYTHON or sys.executable, ROOT / "deploy/paddle_serving/web_service.py", "--model", tiny_model]
+    command = [PYTHON or sys.executable, ROOT / "deploy/paddle_serving/web_service.py", "--model", model]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     # It writes its logs where it stands, and its gateway is a process of its own: both end with the group.
     with open(folder / "log", "w") as log:
@@ -62,7 +65,7 @@ def peers(tiny_model, tmp_path_factory):
     try:
         until(lambda: process.poll() is not None or answers(theirs), 120)
         assert process.poll() is None, (folder / "log").read_text("utf-8")
-        with serving(ViLGPipeline.from_pretrained(tiny_model), grpc_port=0) as ours:
+        with serving(ViLGPipeline.from_pretrained(model), grpc_port=0) as ours:
             yield (
                 (theirs, f"127.0.0.1:{config['rpc_port']}"),
                 (str(ours.client.base_url), f"127.0.0.1:{ours.app.state.grpc_port}"),
