@@ -21,9 +21,10 @@ test-distributed: .venv/installed-dev
 test-torch: .venv/installed-torch
 	$(BIN)/python -m pytest -q tests/vqgan tests/convert tests/benchmark tests/evaluation/test_efficientnet.py tests/evaluation/test_inception.py
 
-# Against the real Paddle Serving, and two servers behind nginx (apt install nginx-light).
-test-serving: .venv/installed-paddle-serving
-	$(BIN)/python -m pytest -q -m slow tests/server/test_conformance.py tests/server/test_replicas.py
+# Against the real Paddle Serving; two servers behind nginx (apt install nginx-light); the manifest by the schemas of Kubernetes.
+test-serving: .venv/installed-deploy-test
+	$(BIN)/python -m pytest -q -m "slow or not slow" \
+		tests/server/test_conformance.py tests/server/test_replicas.py tests/server/test_kubernetes.py
 
 # The web page in Debian's Chromium (apt install chromium chromium-driver), against a server of the tests' and the real one.
 test-web: .venv/installed-dev requirements-web-test.txt
@@ -54,7 +55,7 @@ clean:
 		efficientnet_lite_pytorch==0.1.0 pytorch-fid==0.3.0 torchvision==0.28.0 rudalle==1.1.3
 	touch $@
 
-.venv/installed-paddle-serving: .venv/installed-dev requirements-paddle-serving.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-paddle-serving.txt
+.venv/installed-deploy-test: .venv/installed-dev requirements-deploy-test.txt requirements-paddle-serving.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-deploy-test.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps paddle-serving-server==0.9.0 paddle-serving-app==0.9.0
 	touch $@
