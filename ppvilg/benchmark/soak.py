@@ -108,7 +108,11 @@ async def _sends_garbage(http: httpx.AsyncClient, url: str, seen: Seen, end: flo
     while time.monotonic() < end:
         for body in bodies:
             path = chance.choice(["/v1/images", "/v1/captions", "/ernievilg/prediction", "/predict/ernie_vilg", "/nothing"])
-            answer = await http.post(path, content=body, headers={"Content-Type": "application/json"})
+            try:
+                answer = await http.post(path, content=body, headers={"Content-Type": "application/json"})
+            except httpx.TransportError:  # the server closed the idle connection just then
+                seen.others["garbage, cut off"] += 1
+                continue
             seen.others["garbage, refused" if answer.status_code != 500 else "garbage, an internal error"] += 1
         _, writer = await asyncio.open_connection(host, int(port))
         writer.write(chance.randbytes(2000))
