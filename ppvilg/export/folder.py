@@ -11,6 +11,7 @@ export/
   dual_encoder/          (if one was given) its config.json and text/
 """
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Literal
@@ -95,6 +96,9 @@ def _converted(folder: Path, manifest: dict, engine: Engine, precision: str) -> 
         raise ValueError(f"{folder} was exported for Paddle Inference only: export it with --onnx, or use the engine paddle")
     if not on_cpu:
         raise ValueError(f"ONNX Runtime is for the CPU here, not for {paddle.get_device()}: use the engine paddle")
+    if importlib.util.find_spec("onnxruntime") is None:
+        how = "pip install -r requirements-onnx.txt, or choose the engine paddle"
+        raise ValueError(f"{folder} runs on ONNX Runtime, which is not installed: {how}")
     return converted
 
 

@@ -17,16 +17,12 @@ WRITTEN = ".written"
 class OnnxProgram:
     """A program as `onnx_convert` makes it, on the CPU; not for several threads at once.
 
-    It reads tensors where they are, and writes the new content of a cache to where the old one is. Raises `ValueError` where
-    ONNX Runtime is not installed.
+    It reads tensors where they are, and writes the new content of a cache to where the old one is.
     """
 
     def __init__(self, path: Path):
-        try:
-            import onnxruntime
-        except ModuleNotFoundError:
-            why = "ONNX Runtime is not installed"
-            raise ValueError(f"{why}: pip install -r requirements-onnx.txt, or choose the engine paddle") from None
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads()
         # Threads that wait for work would hold back Paddle's between two steps.

@@ -136,6 +136,13 @@ def test_what_cannot_be_had_is_refused(exported, tiny_model, tmp_path):
         ViLGPipeline.from_pretrained(plain, engine="onnxruntime")
 
 
+def test_onnx_runtime_that_is_not_installed_is_said_when_it_is_loaded(exported, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"not installed: pip install -r requirements-onnx\.txt, or choose the engine paddle"):
+        ViLGPipeline.from_pretrained(exported, engine="onnxruntime")
+    ViLGPipeline.from_pretrained(exported, engine="paddle")
+
+
 def test_threads_are_those_that_were_asked_for():
     program = """
 from ppvilg import runtime
