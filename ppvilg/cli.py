@@ -9,7 +9,8 @@ from typing import Any
 
 from ppvilg.runtime import set_device, set_threads
 
-_INTERRUPTED, _CLOSED_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE  # as shells have them
+# As shells have them.
+_INTERRUPTED, _CLOSED_PIPE, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGPIPE, 128 + signal.SIGTERM
 
 
 class _Terminated(BaseException):
@@ -74,6 +75,7 @@ def run(main: Callable[[], int | None]) -> None:
     except _Terminated:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
+        code = _TERMINATED  # the first process of a container lives on
     finally:
         signal.signal(signal.SIGTERM, before)
     sys.exit(code or 0)

@@ -323,3 +323,13 @@ run(main)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (code, "")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_first_process_of_a_container_ends_by_a_signal_too():
+    """Such a process is not ended by SIGTERM itself; here the signal is taken from it."""
+    code = (
+        "import os, signal; from ppvilg.cli import run; signal.raise_signal = lambda number: None\n"
+        "def main():\n    os.kill(os.getpid(), signal.SIGTERM)\n    signal.pause()\nrun(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "")
