@@ -14,12 +14,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ppvilg.data.folder import read_folder
 from ppvilg.data.images import decode_image
 from ppvilg.data.questions import take_questions
 from ppvilg.data.records import Place, Record, metadata_text, take_captions
 from ppvilg.data.report import Report
 from ppvilg.data.shards import read_manifest, shard_members, verify_shard
+from ppvilg.data.table import RecordTable
 
 SPLITS_OF_OWN_DATA = ("train", "validation", "all")
 _SPLIT_NAMES = {
@@ -48,14 +51,14 @@ class Sample:
 class Source:
     """Samples by index, readable from several threads."""
 
-    def __init__(self, records: list[Record], content: Iterable[str], report: Report):
+    def __init__(self, records: Iterable[Record], content: Iterable[str], report: Report):
         """Raises `EmptySplitError` if there are no records."""
-        self.records = records
+        self.records = records if isinstance(records, RecordTable) else RecordTable.of(records)
         self.report = report
         self.content = sorted(content)
         """Identifies the files behind the records."""
-        report.used = len(records)
-        if not records:
+        report.used = len(self.records)
+        if not report.used:
             raise EmptySplitError(f"nothing to use in {report}")
 
     def __len__(self) -> int:
@@ -91,8 +94,8 @@ class Source:
         for record, fault in zip(self.records, faults, strict=True):
             if fault:
                 self.report.skip(fault, record.key)
-        good = [record for record, fault in zip(self.records, faults, strict=True) if not fault]
-        return Source(good, self.content, self.report)
+        good = np.flatnonzero([not fault for fault in faults])
+        return Source(self.records.take(good), self.content, self.report)
 
 
 def open_source(
