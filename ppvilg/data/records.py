@@ -7,8 +7,8 @@ from typing import Any
 
 from ppvilg.data.questions import Question
 
-Place = bytes | Path | tuple[Path, int, int]
-"""Where an image is: its content, its file, or (file, offset, size)."""
+Place = bytes | Path | tuple[Path, int, int] | None
+"""Where an image is: its content, its file, (file, offset, size), or nowhere, where its tokens alone were kept."""
 
 
 @dataclass(frozen=True, slots=True)

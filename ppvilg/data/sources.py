@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from ppvilg.data.folder import read_folder
 from ppvilg.data.images import decode_image
 from ppvilg.data.questions import take_questions
-from ppvilg.data.records import Place, Record, metadata_text, take_captions
+from ppvilg.data.records import Place, Record, take_captions
 from ppvilg.data.report import Report
 from ppvilg.data.shards import read_manifest, shard_members, verify_shard
 from ppvilg.data.table import RecordTable
@@ -51,9 +52,9 @@ class Sample:
 class Source:
     """Samples by index, readable from several threads."""
 
-    def __init__(self, records: Iterable[Record], content: Iterable[str], report: Report):
+    def __init__(self, records: RecordTable, content: Iterable[str], report: Report):
         """Raises `EmptySplitError` if there are no records."""
-        self.records = records if isinstance(records, RecordTable) else RecordTable.of(records)
+        self.records = records
         self.report = report
         self.content = sorted(content)
         """Identifies the files behind the records."""
@@ -94,8 +95,8 @@ class Source:
         for record, fault in zip(self.records, faults, strict=True):
             if fault:
                 self.report.skip(fault, record.key)
-        good = np.flatnonzero([not fault for fault in faults])
-        return Source(self.records.take(good), self.content, self.report)
+        good = np.array([not fault for fault in faults])
+        return Source(self.records.where(good), self.content, self.report)
 
 
 def open_source(
@@ -132,10 +133,10 @@ def open_source(
         records, content, has_splits = _from_shards(path, shards, _split_name(split), report)
     else:
         records, content, has_splits = *read_folder(path, captions, report), False
-    records = _keep(_with_texts(records, questions, report), keep or {}, report, path)
+    table = _keep(_with_texts(RecordTable.of(records), questions, report), keep or {}, report, path)
     if not has_splits:
-        records = _own_split(records, _split_name(split), report, path, validation_fraction, seed)
-    return Source(records, content, report)
+        table = _own_split(table, _split_name(split), report, path, validation_fraction, seed)
+    return Source(table, content, report)
 
 
 def _read(place: Place) -> bytes:
@@ -236,30 +237,32 @@ def _key_and_kind(name: str) -> tuple[str, str]:
 
 
 def _own_split(
-    records: list[Record], split: str, report: Report, path: Path, validation_fraction: float, seed: int
-) -> list[Record]:
+    records: RecordTable, split: str, report: Report, path: Path, validation_fraction: float, seed: int
+) -> RecordTable:
     """The records of a split that only a hash of their keys decides; a `split` column of the data goes first."""
-    splits = [_split_name(str(record.metadata.get("split") or "")) for record in records]
-    if split not in SPLITS_OF_OWN_DATA and split not in splits:
+    values, codes = records.metadata_codes("split")
+    named = [_split_name("" if value in (None, "null") else value) for value in values]
+    if split not in SPLITS_OF_OWN_DATA and split not in named:
         raise EmptySplitError(f"{path} has no split {split!r}; data without splits has {', '.join(SPLITS_OF_OWN_DATA)}")
-    chances = {i: _chance(f"{seed} {record.key}") for i, record in enumerate(records) if not splits[i]}
-    for i, chance in chances.items():
-        splits[i] = "validation" if chance < validation_fraction else "train"
+    splits = np.array([*named, ""], object)[codes]
+    drawn = np.flatnonzero(splits == "")
+    chances = np.array([_chance(f"{seed} {key}") for key in records.where(splits == "").names()])
+    splits[drawn] = np.where(chances < validation_fraction, "validation", "train")
     # The hash may leave nothing of few samples to one of them.
-    if chances and "train" not in splits and validation_fraction < 1:
-        splits[max(chances, key=chances.get)] = "train"
-    if len(chances) > 1 and "validation" not in splits and validation_fraction > 0:
-        splits[min(chances, key=chances.get)] = "validation"
+    if len(drawn) and "train" not in splits and validation_fraction < 1:
+        splits[drawn[chances.argmax()]] = "train"
+    if len(drawn) > 1 and "validation" not in splits and validation_fraction > 0:
+        splits[drawn[chances.argmin()]] = "validation"
         if split == "validation":
-            part = f"data.validation_fraction = {validation_fraction:g} of {len(chances)}"
+            part = f"data.validation_fraction = {validation_fraction:g} of {len(drawn)}"
             report.notes.append(f"one sample is kept for validation, since by their hash {part} are none")
-    chosen = [record for record, own in zip(records, splits, strict=True) if split in ("all", own)]
-    if records and not chosen:
-        counts = ", ".join(f"{count} in {name!r}" for name, count in sorted(Counter(splits).items()))
-        how = f" (data.validation_fraction = {validation_fraction:g})" if chances else ""
+    chosen = np.full(len(records), split == "all") | (splits == split)
+    if len(records) and not chosen.any():
+        counts = ", ".join(f"{count} in {name!r}" for name, count in sorted(Counter(splits.tolist()).items()))
+        how = f" (data.validation_fraction = {validation_fraction:g})" if len(drawn) else ""
         raise EmptySplitError(f"{path} has no sample in the split {split!r}, but {counts}{how}")
-    report.filtered += len(records) - len(chosen)
-    return chosen
+    report.filtered += len(records) - int(chosen.sum())
+    return records.where(chosen)
 
 
 def _chance(text: str) -> float:
@@ -271,32 +274,30 @@ def _split_name(name: str) -> str:
     return _SPLIT_NAMES.get(name.lower(), name)
 
 
-def _with_texts(records: list[Record], questions: bool, report: Report) -> list[Record]:
+def _with_texts(records: RecordTable, questions: bool, report: Report) -> RecordTable:
     """Those with a question that has an answer or, if those are not asked for, a caption."""
-    chosen = []
-    for record in records:
-        if any(question.answers for question in record.questions) if questions else record.captions:
-            chosen.append(record)
-        else:
-            report.skip("no question with an answer" if questions else "no caption", record.key)
-    return chosen
+    if questions:
+        has = np.array([any(question.answers for question in record.questions) for record in records], bool)
+    else:
+        has = pc.list_value_length(records.column("captions")).to_numpy() > 0
+    for key in records.where(~has).names():
+        report.skip("no question with an answer" if questions else "no caption", key)
+    return records.where(has)
 
 
-def _keep(records: list[Record], keep: dict[str, list[str]], report: Report, path: Path) -> list[Record]:
+def _keep(records: RecordTable, keep: dict[str, list[str]], report: Report, path: Path) -> RecordTable:
+    wanted = np.ones(len(records), bool)
     for name, values in keep.items():
-        present = {metadata_text(record.metadata[name]) for record in records if name in record.metadata}
-        if records and not present:
-            known = sorted({field for record in records for field in record.metadata})
+        found, codes = records.metadata_codes(name)
+        present = {value for value in found if value is not None}
+        if len(records) and not present:
+            known = records.metadata_names()
             raise EmptySplitError(f"data.keep: no sample of {path} has {name!r}; there is {', '.join(known) or 'nothing'}")
-        if records and not present & set(values):
+        if len(records) and not present & set(values):
             some = ", ".join(sorted(present)[:20])
             raise EmptySplitError(f"data.keep.{name}: none of {', '.join(values)} occurs in {path}; values are {some}")
-    chosen = [
-        record
-        for record in records
-        if all(name in record.metadata and metadata_text(record.metadata[name]) in keep[name] for name in keep)
-    ]
-    if records and not chosen:
+        wanted &= np.array([value in values for value in found], bool)[codes]
+    if len(records) and not wanted.any():
         raise EmptySplitError(f"data.keep: no sample of {path} fits all of {', '.join(keep)} together")
-    report.filtered += len(records) - len(chosen)
-    return chosen
+    report.filtered += len(records) - int(wanted.sum())
+    return records.where(wanted)
