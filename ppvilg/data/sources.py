@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from ppvilg.data import prepared
 from ppvilg.data.folder import read_folder
 from ppvilg.data.images import decode_image
+from ppvilg.data.prepared import TokenTable
 from ppvilg.data.questions import take_questions
 from ppvilg.data.records import Place, Record, take_captions
 from ppvilg.data.report import Report
@@ -52,10 +54,20 @@ class Sample:
 class Source:
     """Samples by index, readable from several threads."""
 
-    def __init__(self, records: RecordTable, content: Iterable[str], report: Report):
-        """Raises `EmptySplitError` if there are no records."""
+    def __init__(
+        self,
+        records: RecordTable,
+        content: Iterable[str],
+        report: Report,
+        prepared: bool = False,
+        tokens: TokenTable | None = None,
+    ):
+        """`prepared`: the content, checksums of the files that the records are in, says all of them, so that none needs to be
+        read; `tokens`: of the images, where they were prepared too. Raises `EmptySplitError` if there are no records."""
         self.records = records
+        self.prepared = prepared
         self.report = report
+        self.tokens = tokens
         self.content = sorted(content)
         """Identifies the files behind the records."""
         report.used = len(self.records)
@@ -72,6 +84,8 @@ class Source:
     @property
     def checksum(self) -> str:
         """Identifies the samples and their order: equal checksums mean equal data."""
+        if self.prepared:
+            return self.fingerprint
         digest = sha256("\n".join(self.content).encode())
         for record in self.records:
             digest.update(f"\n{record.key}\t{record.version}\t{record.captions}{_asked(record)}".encode())
@@ -79,7 +93,11 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the samples wherever they lie and in whatever order: names, sizes of the images, captions."""
+        """Identifies the samples wherever they lie and in whatever order: names, sizes of the images, captions; of prepared
+        data, by the checksums of their files."""
+        if self.prepared:
+            rows = b"" if self.records.rows is None else self.records.rows.astype(np.int64).tobytes()
+            return sha256("\n".join(self.content).encode() + rows).hexdigest()
         lines = sorted(f"{record.key}\t{_size(record.place)}\t{record.captions}{_asked(record)}" for record in self.records)
         return sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()
 
@@ -111,8 +129,8 @@ def open_source(
 ) -> Source:
     """Open a split of a data set.
 
-    path: a folder of tar shards with or without a manifest, or a folder of images with a captions file. Checksums are
-        verified where there is a manifest.
+    path: prepared data, a folder of tar shards with or without a manifest, or a folder of images with a captions file.
+        Checksums of shards are verified where there is a manifest, of prepared data the files' sizes.
     split: a split the data has; "all"; or "train" or "validation" of data that has no splits, which are then
         made by hashing the keys, `validation_fraction` and `seed`, with at least one sample each. A split that the data call
         val, valid or dev is "validation".
@@ -126,6 +144,9 @@ def open_source(
     if not path.is_dir():
         raise ValueError(f"data.path {path} is not a folder; give a folder of tar shards or of images with captions")
     report = Report(f"{path} ({split})")
+    manifest = prepared.read_manifest(path)
+    if manifest is not None:
+        return _prepared(path, manifest, _split_name(split), keep or {}, questions, report)
     shards = sorted([*path.glob("*.tar"), *path.glob("*.tar.gz"), *path.glob("*.tgz")])
     if (path / "manifest.json").exists():
         records, content, has_splits = *_from_manifest(path, split, report), True
@@ -142,6 +163,8 @@ def open_source(
 def _read(place: Place) -> bytes:
     if isinstance(place, bytes):
         return place
+    if place is None:
+        raise ValueError("the data were prepared without their images, which this needs: prepare them with images kept")
     path, offset, size = place if isinstance(place, tuple) else (place, 0, -1)
     try:
         with open(path, "rb") as file:
@@ -157,8 +180,8 @@ def _asked(record: Record) -> str:
 
 def _size(place: Place) -> int:
     """Bytes of an image."""
-    if isinstance(place, bytes):
-        return len(place)
+    if isinstance(place, bytes | None):
+        return len(place or b"")
     return place[2] if isinstance(place, tuple) else place.stat().st_size
 
 
@@ -168,6 +191,23 @@ def _fault(record: Record) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def _prepared(
+    path: Path, manifest: prepared.Manifest, split: str, keep: dict[str, list[str]], questions: bool, report: Report
+) -> Source:
+    """A split of prepared data. Nothing is read of rows that need not be chosen among."""
+    wanted = [shard for shard in manifest.shards if split in (shard.split, "all")]
+    if not wanted:
+        splits = ", ".join(sorted({shard.split for shard in manifest.shards}))
+        raise EmptySplitError(f"{path} has no split {split!r}; it has {splits} (and `all`)")
+    records = RecordTable(prepared.open_shards(path, wanted))
+    tokens = None
+    if manifest.tokenizer is not None:
+        tokens = prepared.TokenTable(records.table, manifest, manifest.unigram.get(split))
+    chosen = _keep(_with_texts(records, questions, report) if questions else records, keep, report, path)
+    content = [shard.sha256 for shard in wanted]
+    return Source(chosen, content, report, True, tokens and tokens.of(chosen))
 
 
 def _from_manifest(path: Path, split: str, report: Report) -> tuple[list[Record], list[str]]:
