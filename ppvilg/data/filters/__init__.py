@@ -1,0 +1,33 @@
+"""Filters of pairs of images and captions: the paper's and those any corpus needs, by name in a config.
+
+`setup_filters` loads what they need, `apply_filters` runs them and counts in a `Funnel` what they drop.
+"""
+
+from typing import Annotated
+
+from pydantic import Discriminator
+
+from ppvilg.data.filters.apply import apply_filters, decode_pairs, setup_filters
+from ppvilg.data.filters.funnel import Example, Funnel, Step, choose_examples
+from ppvilg.data.filters.pairs import Filter, Pair, ReadyFilter, Verdict
+from ppvilg.data.filters.words import CaptionLength, Noun
+
+AnyFilter = Annotated[CaptionLength | Noun, Discriminator("filter")]
+"""A filter's options in a config; the key `filter` says which."""
+
+__all__ = [
+    "AnyFilter",
+    "CaptionLength",
+    "Example",
+    "Filter",
+    "Funnel",
+    "Noun",
+    "Pair",
+    "ReadyFilter",
+    "Step",
+    "Verdict",
+    "apply_filters",
+    "choose_examples",
+    "decode_pairs",
+    "setup_filters",
+]
