@@ -1,4 +1,4 @@
-"""The paper's filters on words: captions have "fewer than 15 words" and "at least one noun" (ERNIE-ViLG, section 3.1).
+"""The paper's filters on words: captions have "fewer than 15 words" and "at least one noun" (ERNIE-ViLG, on its data).
 
 Words are what jieba cuts Chinese into, so captions in other languages pass, unless the config names theirs too.
 """
@@ -20,7 +20,7 @@ class CaptionLength:
     is none."""
 
     __pydantic_config__ = STRICT
-    filter: Literal["caption_length"]
+    filter: Literal["caption_length"] = "caption_length"
     fewer_than: Positive = 15
     """Words."""
     languages: list[str] = field(default_factory=lambda: ["zh"])
@@ -44,7 +44,7 @@ class Noun:
     of people, places and organisations among them)."""
 
     __pydantic_config__ = STRICT
-    filter: Literal["noun"]
+    filter: Literal["noun"] = "noun"
     languages: list[str] = field(default_factory=lambda: ["zh"])
     """Of the captions that are looked at; the others stay."""
 
