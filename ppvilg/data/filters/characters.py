@@ -1,4 +1,4 @@
-"""The paper's filter on characters: captions have "no special characters" (ERNIE-ViLG, on its data), which it
+"""The paper's filter on characters: captions have no special characters (ERNIE-ViLG, on its data), which it
 doesn't define."""
 
 import unicodedata

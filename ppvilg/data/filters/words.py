@@ -1,4 +1,4 @@
-"""The paper's filters on words: captions have "fewer than 15 words" and "at least one noun" (ERNIE-ViLG, on its data).
+"""The paper's filters on words: captions have fewer than 15 words and at least one noun (ERNIE-ViLG, on its data).
 
 Words are what jieba cuts Chinese into, so captions in other languages pass, unless the config names theirs too.
 """
