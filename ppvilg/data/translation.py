@@ -7,7 +7,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
@@ -88,27 +88,33 @@ class TranslationFile:
         return translate
 
     def _lines(self, path: Path) -> Iterator[tuple[str, str]]:
-        with open(path, encoding="utf-8-sig", newline="\n") as lines:
-            number = 0
-            try:
-                for number, line in enumerate(lines, 1):
-                    if not line.strip():
-                        continue
-                    if path.suffix in (".jsonl", ".json"):
-                        row = json.loads(line)
-                        text, translation = row[self.source], row[self.target]
-                    else:
-                        text, translation = line.split("\t")
-                    if translation.strip():
-                        yield " ".join(text.split()), " ".join(translation.split())
-            except (ValueError, KeyError, TypeError, AttributeError):
-                expected = f'a text, a tab and its translation, or as JSONL {{"{self.source}": ..., "{self.target}": ...}}'
-                raise ValueError(f"{path}: line {number} or the next is no translation in UTF-8: expected {expected}") from None
+        with open(path, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    text, translation = self._split(line.decode("utf-8-sig"), path.suffix)
+                except (ValueError, KeyError, TypeError):
+                    expected = f'a text, a tab and its translation, or in .jsonl {{"{self.source}": ..., "{self.target}": ...}}'
+                    raise ValueError(f"{path}: line {number} is no translation in UTF-8: expected {expected}") from None
+                if translation:
+                    yield text, translation
+
+    def _split(self, line: str, suffix: str) -> list[str]:
+        if suffix == ".jsonl":
+            row = json.loads(line)
+            columns = [row[self.source], row[self.target]]
+        else:
+            columns = line.split("\t")
+        if len(columns) != 2 or not all(isinstance(column, str) for column in columns):
+            raise ValueError("not two texts")
+        return [" ".join(column.split()) for column in columns]
 
 
 @dataclass(frozen=True)
 class TranslationService:
-    """A server with LibreTranslate's API: POST {"q": [texts], "source", "target", "format": "text"} -> {"translatedText": [...]}.
+    """A server with LibreTranslate's API: it is sent {"q": [texts], "source", "target", "format": "text"} and answers
+    {"translatedText": [texts]}.
 
     Every answer is kept in the cache at once, so that a job that is started again asks for nothing twice.
     """
@@ -143,11 +149,13 @@ class TranslationService:
         """
         import httpx
 
+        try:
+            httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"{self.url} is no address: {error}") from None
         key = os.environ.get(self.key_variable) if self.key_variable else None
         if self.key_variable and not key:
-            raise ValueError(
-                f"the environment variable {self.key_variable}, which has the translation service's key, is not set"
-            )
+            raise ValueError(f"the environment variable {self.key_variable} is not set: give it the translation service's key")
         path = Path(self.cache)
         stamp = f"{self.url} {self.source} {self.target_code}"
         if path.exists() and (other := _stamp(path)) not in (stamp, None):
@@ -158,7 +166,8 @@ class TranslationService:
         except (OSError, sqlite3.Error) as error:
             raise ValueError(f"the cache of translations {path} cannot be written: {error}") from None
         service = _Service(self, key, store, httpx.Client(timeout=self.timeout, follow_redirects=True))
-        if service.translate([_PROBE]) == [None]:
+        # Otherwise a wrong language would look like many texts that can't be translated.
+        if not service.translates_anything():
             raise ValueError(f"{self.url} refuses to translate from {self.source} to {self.target_code}: check the languages")
         return service.translate
 
@@ -204,10 +213,18 @@ class _Service:
         unknown = list(dict.fromkeys(text for text in texts if text not in known))
         for first in range(0, len(unknown), self._options.batch_size):
             batch = unknown[first : first + self._options.batch_size]
-            answers = list(zip(batch, self._translate(batch), strict=True))
-            _put(self._store, answers)
-            known |= answers
+            _put(self._store, zip(batch, self._translate(batch), strict=True))
+            known |= _get(self._store, batch)  # what another process has put there first is what counts
         return [known[text] for text in texts]
+
+    def translates_anything(self) -> bool:
+        """Whether it translates the probe, now or once before."""
+        if _get(self._store, [_PROBE]):
+            return True
+        answer = self._translate([_PROBE])
+        if answer != [None]:
+            _put(self._store, [(_PROBE, *answer)])
+        return answer != [None]
 
     def _translate(self, texts: list[str]) -> list[str | None]:
         try:
@@ -251,7 +268,7 @@ class _Service:
         body = {"q": texts, "source": options.source, "target": options.target_code, "format": "text"}
         try:
             response = self._client.post(options.url, json=body | ({"api_key": self._key} if self._key else {}))
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise _TryAgain(f"{type(error).__name__} {error}") from None
         status = response.status_code
         if status in (400, 413, 422):
@@ -313,7 +330,7 @@ def _stamp(path: Path) -> str | None:
         return None
 
 
-def _put(store: sqlite3.Connection, rows: Iterator[tuple[str, str | None]] | Sequence[tuple[str, str | None]]) -> None:
+def _put(store: sqlite3.Connection, rows: Iterable[tuple[str, str | None]]) -> None:
     with store:
         store.executemany("INSERT OR IGNORE INTO translations VALUES (?, ?)", rows)
 

@@ -24,7 +24,7 @@ class Example:
     @property
     def rank(self) -> tuple[bytes, str, tuple[str, ...]]:
         """Examples with the smallest are kept: random, but the same in any order and on every machine."""
-        name = "\0".join((self.key, *self.captions)).encode("utf-8", "surrogateescape")
+        name = "\0".join((self.key, *self.captions)).encode("utf-8", "surrogatepass")
         return blake2b(name, digest_size=8).digest(), self.key, self.captions
 
 

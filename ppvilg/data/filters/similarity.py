@@ -1,4 +1,4 @@
-"""The paper's filter on meaning: the similarity of image and text is above 0.5, in a range of 0 to 1 (ERNIE-ViLG, on its data)."""
+"""The paper's filter on meaning: image and text have a similarity above 0.5, of 0 to 1 (ERNIE-ViLG, on its data)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
