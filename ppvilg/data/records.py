@@ -24,6 +24,16 @@ class Record:
     questions: list[Question] = field(default_factory=list)
 
 
+def read_place(place: Place) -> bytes:
+    """An image's encoded content; raises `OSError` for a file that can't be read."""
+    if isinstance(place, bytes):
+        return place
+    path, offset, size = place if isinstance(place, tuple) else (place, 0, -1)
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
 def metadata_text(value: Any) -> str:
     """A metadata value as configs write it."""
     return "null" if value is None else str(value)
