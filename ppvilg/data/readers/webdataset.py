@@ -1,0 +1,104 @@
+"""Tar shards as WebDataset has them: `{key}.jpg`, `{key}.txt`, `{key}.json`, ... side by side."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ppvilg.data.images import looks_like_image
+from ppvilg.data.readers.base import STRICT, Fault, Unit, named_files
+from ppvilg.data.readers.rows import printable, texts_of
+from ppvilg.data.records import Place, Record
+from ppvilg.data.shards import shard_members
+
+ENDINGS = (".tar", ".tar.gz", ".tgz")
+IMAGE_KINDS = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
+
+
+@dataclass(frozen=True)
+class WebDataset:
+    """Tar shards, each a unit."""
+
+    __pydantic_config__ = STRICT
+    format: Literal["webdataset"]
+    path: str
+    """A .tar, .tar.gz or .tgz, a folder of them or a pattern with *."""
+
+    def units(self) -> list[Unit]:
+        """Raises `ValueError` if there are no shards."""
+        return [Unit.of(file, 0, file.stat().st_size) for file in named_files(self.path, ENDINGS)]
+
+    def read(self, unit: Unit) -> Iterator[Record | Fault]:
+        """See `Reader`."""
+        file = Path(unit.file)
+        try:
+            yield from shard_records(file)
+        except (OSError, ValueError):
+            yield Fault(file.name, "the shard is cut off or damaged")
+
+
+def shard_records(path: Path, content: bytes | None = None) -> Iterator[Record | Fault]:
+    """The samples of one shard: files in a row that share the name up to the first dot.
+
+    Raises `ValueError` where the shard is damaged, after the samples before that place. The sample just before it is among them
+    if it has all kinds of files that the one before it has; else it may have lost some.
+    """
+    key, parts, kinds = None, {}, None
+    try:
+        for name, place in shard_members(path, content):
+            found, kind = _key_and_kind(name)
+            if found != key and parts:
+                yield _record(path, key, parts)
+                parts, kinds = {}, set(parts)
+            key = found
+            parts[kind] = place
+    except ValueError:
+        if parts and set(parts) == kinds:
+            yield _record(path, key, parts)
+        raise
+    if parts:
+        yield _record(path, key, parts)
+
+
+def _record(path: Path, key: str, parts: dict[str, Place]) -> Record | Fault:
+    where = f"{path.name}:{printable(key)}"
+    kind = next((kind for kind in parts if kind in IMAGE_KINDS), None)
+    if kind is None:
+        return Fault(where, "no image in the shard")
+    metadata = {}
+    if "json" in parts:
+        try:
+            metadata = json.loads(read_place(parts["json"]))
+        except (ValueError, RecursionError):
+            metadata = None
+        if not isinstance(metadata, dict):
+            return Fault(where, "damaged JSON")
+    if "txt" in parts:
+        try:
+            metadata["caption"] = read_place(parts["txt"]).decode()
+        except UnicodeDecodeError:
+            return Fault(where, "the caption is not UTF-8")
+    found = texts_of(metadata)
+    if isinstance(found, str):
+        return Fault(where, found)
+    if kind not in ("tif", "tiff") and not looks_like_image(read_place(parts[kind], 16)):
+        return Fault(where, "not an image")
+    return Record(key, found[0], metadata, parts[kind], questions=found[1])
+
+
+def read_place(place: Place, at_most: int = -1) -> bytes:
+    """What is at a place, or the beginning of it."""
+    if isinstance(place, bytes):
+        return place[: at_most if at_most >= 0 else None]
+    path, offset, size = place if isinstance(place, tuple) else (place, 0, -1)
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size if at_most < 0 else at_most if size < 0 else min(size, at_most))
+
+
+def _key_and_kind(name: str) -> tuple[str, str]:
+    """A file's key (with its folder) and kind: `a/b.seg.PNG` -> `a/b`, `seg.png`."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, kind = base.partition(".")
+    return folder + slash + stem, kind.lower()
