@@ -101,11 +101,11 @@ def verify_shard(path: Path, checksum: str) -> bytes:
 def shard_members(path: Path, content: bytes | None = None) -> Iterator[tuple[str, Place]]:
     """(name, place) of each file in a shard, which is read as a stream.
 
-    The place in a plain .tar is where the file lies there; of a compressed shard it is the file's content. `content`: that of the
-    shard, if it has been read already. Raises `ValueError` at the place where the shard is damaged or cut off.
+    The place in a plain .tar is where the file lies there; of a compressed shard it is the file's content. `content`: that of
+    the shard, if it has been read already. Raises `ValueError` at the place where the shard is damaged or cut off.
 
-    By tarfile, as the library webdataset does, whose own iterator tells no offsets, reads every image, and takes a shard that is
-    cut off between two files for a whole one.
+    By tarfile, as the library webdataset does, whose own iterator tells no offsets, reads every image, and takes a shard that
+    is cut off between two files for a whole one.
     """
     plain = path.suffix == ".tar"
     try:

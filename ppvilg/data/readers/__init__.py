@@ -8,11 +8,14 @@ from typing import Annotated
 
 from pydantic import Discriminator
 
+from ppvilg.data.readers.annotations import Annotations
 from ppvilg.data.readers.base import Fault, Reader, Unit
+from ppvilg.data.readers.img2dataset import Img2Dataset
+from ppvilg.data.readers.parquet import Parquet
 from ppvilg.data.readers.text import TextTable
 from ppvilg.data.readers.webdataset import WebDataset
 
-AnyReader = Annotated[TextTable | WebDataset, Discriminator("format")]
+AnyReader = Annotated[TextTable | WebDataset | Parquet | Img2Dataset | Annotations, Discriminator("format")]
 """What a config can name."""
 
-__all__ = ["AnyReader", "Fault", "Reader", "TextTable", "Unit", "WebDataset"]
+__all__ = ["Annotations", "AnyReader", "Fault", "Img2Dataset", "Parquet", "Reader", "TextTable", "Unit", "WebDataset"]

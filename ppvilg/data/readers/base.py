@@ -76,3 +76,13 @@ def named_files(path: str, endings: tuple[str, ...]) -> list[Path]:
     if not found:
         raise ValueError(f"{path}: no file {' or '.join('*' + ending for ending in endings)} there; correct the path")
     return sorted(found)
+
+
+def top_folder(path: str) -> Path:
+    """The folder that all of `named_files(path)` are in."""
+    parts = []
+    for part in Path(path).parts:
+        if glob.has_magic(part):
+            return Path(*parts)
+        parts.append(part)
+    return Path(path) if Path(path).is_dir() else Path(path).parent

@@ -3,6 +3,7 @@
 import os
 import posixpath
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +36,27 @@ def row_records(rows: Iterable[tuple[str, Any]], base: Path, root: Path) -> Iter
     base, root: the folders that images are named relative to, tried in this order; none may lie outside `root`.
     """
     pending: Record | None = None
-    name = ""
+    pending_name = ""
     for where, row in rows:
-        item = _one(where, row, base, root)
-        if pending is not None and isinstance(item, Record) and item.key == pending.key and _normal(image_name(row)) == name:
+        name = _normal(image_name(row))
+        known = pending if name and name == pending_name else None
+        item = _one(where, row, base, root, known)
+        if known is not None and isinstance(item, Record):
             for language, texts in item.captions.items():
-                pending.captions.setdefault(language, []).extend(texts)
-            pending.questions.extend(item.questions)
+                known.captions.setdefault(language, []).extend(texts)
+            known.questions.extend(item.questions)
             continue
         if pending is not None:
             yield pending
-        pending, name = (item, _normal(image_name(row))) if isinstance(item, Record) else (None, "")
+        pending, pending_name = (item, name) if isinstance(item, Record) else (None, "")
         if isinstance(item, Fault):
             yield item
     if pending is not None:
         yield pending
 
 
-def _one(where: str, row: Any, base: Path, root: Path) -> Record | Fault:
+def _one(where: str, row: Any, base: Path, root: Path, known: Record | None) -> Record | Fault:
+    """The record or fault of one row; `known`: that of the row before, if it is about the same image."""
     if isinstance(row, str):
         return Fault(where, row)
     if not isinstance(row, dict):
@@ -65,6 +69,8 @@ def _one(where: str, row: Any, base: Path, root: Path) -> Record | Fault:
     found = texts_of(metadata)
     if isinstance(found, str):
         return Fault(f"{where} ({printable(file)})", found)
+    if known is not None:
+        return replace(known, captions=found[0], questions=found[1])
     place, version, fault = find_image(base, root, file)
     if fault:
         return Fault(f"{where} ({printable(file)})", fault)

@@ -15,7 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from ppvilg.data.readers.base import STRICT, Bytes, Fault, Unit, named_files
+from ppvilg.data.readers.base import STRICT, Bytes, Fault, Unit, named_files, top_folder
 from ppvilg.data.readers.rows import FILE_COLUMNS, row_records, same_image
 from ppvilg.data.records import Record
 
@@ -37,7 +37,7 @@ class TextTable:
     path: str
     """A file, a folder (all files there that end like the format) or a pattern with *."""
     images: str | None = None
-    """The folder that all images are in; they may be named relative to it or to the captions file. null: the captions file's."""
+    """The folder that all images are in, named relative to it or to the captions file; null: the folder of the captions files."""
     unit_bytes: Bytes = 8 << 20
     """How much text makes a unit, about."""
 
@@ -48,8 +48,8 @@ class TextTable:
 
     def read(self, unit: Unit) -> Iterator[Record | Fault]:
         """See `Reader`."""
-        folder = Path(unit.file).parent
-        yield from row_records(table_rows(unit, self.format), folder, Path(self.images) if self.images else folder)
+        root = Path(self.images) if self.images else top_folder(self.path)
+        yield from row_records(table_rows(unit, self.format), Path(unit.file).parent, root)
 
 
 def table_units(file: Path, kind: Kind, size: int) -> Iterator[Unit]:
