@@ -1,9 +1,9 @@
 """Published data sets as their files come: captions of COCO, COCO-CN and AIC-ICC, questions of FM-IQA and VQA v2.
 
-Several files may be given together: COCO's captions with Chinese ones beside, questions with the file of their answers, parts of
-a data set. All that is said of one image is one record. A JSON file of half a gigabyte is one document without places to cut it
-at, so a unit is not a range of it: each unit reads the files as a stream (ijson) and keeps those images that a hash of their
-names gives it. What a process holds is a unit's texts, and the names of the images that a file of COCO's form lists.
+Several files may be given together: COCO's captions with Chinese ones beside, questions with the file of their answers, parts
+of a data set. All that is said of one image is one record. A JSON file of half a gigabyte is one document without places to
+cut it at, so a unit is not a range of it: each unit reads the files as a stream (ijson) and keeps those images that a hash of
+their names gives it. What a process holds is a unit's texts, and the names of the images that a file of COCO's form lists.
 """
 
 import re

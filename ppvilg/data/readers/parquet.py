@@ -40,8 +40,8 @@ class Parquet:
     """At least as many rows make a unit, where the file has them."""
 
     def units(self) -> list[Unit]:
-        """Raises `ValueError` for no files, and for columns that are not there. A damaged file is one unit, of which `read` says
-        that it is damaged."""
+        """Raises `ValueError` for no files, and for columns that are not there. A damaged file is a unit, and
+        `read` says so."""
         return [unit for file in named_files(self.path, (".parquet",)) for unit in self._units(file)]
 
     def _units(self, file: Path) -> Iterator[Unit]:

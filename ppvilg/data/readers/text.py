@@ -37,7 +37,7 @@ class TextTable:
     path: str
     """A file, a folder (all files there that end like the format) or a pattern with *."""
     images: str | None = None
-    """The folder that all images are in, named relative to it or to the captions file; null: the folder of the captions files."""
+    """The folder that all images are in, named relative to it or to the captions file; null: that of the captions files."""
     unit_bytes: Bytes = 8 << 20
     """How much text makes a unit, about."""
 

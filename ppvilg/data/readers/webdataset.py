@@ -73,7 +73,7 @@ def shard_samples(path: Path, content: bytes | None = None) -> Iterator[tuple[st
 
 
 def sample_record(where: str, key: str, parts: Parts, captions: dict[str, str] | None = None) -> Record | Fault:
-    """The record of a sample; its captions are in its .txt or .json or, where they are given, in `captions` at the `url` that its
+    """The record of a sample; its captions are in its .txt or .json or, where `captions` are given, there at the `url` that its
     .json says."""
     kind = next((kind for kind in parts if kind in _IMAGE_KINDS), None)
     if kind is None:
