@@ -24,14 +24,14 @@ class Record:
     questions: list[Question] = field(default_factory=list)
 
 
-def read_place(place: Place) -> bytes:
-    """An image's encoded content; raises `OSError` for a file that can't be read."""
+def read_place(place: Place, at_most: int = -1) -> bytes:
+    """An image's encoded content, or the beginning of it; raises `OSError` for a file that can't be read."""
     if isinstance(place, bytes):
-        return place
+        return place[: at_most if at_most >= 0 else None]
     path, offset, size = place if isinstance(place, tuple) else (place, 0, -1)
     with open(path, "rb") as file:
         file.seek(offset)
-        return file.read(size)
+        return file.read(size if at_most < 0 else at_most if size < 0 else min(size, at_most))
 
 
 def metadata_text(value: Any) -> str:

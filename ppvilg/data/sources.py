@@ -4,13 +4,11 @@
 What can't be used is left out and named in the source's `report`.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,11 @@ from ppvilg.data import prepared
 from ppvilg.data.folder import read_folder
 from ppvilg.data.images import decode_image
 from ppvilg.data.prepared import TokenTable
-from ppvilg.data.questions import take_questions
-from ppvilg.data.records import Place, Record, take_captions
+from ppvilg.data.readers import Fault
+from ppvilg.data.readers.webdataset import shard_records
+from ppvilg.data.records import Place, Record, read_place
 from ppvilg.data.report import Report
-from ppvilg.data.shards import read_manifest, shard_members, verify_shard
+from ppvilg.data.shards import read_manifest, verify_shard
 from ppvilg.data.table import RecordTable
 
 SPLITS_OF_OWN_DATA = ("train", "validation", "all")
@@ -161,16 +160,12 @@ def open_source(
 
 
 def _read(place: Place) -> bytes:
-    if isinstance(place, bytes):
-        return place
     if place is None:
         raise ValueError("the data were prepared without their images, which this needs: prepare them with images kept")
-    path, offset, size = place if isinstance(place, tuple) else (place, 0, -1)
     try:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        return read_place(place)
     except OSError as error:
+        path = place[0] if isinstance(place, tuple) else place
         raise ValueError(f"cannot read {path}: {error.strerror}; was it moved since training began?") from None
 
 
@@ -240,40 +235,15 @@ def _from_shards(path: Path, shards: list[Path], split: str, report: Report) -> 
     return records, content, has_splits
 
 
-_IMAGES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
-
-
 def _shard_records(path: Path, content: bytes | None, report: Report) -> list[Record]:
-    """The samples of one shard: files in a row that share the name up to the first dot."""
+    """The samples of one shard that can be used."""
     records = []
-    for key, members in groupby(shard_members(path, content), lambda member: _key_and_kind(member[0])[0]):
-        parts = {_key_and_kind(name)[1]: (path, offset, size) if data is None else data for name, offset, size, data in members}
-        place = next((parts[kind] for kind in parts if kind in _IMAGES), None)
-        metadata, fault = {}, None if place else "no image in the shard"
-        if place and "json" in parts:
-            text = _read(parts["json"])
-            try:
-                metadata = json.loads(text)
-            except ValueError:
-                metadata = None
-            fault = None if isinstance(metadata, dict) else "damaged JSON"
-        if not fault:
-            if "txt" in parts:
-                metadata["caption"] = _read(parts["txt"]).decode("utf-8", "replace")
-            captions, questions = take_captions(metadata), take_questions(metadata)
-            fault = None if captions or questions else "no caption"
-        if fault:
-            report.skip(fault, f"{path.name}:{key}")
+    for item in shard_records(path, content):
+        if isinstance(item, Fault):
+            report.skip(item.reason, item.key)
         else:
-            records.append(Record(key, captions, metadata, place, questions=questions))
+            records.append(item)
     return records
-
-
-def _key_and_kind(name: str) -> tuple[str, str]:
-    """A file's key (with its folder) and kind: `a/b.seg.PNG` -> `a/b`, `seg.png`."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, kind = base.partition(".")
-    return folder + slash + stem, kind.lower()
 
 
 def _own_split(
