@@ -59,13 +59,15 @@ def save_config(config: Experiment, path: str | Path) -> None:
 
 def _kind(tree: dict, origins: dict[str, str], path: str, wanted: type) -> type:
     """The dataclass of the tree's `task`."""
-    tasks = [task for task, kind in _KINDS.items() if issubclass(kind, wanted)]
+    # Kinds that few need are not among those, since what they import takes long.
+    kinds = {task: kind for task, kind in _KINDS.items() if issubclass(kind, wanted)} or {wanted.task: wanted}
+    tasks = list(kinds)
     expected = f"expected {' or '.join(tasks)}"
     if "task" not in tree:
         raise ValueError(f"{path}: the key `task` is missing: {expected}")
     if tree["task"] not in tasks:
         raise ValueError(f"{_origin(origins, 'task', path)}: task: {tree['task']!r} does not fit: {expected}")
-    return _KINDS[tree["task"]]
+    return kinds[tree["task"]]
 
 
 def _read_tree(path: Path, above: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
@@ -105,7 +107,7 @@ def _nest(key: str, value: Any) -> dict:
 
 
 # These keys hold free-form mappings: a file that sets one replaces it, instead of adding to its base's entries.
-_MAPPINGS = ("data.languages", "data.keep", "text.styles", "keep", "style_keep")
+_MAPPINGS = ("data.languages", "data.keep", "text.styles", "keep", "style_keep", "sources")
 
 
 def _merge(into: dict, tree: dict, origins: dict[str, str], origin: str, prefix: str = "") -> None:

@@ -246,15 +246,11 @@ def _shard_records(path: Path, content: bytes | None, report: Report) -> list[Re
     return records
 
 
-def _own_split(
-    records: RecordTable, split: str, report: Report, path: Path, validation_fraction: float, seed: int
-) -> RecordTable:
-    """The records of a split that only a hash of their keys decides; a `split` column of the data goes first."""
+def split_of(records: RecordTable, validation_fraction: float, seed: int) -> np.ndarray:
+    """The split object [N] of each record: what its metadata calls `split`, else "train" or "validation" by a hash of its key;
+    of two records or more, at least one in each of these where the fraction leaves it."""
     values, codes = records.metadata_codes("split")
-    named = [_split_name("" if value in (None, "null") else value) for value in values]
-    if split not in SPLITS_OF_OWN_DATA and split not in named:
-        raise EmptySplitError(f"{path} has no split {split!r}; data without splits has {', '.join(SPLITS_OF_OWN_DATA)}")
-    splits = np.array([*named, ""], object)[codes]
+    splits = np.array([*(_split_name("" if value in (None, "null") else value) for value in values), ""], object)[codes]
     drawn = np.flatnonzero(splits == "")
     chances = np.array([_chance(f"{seed} {key}") for key in records.where(splits == "").names()])
     splits[drawn] = np.where(chances < validation_fraction, "validation", "train")
@@ -263,14 +259,25 @@ def _own_split(
         splits[drawn[chances.argmax()]] = "train"
     if len(drawn) > 1 and "validation" not in splits and validation_fraction > 0:
         splits[drawn[chances.argmin()]] = "validation"
-        if split == "validation":
-            part = f"data.validation_fraction = {validation_fraction:g} of {len(drawn)}"
-            report.notes.append(f"one sample is kept for validation, since by their hash {part} are none")
+    return splits
+
+
+def _own_split(
+    records: RecordTable, split: str, report: Report, path: Path, validation_fraction: float, seed: int
+) -> RecordTable:
+    """The records of a split that only they themselves decide."""
+    splits = split_of(records, validation_fraction, seed)
+    if split not in SPLITS_OF_OWN_DATA and split not in splits:
+        raise EmptySplitError(f"{path} has no split {split!r}; data without splits has {', '.join(SPLITS_OF_OWN_DATA)}")
     chosen = np.full(len(records), split == "all") | (splits == split)
     if len(records) and not chosen.any():
         counts = ", ".join(f"{count} in {name!r}" for name, count in sorted(Counter(splits.tolist()).items()))
-        how = f" (data.validation_fraction = {validation_fraction:g})" if len(drawn) else ""
+        how = f" (data.validation_fraction = {validation_fraction:g})"
         raise EmptySplitError(f"{path} has no sample in the split {split!r}, but {counts}{how}")
+    few = validation_fraction * len(records) < 1
+    if split == "validation" and few and chosen.sum() == 1:
+        part = f"data.validation_fraction = {validation_fraction:g} of {len(records)}"
+        report.notes.append(f"one sample is kept for validation, though {part} is less than one")
     report.filtered += len(records) - int(chosen.sum())
     return records.where(chosen)
 
