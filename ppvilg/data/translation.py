@@ -37,7 +37,7 @@ class TranslationError(ValueError):
     """The service fails altogether: the job has to stop, and can be continued later."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NoTranslation:
     """Captions stay as they are."""
 
@@ -49,15 +49,15 @@ class NoTranslation:
         return lambda texts: [None] * len(texts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TranslationFile:
     """Translations that exist already."""
 
     __pydantic_config__ = STRICT
+    by: Literal["file"] = "file"
     file: str
     """TSV (text, tab, translation) or JSONL ({"en": text, "zh": translation}), in UTF-8. Of a text that comes twice the first
     translation counts."""
-    by: Literal["file"] = "file"
     source: str = "en"
     target: str = "zh"
     index: str | None = None
@@ -111,7 +111,7 @@ class TranslationFile:
         return [" ".join(column.split()) for column in columns]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TranslationService:
     """A server with LibreTranslate's API: it is sent {"q": [texts], "source", "target", "format": "text"} and answers
     {"translatedText": [texts]}.
@@ -120,11 +120,11 @@ class TranslationService:
     """
 
     __pydantic_config__ = STRICT
+    by: Literal["service"] = "service"
     url: Annotated[str, Field(pattern=r"^https?://.")]
     """Of the function itself, as http://localhost:5000/translate."""
     cache: str
     """A SQLite file, on a local disk; processes of one machine may share it."""
-    by: Literal["service"] = "service"
     source: str = "en"
     target: str = "zh"
     target_code: str = "zh-Hans"
