@@ -75,10 +75,10 @@ class TranslationFile:
         if not index.exists() or _stamp(index) != stamp:
             try:
                 with whole_file(index) as temporary, closing(_open(temporary, stamp)) as store:
-                    _put(store, self._lines(path))
-            except OSError as error:
+                    self._fill(store, path)
+            except (OSError, sqlite3.Error) as error:
                 remedy = "name a file that can be written, as `index`"
-                raise ValueError(f"the index of translations {index} cannot be written ({error.strerror}): {remedy}") from None
+                raise ValueError(f"the index of translations {index} cannot be written ({error}): {remedy}") from None
         store = sqlite3.connect(f"{index.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False)
 
         def translate(texts: Sequence[str]) -> list[str | None]:
@@ -86,6 +86,13 @@ class TranslationFile:
             return [known.get(text) for text in texts]
 
         return translate
+
+    def _fill(self, store: sqlite3.Connection, path: Path) -> None:
+        # In the order of their key, since to find a place for each of millions takes several times as long.
+        with store:
+            store.execute("CREATE TEMP TABLE lines (text TEXT, translation TEXT)")
+            store.executemany("INSERT INTO lines VALUES (?, ?)", self._lines(path))
+            store.execute("INSERT OR IGNORE INTO translations SELECT * FROM lines ORDER BY text, rowid")
 
     def _lines(self, path: Path) -> Iterator[tuple[str, str]]:
         with open(path, "rb") as lines:
@@ -209,6 +216,12 @@ class _Service:
 
     def translate(self, texts: Sequence[str]) -> list[str | None]:
         """Asks the service for what is not in the cache."""
+        try:
+            return self._with_cache(texts)
+        except sqlite3.Error as error:
+            raise TranslationError(f"the cache of translations {self._options.cache} fails: {error}") from None
+
+    def _with_cache(self, texts: Sequence[str]) -> list[str | None]:
         known = _get(self._store, texts)
         unknown = list(dict.fromkeys(text for text in texts if text not in known))
         for first in range(0, len(unknown), self._options.batch_size):

@@ -256,6 +256,14 @@ def test_cache_of_another_service(service, options, tmp_path):
     assert (tmp_path / "text").read_text().startswith("no database")
 
 
+def test_cache_that_fails(options, tmp_path):
+    translate = options().setup()
+    with sqlite3.connect(tmp_path / "cache" / "zh.sqlite") as store:
+        store.execute("DROP TABLE translations")
+    with pytest.raises(TranslationError, match="the cache of translations .* fails"):
+        translate(["one"])
+
+
 TSV = "a dog\t一只狗\n\na  cat \t 一只 猫\r\na dog\t狗\nnothing\t \n"
 JSONL = '{"en": "a dog", "zh": "一只狗"}\n{"en": "a  cat", "zh": "一只 猫", "id": 1}\n{"en": "a dog", "zh": "狗"}'
 
