@@ -260,7 +260,7 @@ def test_cache_that_fails(options, tmp_path):
     translate = options().setup()
     with sqlite3.connect(tmp_path / "cache" / "zh.sqlite") as store:
         store.execute("DROP TABLE translations")
-    with pytest.raises(TranslationError, match="the cache of translations .* fails"):
+    with pytest.raises(TranslationError, match=r"the cache of translations .* fails"):
         translate(["one"])
 
 
