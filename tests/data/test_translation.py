@@ -133,7 +133,19 @@ def test_service_is_asked_for_nothing_twice(service, options):
     assert options().setup()(["three"]) == [translated("three")]
 
 
-FAULTS = [500, 502, 503, 429, 408, "close", "cut", b"no JSON", b'{"translatedText": ["x"]}', b'{"translatedText": "x"}', b"[1]"]
+FAULTS = [
+    500,
+    502,
+    503,
+    429,
+    408,
+    "close",
+    "cut",
+    b"no JSON",
+    b'{"translatedText": ["x"]}',
+    b'{"translatedText": "xy"}',
+    b"[1]",
+]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
@@ -201,9 +213,10 @@ def test_wrong_address_or_key_is_said_at_once(service, options, status):
 
 
 def test_languages_that_the_service_does_not_know(service, options):
-    service.plan = [400]
-    with pytest.raises(ValueError, match="refuses to translate from en to xx"):
-        options(target_code="xx").setup()
+    for _ in range(2):
+        service.plan = [400]
+        with pytest.raises(ValueError, match="refuses to translate from en to xx"):
+            options(target_code="xx").setup()
     assert options(target_code="xx").setup()(["one"]) == [translated("one")]
 
 
