@@ -37,7 +37,7 @@ class TranslationError(ValueError):
     """The service fails altogether: the job has to stop, and can be continued later."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NoTranslation:
     """Captions stay as they are."""
 
@@ -49,15 +49,15 @@ class NoTranslation:
         return lambda texts: [None] * len(texts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TranslationFile:
     """Translations that exist already."""
 
     __pydantic_config__ = STRICT
+    by: Literal["file"] = "file"
     file: str
     """TSV (text, tab, translation) or JSONL ({"en": text, "zh": translation}), in UTF-8. Of a text that comes twice the first
     translation counts."""
-    by: Literal["file"] = "file"
     source: str = "en"
     target: str = "zh"
     index: str | None = None
@@ -75,10 +75,10 @@ class TranslationFile:
         if not index.exists() or _stamp(index) != stamp:
             try:
                 with whole_file(index) as temporary, closing(_open(temporary, stamp)) as store:
-                    _put(store, self._lines(path))
-            except OSError as error:
+                    self._fill(store, path)
+            except (OSError, sqlite3.Error) as error:
                 remedy = "name a file that can be written, as `index`"
-                raise ValueError(f"the index of translations {index} cannot be written ({error.strerror}): {remedy}") from None
+                raise ValueError(f"the index of translations {index} cannot be written ({error}): {remedy}") from None
         store = sqlite3.connect(f"{index.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False)
 
         def translate(texts: Sequence[str]) -> list[str | None]:
@@ -86,6 +86,13 @@ class TranslationFile:
             return [known.get(text) for text in texts]
 
         return translate
+
+    def _fill(self, store: sqlite3.Connection, path: Path) -> None:
+        # In the order of their key, since to find a place for each of millions takes several times as long.
+        with store:
+            store.execute("CREATE TEMP TABLE lines (text TEXT, translation TEXT)")
+            store.executemany("INSERT INTO lines VALUES (?, ?)", self._lines(path))
+            store.execute("INSERT OR IGNORE INTO translations SELECT * FROM lines ORDER BY text, rowid")
 
     def _lines(self, path: Path) -> Iterator[tuple[str, str]]:
         with open(path, "rb") as lines:
@@ -111,7 +118,7 @@ class TranslationFile:
         return [" ".join(column.split()) for column in columns]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TranslationService:
     """A server with LibreTranslate's API: it is sent {"q": [texts], "source", "target", "format": "text"} and answers
     {"translatedText": [texts]}.
@@ -120,11 +127,11 @@ class TranslationService:
     """
 
     __pydantic_config__ = STRICT
+    by: Literal["service"] = "service"
     url: Annotated[str, Field(pattern=r"^https?://.")]
     """Of the function itself, as http://localhost:5000/translate."""
     cache: str
     """A SQLite file, on a local disk; processes of one machine may share it."""
-    by: Literal["service"] = "service"
     source: str = "en"
     target: str = "zh"
     target_code: str = "zh-Hans"
@@ -209,6 +216,12 @@ class _Service:
 
     def translate(self, texts: Sequence[str]) -> list[str | None]:
         """Asks the service for what is not in the cache."""
+        try:
+            return self._with_cache(texts)
+        except sqlite3.Error as error:
+            raise TranslationError(f"the cache of translations {self._options.cache} fails: {error}") from None
+
+    def _with_cache(self, texts: Sequence[str]) -> list[str | None]:
         known = _get(self._store, texts)
         unknown = list(dict.fromkeys(text for text in texts if text not in known))
         for first in range(0, len(unknown), self._options.batch_size):

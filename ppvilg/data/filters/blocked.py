@@ -11,15 +11,15 @@ from ppvilg.config.models import STRICT
 from ppvilg.data.filters.pairs import Pair, ReadyFilter, Verdict
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BlockedWords:
     """Drops captions of any language with a word of a list. Upper and lower case, full and half width are the same. Words
     of alphabets (Latin, Greek, Cyrillic) and numbers are found as whole words, Chinese ones anywhere."""
 
     __pydantic_config__ = STRICT
+    filter: Literal["blocked_words"] = "blocked_words"
     file: str
     """UTF-8, a word or several on each line; empty lines and those that begin with # are left out."""
-    filter: Literal["blocked_words"] = "blocked_words"
 
     def setup(self) -> ReadyFilter:
         """As a `Filter`; raises `ValueError` for a file that is missing or empty."""

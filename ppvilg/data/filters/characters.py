@@ -11,7 +11,7 @@ from ppvilg.data.filters.pairs import ReadyFilter, judge_captions
 PUNCTUATION = ",.!?;:'\"()-/%&，。！？；：、“”‘’（）《》〈〉「」『』—…·"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SpecialCharacters:
     """Drops captions with a special character: all but letters and their accents, decimal digits and spaces of any script
     (Unicode's categories L, M, Nd, Zs), and the punctuation of ordinary sentences. So emoji, ★, ①, #, @, _, |, ~, <, {, 【 and

@@ -7,8 +7,11 @@ import numpy as np
 
 
 def image_hash(image: np.ndarray) -> int:
-    """The perceptual hash (`imagehash.phash`, 64 bits) of an image uint8 [H, W, 3]: equal for images that look the same, at
-    whatever size and compression, nearly always. Images of a single colour are all the same."""
+    """The perceptual hash of an image uint8 [H, W, 3] (`imagehash.phash`, 64 bits).
+
+    Most copies at another size or compression have the same one (of emoji at 64x64 pixels 59 % as JPEGs of quality 75, and 75 %
+    at 160x160), the others one that differs in a few bits, mostly two. Images of a single colour are all the same.
+    """
     import imagehash
     from PIL import Image
 

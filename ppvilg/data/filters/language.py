@@ -12,7 +12,7 @@ from ppvilg.data.filters.pairs import Pair, ReadyFilter, Verdict
 _LANGUAGES = ["zh", "en", "ja", "ko", "de", "es", "fr", "it", "pt", "ru", "vi", "th", "ar"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Language:
     """Drops captions whose label is of other languages than the wanted ones, or that py3langid is sure are in another language
     than their label says. It chooses among few languages: among all 140 that it knows, short captions are of anything."""

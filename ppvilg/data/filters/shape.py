@@ -10,7 +10,7 @@ from ppvilg.config.models import STRICT, Positive
 from ppvilg.data.filters.pairs import Pair, ReadyFilter, Verdict
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageSize:
     """Drops images whose shorter side is too small."""
 
@@ -25,7 +25,7 @@ class ImageSize:
         return ReadyFilter(self.filter, _check(lambda size: min(size) >= self.at_least, reason), needs_image=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AspectRatio:
     """Drops images that are too long or too high: training sees the square in their middle."""
 

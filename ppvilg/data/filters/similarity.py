@@ -16,7 +16,7 @@ _PRETRAINED_SIDE = 224
 """What PaddleNLP's ErnieViL scales all images to."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Similarity:
     """Drops captions that don't fit their image, by the score of a dual encoder, (1 + cosine) / 2.
 
@@ -24,9 +24,9 @@ class Similarity:
     """
 
     __pydantic_config__ = STRICT
+    filter: Literal["similarity"] = "similarity"
     model: str
     """Folder of a dual encoder, a training run of one, or a name as `ernie_vil-2.0-base-zh` of PaddleNLP."""
-    filter: Literal["similarity"] = "similarity"
     above: Probability = 0.5
     languages: list[str] = field(default_factory=lambda: ["zh"])
     """Of the captions that are looked at; the others stay."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jieba.posseg import POSTokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CaptionLength:
     """Drops captions that are too long. A word is a piece that jieba cuts and that has a letter or a digit in it; punctuation
     is none."""
@@ -38,7 +38,7 @@ class CaptionLength:
         return ReadyFilter(self.filter, lambda pairs: judge_captions(pairs, self.languages, judge))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Noun:
     """Drops captions without a noun: a word whose part of speech is, for jieba, of the nouns (tags that begin with n, names
     of people, places and organisations among them)."""
