@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -113,6 +114,8 @@ def shard_members(path: Path, content: bytes | None = None) -> Iterator[tuple[st
             if plain:
                 tail = None
                 stream = stack.enter_context(open(path, "rb"))
+                size = stream.seek(0, os.SEEK_END)
+                stream.seek(0)
             else:
                 opened = stack.enter_context(open(path, "rb")) if content is None else io.BytesIO(content)
                 stream = tail = _Tail(stack.enter_context(gzip.GzipFile(fileobj=opened)))
@@ -120,6 +123,9 @@ def shard_members(path: Path, content: bytes | None = None) -> Iterator[tuple[st
             end = 0
             for member in archive:
                 if member.isfile():
+                    # Of a file that is cut off tarfile would say so only when asked for the next.
+                    if plain and member.offset_data + member.size > size:
+                        raise tarfile.ReadError("unexpected end of data")
                     place = (path, member.offset_data, member.size) if plain else archive.extractfile(member).read()
                     yield member.name, place
                 end = member.offset_data + -(-member.size // 512) * 512

@@ -81,7 +81,7 @@ def table_rows(unit: Unit, kind: Kind) -> Iterator[tuple[str, Any]]:
 
 def _next_cut(stream: IO[bytes], first: int, end: int, kind: Kind, size: int, header: list[str] | None) -> tuple[int, int]:
     """(byte where the unit from `first` on ends, its number of lines)."""
-    ahead = _AHEAD
+    ahead = _AHEAD if header else min(_AHEAD, size)
     while True:
         text, mark = _text(stream, first, size + ahead)
         whole = first + size + ahead >= end
