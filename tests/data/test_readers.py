@@ -390,6 +390,36 @@ def test_questions_with_their_answers(coco):
     assert all(question.answers == (question.id,) and question.kind == "other" for question in questions)
 
 
+def test_one_file_of_many_without_columns_does_not_stop_the_others(tmp_path):
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "a.csv").write_text("0.jpg,x\n")
+    (tmp_path / "b.csv").write_text("file,caption\n0.jpg,x\n")
+    (tmp_path / "c.csv").write_text("")
+    pq.write_table(pa.table({"image": [jpeg(0)], "caption": ["x"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"other": [1]}), tmp_path / "b.parquet")
+    found = read(reader(format="csv", path=tmp_path))
+    reason = "the first line does not name the columns"
+    assert [item.key for item in found] == ["a.csv", "0.jpg", "c.csv"]
+    assert [found[0].reason, found[2].reason] == [reason, reason]
+    _, fault = read(reader(format="parquet", path=tmp_path))
+    assert fault == Fault("b.parquet", "the file does not have the columns")
+    with pytest.raises(ValueError, match="name the columns"):
+        reader(format="csv", path=tmp_path / "a.csv").units()
+
+
+def test_a_file_without_ends_of_lines_is_cut_all_the_same(images, monkeypatch):
+    """As a disk leaves one that was not written to its end: gigabytes of zeros."""
+    monkeypatch.setattr(text, "_AHEAD", 100)
+    monkeypatch.setattr(text, "_LONGEST", 1000)
+    line = json.dumps({"file": "0.jpg", "caption": "x"}).encode() + b"\n"
+    (images / "zeros.jsonl").write_bytes(line * 3 + bytes(20_000))
+    source = reader(format="jsonl", path=images / "zeros.jsonl", unit_bytes=500)
+    assert max(unit.last - unit.first for unit in source.units()) < 3000
+    found = read(source)
+    assert found[0].captions == {"en": ["x"] * 3}
+    assert {item.reason for item in found[1:]} == {"row is not a record"}
+
+
 # What a config gets wrong
 
 
