@@ -17,7 +17,7 @@ name = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00
 # Names that are no UTF-8 come with surrogates from the file system.
 odd_name = st.one_of(name, st.just("caf\udce9.png"))
 places = st.one_of(
-    st.binary(max_size=50),
+    st.one_of(st.none(), st.binary(max_size=50)),
     odd_name.map(lambda name: Path("folder") / f"a{name}"),
     st.tuples(odd_name.map(lambda name: Path(f"a{name}")), st.integers(0, 2**40), st.integers(0, 2**40)),
 )

@@ -10,7 +10,7 @@ from typing import Literal
 from ppvilg.data.images import looks_like_image
 from ppvilg.data.readers.base import STRICT, Fault, Unit, named_files, top_folder
 from ppvilg.data.readers.rows import printable, texts_of
-from ppvilg.data.records import Place, Record
+from ppvilg.data.records import Place, Record, read_place
 from ppvilg.data.shards import shard_members
 
 Parts = dict[str, Place]
@@ -101,16 +101,6 @@ def sample_record(where: str, key: str, parts: Parts, captions: dict[str, str] |
     if kind not in ("tif", "tiff") and not looks_like_image(read_place(parts[kind], 16)):
         return Fault(where, "not an image")
     return Record(key, found[0], metadata, parts[kind], questions=found[1])
-
-
-def read_place(place: Place, at_most: int = -1) -> bytes:
-    """What is at a place, or the beginning of it."""
-    if isinstance(place, bytes):
-        return place[: at_most if at_most >= 0 else None]
-    path, offset, size = place if isinstance(place, tuple) else (place, 0, -1)
-    with open(path, "rb") as file:
-        file.seek(offset)
-        return file.read(size if at_most < 0 else at_most if size < 0 else min(size, at_most))
 
 
 def key_and_kind(name: str) -> tuple[str, str]:
