@@ -4,12 +4,13 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ppvilg.data.records import Place
 from ppvilg.files import write_whole
@@ -113,6 +114,8 @@ def shard_members(path: Path, content: bytes | None = None) -> Iterator[tuple[st
             if plain:
                 tail = None
                 stream = stack.enter_context(open(path, "rb"))
+                size = stream.seek(0, os.SEEK_END)
+                stream.seek(0)
             else:
                 opened = stack.enter_context(open(path, "rb")) if content is None else io.BytesIO(content)
                 stream = tail = _Tail(stack.enter_context(gzip.GzipFile(fileobj=opened)))
@@ -120,6 +123,9 @@ def shard_members(path: Path, content: bytes | None = None) -> Iterator[tuple[st
             end = 0
             for member in archive:
                 if member.isfile():
+                    # Of a file that is cut off tarfile would say so only when asked for the next.
+                    if plain and member.offset_data + member.size > size:
+                        raise tarfile.ReadError("unexpected end of data")
                     place = (path, member.offset_data, member.size) if plain else archive.extractfile(member).read()
                     yield member.name, place
                 end = member.offset_data + -(-member.size // 512) * 512
@@ -134,21 +140,34 @@ def shard_members(path: Path, content: bytes | None = None) -> Iterator[tuple[st
 
 
 class _Tail:
-    """A stream that keeps what was read last, since tarfile reads whole chunks and cannot go back in a stream."""
+    """A gzip stream that gives all there is before it breaks off, and keeps what was read last, since tarfile reads whole
+    chunks and cannot go back in a stream."""
 
-    def __init__(self, stream: IO[bytes]):
+    def __init__(self, stream: gzip.GzipFile):
         self.stream = stream
         self.begins = 0
         self.chunk = b""
+        self.error: Exception | None = None
 
     def read(self, size: int) -> bytes:
+        if self.error:
+            raise self.error
         self.begins += len(self.chunk)
-        self.chunk = self.stream.read(size)
+        parts = []
+        try:
+            while size and (part := self.stream.read1(size)):
+                parts.append(part)
+                size -= len(part)
+        except (EOFError, OSError, zlib.error) as error:
+            if not parts:
+                raise
+            self.error = error
+        self.chunk = b"".join(parts)
         return self.chunk
 
     def rest(self, offset: int) -> bytes:
         """The block at an offset; the stream is read to its end, where gzip has its checksum."""
         block = self.chunk[offset - self.begins :][:512] if offset >= self.begins else b""
-        while self.stream.read(1 << 20):
+        while self.read(1 << 20):
             continue
         return block

@@ -1,7 +1,7 @@
 """What all readers have in common: units of work, faults, and how files are named in a config."""
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -76,6 +76,20 @@ def named_files(path: str, endings: tuple[str, ...]) -> list[Path]:
     if not found:
         raise ValueError(f"{path}: no file {' or '.join('*' + ending for ending in endings)} there; correct the path")
     return sorted(found)
+
+
+def all_units(files: list[Path], units: Callable[[Path], Iterable[Unit]]) -> list[Unit]:
+    """The units of all files. A `ValueError` of the only file is a mistake in the config; one of several files that has one
+    becomes a unit, with which the mistake is found again."""
+    found = []
+    for file in files:
+        try:
+            found += units(file)
+        except ValueError:
+            if len(files) == 1:
+                raise
+            found.append(Unit.of(file, 0, 0))
+    return found
 
 
 def top_folder(path: str) -> Path:

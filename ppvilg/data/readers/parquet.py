@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ppvilg.data.images import looks_like_image
-from ppvilg.data.readers.base import STRICT, Fault, Unit, named_files, top_folder
+from ppvilg.data.readers.base import STRICT, Fault, Unit, all_units, named_files, top_folder
 from ppvilg.data.readers.rows import Row, row_records, texts_of
 from ppvilg.data.records import Record
 
@@ -40,9 +40,9 @@ class Parquet:
     """At least as many rows make a unit, where the file has them."""
 
     def units(self) -> list[Unit]:
-        """Raises `ValueError` for no files, and for columns that are not there. A damaged file is a unit, and
-        `read` says so."""
-        return [unit for file in named_files(self.path, (".parquet",)) for unit in self._units(file)]
+        """Raises `ValueError` for no files, and if the only one does not have the columns. One of several without them, and one
+        that is damaged, is a unit, and `read` says so."""
+        return all_units(named_files(self.path, (".parquet",)), self._units)
 
     def _units(self, file: Path) -> Iterator[Unit]:
         try:
@@ -70,7 +70,11 @@ class Parquet:
             yield Fault(file.name, "the file is cut off or damaged")
             return
         with groups:
-            image, caption = self._columns(file, groups.schema_arrow.names)
+            try:
+                image, caption = self._columns(file, groups.schema_arrow.names)
+            except ValueError:
+                yield Fault(file.name, "the file does not have the columns")
+                return
             number = unit.line
             for group in range(unit.first, unit.last):
                 rows = groups.metadata.row_group(group).num_rows

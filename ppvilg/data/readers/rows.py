@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +75,7 @@ def _one(where: str, row: Any, base: Path, root: Path, known: Record | None) -> 
     place, version, fault = find_image(base, root, file)
     if fault:
         return Fault(f"{where} ({printable(file)})", fault)
-    key = Path(os.path.relpath(place, root)).as_posix()
+    key = os.path.relpath(place, root).replace(os.sep, "/")
     return Record(key, found[0], metadata, place, version, found[1])
 
 
@@ -107,20 +108,21 @@ def find_image(base: Path, root: Path, file: str) -> tuple[Path, str, str | None
     A name may not lead out of `root`; a link that somebody has put there may.
     """
     fault = "no such file"
+    within = os.path.join(os.path.abspath(root), "")
     for folder in dict.fromkeys((base, root)):
-        path = Path(os.path.normpath(folder / file))
-        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+        path = os.path.normpath(os.path.join(folder, file))  # as texts, since Path is slow
+        if not os.path.abspath(path).startswith(within):
             fault = "image outside the folder"
             continue
         try:
-            if not path.is_file():
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
                 continue
-            with open(path, "rb") as stream:
+            with open(path, "rb", buffering=0) as stream:
                 head = stream.read(16)
-            status = path.stat()
         except (OSError, ValueError):
             continue
         if not looks_like_image(head):
-            return path, "", "not an image"
-        return path, f"{status.st_size} {status.st_mtime_ns}", None
+            return Path(path), "", "not an image"
+        return Path(path), f"{status.st_size} {status.st_mtime_ns}", None
     return root / file, "", fault

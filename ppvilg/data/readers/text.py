@@ -6,16 +6,16 @@ wants one of each image merges them, as `ppvilg.data.folder` does.
 """
 
 import csv
+import io
 import json
 import re
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from ppvilg.data.readers.base import STRICT, Bytes, Fault, Unit, named_files, top_folder
+from ppvilg.data.readers.base import STRICT, Bytes, Fault, Unit, all_units, named_files, top_folder
 from ppvilg.data.readers.rows import FILE_COLUMNS, row_records, same_image
 from ppvilg.data.records import Record
 
@@ -24,7 +24,8 @@ Kind = Literal["jsonl", "csv", "tsv"]
 _AHEAD = 1 << 20
 """So far beyond a unit the end of a row is looked for at first: more than the longest field that the csv module reads."""
 _LONGEST = 64 << 20
-"""A unit ends here even within a row, as in a file that has no ends of lines at all."""
+"""A unit ends there even within a row, as in a file that has no ends of lines at all."""
+_BLANK = " \t\n\r\v\f"
 _TEXT_COLUMNS = {"caption", "captions", "text", "question"}
 
 
@@ -42,9 +43,10 @@ class TextTable:
     """How much text makes a unit, about."""
 
     def units(self) -> list[Unit]:
-        """Raises `ValueError` for no files, and for a CSV or TSV file whose first line does not name the columns."""
+        """Raises `ValueError` for no files, and if the only one's first line, of CSV or TSV, does not name the columns. One of
+        several without columns is a unit, and `read` says so."""
         files = named_files(self.path, (f".{self.format}",))
-        return [unit for file in files for unit in table_units(file, self.format, self.unit_bytes)]
+        return all_units(files, lambda file: table_units(file, self.format, self.unit_bytes))
 
     def read(self, unit: Unit) -> Iterator[Record | Fault]:
         """See `Reader`."""
@@ -53,10 +55,10 @@ class TextTable:
 
 
 def table_units(file: Path, kind: Kind, size: int) -> Iterator[Unit]:
-    """The units of one file, of about `size` bytes each. Raises `ValueError` as `TextTable.units` does."""
-    header = _header(file, kind)
+    """The units of one file, of about `size` bytes each. Raises `ValueError` if the first line does not name the columns."""
     first, line, end = 0, 1, file.stat().st_size
     with open(file, "rb") as stream:
+        header = _header(stream, kind)
         while first < end:
             last, lines = _next_cut(stream, first, end, kind, size, header)
             yield Unit.of(file, first, last, line)
@@ -67,107 +69,106 @@ def table_rows(unit: Unit, kind: Kind) -> Iterator[tuple[str, Any]]:
     """(file:line, row) of a unit; instead of a row that cannot be read, a text that says why."""
     file = Path(unit.file)
     try:
-        header = _header(file, kind)
         with open(file, "rb") as stream:
-            text, _ = _text(stream, unit.first, unit.last - unit.first)
-    except (OSError, ValueError):
+            header = _header(stream, kind)
+            stream.seek(unit.first)
+            text, _ = _text(stream.read(unit.last - unit.first), unit.first)
+    except OSError:
         yield file.name, "the file cannot be read"
         return
-    for begins, after, row in _rows(_lines(text, kind), kind, header):
-        if row is not None and (header is None or unit.first + begins):
+    except ValueError:
+        yield file.name, "the first line does not name the columns"
+        return
+    for begins, after, cells in _cells(_lines(text, kind), kind):
+        if cells and (header is None or unit.first + begins):
             # A table's row is known by its last line, except one that cannot be read, of which that is unknown.
-            yield f"{file.name}:{unit.line + after - 1}", row
+            yield f"{file.name}:{unit.line + after - 1}", _row(cells, header)
 
 
 def _next_cut(stream: IO[bytes], first: int, end: int, kind: Kind, size: int, header: list[str] | None) -> tuple[int, int]:
     """(byte where the unit from `first` on ends, its number of lines)."""
-    ahead = _AHEAD
+    ahead = _AHEAD if header else min(_AHEAD, size)
     while True:
-        text, mark = _text(stream, first, size + ahead)
+        stream.seek(first)
+        data = stream.read(size + ahead)
         whole = first + size + ahead >= end
+        # Rows of JSON need not be read up to the last one that begins before the unit may end; where tables' rows end is only
+        # known by reading them all.
+        start = len(data[:size].rstrip().rpartition(b"\n")[0]) if kind == "jsonl" else 0
+        text, mark = _text(data[start:], first + start)
+        passed, start = data.count(b"\n", 0, start), start + mark
         lines = _lines(text, kind)
-        ends = list(accumulate((len(line.encode("utf-8", "surrogateescape")) for line in lines), initial=mark))
-        start = 0
-        if kind == "jsonl":  # where the rows before the last one need not be read to know where that begins
-            start = max(0, bisect_left(ends, size, hi=len(lines)) - 1)
-            while start and not lines[start].strip():
-                start -= 1
-        before: Any = None
-        for begins, after, row in _rows(lines[start:], kind, header):
-            if row is None:
+        ends = list(accumulate((len(line.encode("utf-8", "surrogateescape")) for line in lines), initial=start))
+        before: list[str] | str = ""
+        for begins, after, cells in _cells(lines, kind):
+            if not cells:
                 continue
-            begins, after = start + begins, start + after
-            if begins and ends[begins] >= size and not same_image(before, row):
+            if begins and ends[begins] >= size and not same_image(_row(before, header), _row(cells, header)):
                 # What reaches the end of this text, or may have been misread for its end, is read again with more of it.
                 if whole or (after < len(lines) and ends[begins] < size + ahead // 2):
-                    return first + ends[begins], begins
+                    return first + ends[begins], passed + begins
                 break
-            before = row
+            before = cells
         if whole:
-            return end, len(lines)
+            return end, passed + len(lines)
         if ahead >= _LONGEST:
-            return first + ends[-1], len(lines) - 1
+            return first + ends[-1], passed + len(lines) - 1
         ahead *= 4
 
 
-def _text(stream: IO[bytes], first: int, size: int) -> tuple[str, int]:
-    """(text from byte `first` on, number of bytes of the mark at the beginning of a file, which is in no line)."""
-    stream.seek(first)
-    data = stream.read(size)
+def _text(data: bytes, first: int) -> tuple[str, int]:
+    """(text, number of bytes of the mark at the beginning of a file, which is in no line)."""
     mark = 3 if first == 0 and data.startswith(b"\xef\xbb\xbf") else 0
     return data[mark:].decode("utf-8", "surrogateescape"), mark
 
 
 def _lines(text: str, kind: Kind) -> list[str]:
     # Not splitlines, which knows more ends of lines than tables do: U+2028 is a character like others.
-    lines = re.split(r"(?<=\n)" if kind == "jsonl" else r"(?<=\n)|(?<=\r)(?!\n)", text)
-    return lines if lines[-1] else lines[:-1]
+    return list(io.StringIO(text, newline="\n" if kind == "jsonl" else ""))
 
 
-def _header(file: Path, kind: Kind) -> list[str] | None:
+def _header(stream: IO[bytes], kind: Kind) -> list[str] | None:
     """The names of a table's columns; raises `ValueError` if its first line does not have them."""
     if kind == "jsonl":
         return None
-    with open(file, "rb") as stream:
-        text, _ = _text(stream, 0, _AHEAD)
+    stream.seek(0)
+    text, _ = _text(stream.read(_AHEAD), 0)
     row = next((cells for _, _, cells in _cells(_lines(text, kind), kind)), "")
     header = [] if isinstance(row, str) else [cell.strip().lower() for cell in row]
     if not set(header) & set(FILE_COLUMNS) or not set(header) & _TEXT_COLUMNS:
         first = text.split("\n", 1)[0].strip()
-        raise ValueError(f"{file}: the first line must name the columns, among them `file` and `caption`; it is {first[:80]!r}")
+        raise ValueError(
+            f"{stream.name}: the first line must name the columns, among them `file` and `caption`; it is {first[:80]!r}"
+        )
     return header
 
 
-def _rows(lines: list[str], kind: Kind, header: list[str] | None) -> Iterator[tuple[int, int, Any]]:
-    """(index of its first line, index after its last, row) of each row; a text of one that cannot be read, None of no row."""
-    if header is None:
-        for number, line in enumerate(lines):
-            yield number, number + 1, _json_row(line) if line.strip() else None
-        return
-    for begins, after, cells in _cells(lines, kind):
-        if not isinstance(cells, str) and any(not _is_utf8(cell) for cell in cells):
-            cells = "row is not UTF-8"
-        row = cells if isinstance(cells, str) else dict(zip(header, cells, strict=False)) if cells else None
-        yield begins, after, row
-
-
-def _json_row(line: str) -> Any:
-    if not _is_utf8(line):
+def _row(cells: list[str] | str, header: list[str] | None) -> Any:
+    """What `_cells` gives as a row, or a text that says why it is none."""
+    if header is not None:
+        if isinstance(cells, str):
+            return cells
+        return dict(zip(header, cells, strict=False)) if all(map(_is_utf8, cells)) else "row is not UTF-8"
+    if not _is_utf8(cells):
         return "row is not UTF-8"
     try:
-        row = json.loads(line)
+        row = json.loads(cells)
     except (ValueError, RecursionError):
         return "row is not a record"
     return row if isinstance(row, dict) else "row is not a record"
 
 
 def _cells(lines: list[str], kind: Kind) -> Iterator[tuple[int, int, list[str] | str]]:
-    """(index of its first line, index after its last, cells) of each row; of one that cannot be read why."""
+    """(index of its first line, index after its last, cells) of each row, which has none if it is blank; of JSON the line, and
+    of a table's row that cannot be read why."""
+    if kind == "jsonl":
+        yield from ((number, number + 1, line.strip(_BLANK)) for number, line in enumerate(lines))
+        return
     dialect = "excel-tab" if kind == "tsv" else "excel"
     first = 0  # of the row that comes next
     while first < len(lines):
         # Strict, since else a quote that is not closed would swallow all rows up to the next quote.
-        reader = csv.reader((lines[i] for i in range(first, len(lines))), dialect, strict=True)
+        reader = csv.reader(islice(lines, first, None), dialect, strict=True)
         read = 0
         try:
             for cells in reader:
