@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from ppvilg.data.images import decode_image
 from ppvilg.data.readers import AnyReader, Fault
-from ppvilg.data.readers.webdataset import read_place
+from ppvilg.data.records import read_place
 from tests.data.broken_corpus import write_corpus
 
 

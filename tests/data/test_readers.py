@@ -20,8 +20,7 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from ppvilg.data.readers import AnyReader, Fault, Reader, Unit, text
-from ppvilg.data.readers.webdataset import read_place
-from ppvilg.data.records import Record
+from ppvilg.data.records import Record, read_place
 
 
 def reader(**section) -> Reader:

@@ -75,6 +75,13 @@ def shard_samples(path: Path, content: bytes | None = None) -> Iterator[tuple[st
 def sample_record(where: str, key: str, parts: Parts, captions: dict[str, str] | None = None) -> Record | Fault:
     """The record of a sample; its captions are in its .txt or .json or, where `captions` are given, there at the `url` that its
     .json says."""
+    try:
+        return _sample_record(where, key, parts, captions)
+    except OSError:
+        return Fault(where, "its files cannot be read")
+
+
+def _sample_record(where: str, key: str, parts: Parts, captions: dict[str, str] | None) -> Record | Fault:
     kind = next((kind for kind in parts if kind in _IMAGE_KINDS), None)
     if kind is None:
         return Fault(where, "no image in the shard")
