@@ -1,7 +1,8 @@
 """What a config of tools/prepare_data.py can say."""
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -69,6 +70,11 @@ class PrepareExperiment:
     workers: Positive = 1
     """Processes of the loop."""
     ray: RayConfig = field(default_factory=RayConfig)
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides which pairs come out, as JSON's types; the rest may change before an interrupted preparation goes on."""
+        free = ("output", "engine", "workers", "ray", "rows_per_shard")
+        return json.loads(json.dumps({key: value for key, value in asdict(self).items() if key not in free}))
 
     def conflicts(self) -> Conflicts:
         """Of all keys."""

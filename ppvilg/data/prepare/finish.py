@@ -7,7 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +47,10 @@ def finish(config: PrepareExperiment, parts: Sequence[Part]) -> None:
     found = _Found.of([part.path(output, ".json") for part in parts])
     funnel = Funnel([*found.funnel.steps, step])
     by_split = dict(sorted(Counter(splits.tolist()).items()))
-    write_report(output, Preparation(asdict(config), funnel, found.faults, found.untranslated, by_split))
+    write_report(output, Preparation(config.output, config.decisive(), funnel, found.faults, found.untranslated, by_split))
     tokenizer = None if config.tokenizer is None else checksum(weights_file(config.tokenizer))
     codes = len(next(iter(unigram.values()), []))
-    made_with = {"sources": asdict(config)["sources"], "filters": asdict(config)["filters"], "tokenizer": config.tokenizer}
-    manifest = prepared.Manifest(config.image_size, shards, tokenizer, codes, unigram, json.loads(json.dumps(made_with)))
+    manifest = prepared.Manifest(config.image_size, shards, tokenizer, codes, unigram, config.decisive())
     prepared.write_manifest(output, manifest)
     shutil.rmtree(output / PARTS)
 

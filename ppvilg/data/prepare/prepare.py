@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,7 +16,6 @@ from ppvilg.data.prepared import read_manifest
 from ppvilg.files import check_folder, write_whole
 
 _CONFIG = "config.yml"
-_FREE = ("engine", "workers", "ray", "rows_per_shard")  # what may change before an interrupted preparation goes on
 
 
 def prepare(config: PrepareExperiment) -> Path:
@@ -56,10 +54,9 @@ def _run(config: PrepareExperiment, parts: list[Part]) -> Iterator[Part]:
 def _begin(config: PrepareExperiment, output: Path) -> None:
     """Make the folder, or find that it is that of the same preparation; raises `ValueError` for any other."""
     path = output / PARTS / "made_with.json"
-    made = {key: value for key, value in asdict(config).items() if key not in _FREE}
+    made = config.decisive()
     if config.tokenizer is not None:
         made["tokenizer's weights"] = checksum(weights_file(config.tokenizer))
-    made = json.loads(json.dumps(made))
     if path.is_file():
         before = json.loads(path.read_text("utf-8"))
         for key, value in made.items():

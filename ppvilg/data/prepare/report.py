@@ -18,6 +18,7 @@ _FAULTS_SHOWN = 200
 class Preparation:
     """What there is to report."""
 
+    output: str
     config: dict[str, Any]
     funnel: Funnel
     faults: list[tuple[str, str]]
@@ -39,7 +40,7 @@ def write_report(folder: Path, made: Preparation) -> None:
     first = funnel[0]
     page = environment.from_string(_TEMPLATE.read_text("utf-8")).render(
         tree,
-        output=made.config["output"],
+        output=made.output,
         config=config,
         steps=made.funnel.steps,
         pairs=first["pairs"],

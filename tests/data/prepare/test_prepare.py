@@ -35,6 +35,7 @@ def reader(**section) -> AnyReader:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """All that depends on the data; config.yml also says who has made it."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "config.yml"}
 
 
@@ -135,7 +136,7 @@ def test_an_output_that_is_none(small, undisturbed, tmp_path):
 
 
 def test_a_broken_corpus(tmp_path):
-    corpus = write_corpus(tmp_path / "data", inputs=400)
+    corpus = write_corpus(tmp_path / "data", inputs=600)
     sources = {f"s{i}": reader(**section) for i, section in enumerate(corpus.readers)}
     folder = prepare(PrepareExperiment(sources=sources, output=str(tmp_path / "out"), image_size=8, images="png"))
     good = {key: [caption] for key, caption in corpus.good.items() if key not in corpus.undecodable}
@@ -217,7 +218,7 @@ def children(process: subprocess.Popen) -> list[int]:
 def test_killed_at_random_moments(small, undisturbed, tmp_path, kills):
     """Driver or worker, whatever is there; the tool goes on by the same command."""
     chance, output, done = random.Random(0), tmp_path / "out", 0
-    for i in range(100):
+    for _ in range(100):
         with open(tmp_path / "log", "w") as log:
             process = subprocess.Popen(command(small, output), stdout=log, stderr=log)
             if done < kills:
