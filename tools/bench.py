@@ -66,7 +66,7 @@ def main() -> None:
     soak.add_argument("--model", default="runs/vilg_emoji", help="folder of a run or an export (default: %(default)s)")
     soak.add_argument("--text", default="Noto风格的红苹果", help="the prompt (default: %(default)s)")
     soak.add_argument("--minutes", type=float, default=30.0, help="how long (default: %(default)s)")
-    data = commands.add_parser("data", help="the steps of tools/prepare_data.py, on one core")
+    data = commands.add_parser("data", help="the steps of tools/prepare_data.py; of one core with OMP_NUM_THREADS=1")
     data.add_argument("--path", default="data/emoji", help="a folder of data (default: %(default)s)")
     data.add_argument("--split", default="validation", help="(default: %(default)s)")
     data.add_argument("--image-size", type=int, default=64, help="of the squares (default: %(default)s)")

@@ -20,15 +20,9 @@ _BATCH, _RUNS = 64, 5
 
 
 def data_lines(path: str, split: str, size: int, tokenizer: str, dual_encoder: str | None, samples: int) -> list[str]:
-    """A row for each step on some images of a data set, on one thread; the bounds: OpenCV's decoding alone, and the products
+    """A row for each step on some images of a data set, on as many threads as paddle has; the bounds: OpenCV's decoding alone, and the products
     of the tokenizer's encoder at the speed of a large matrix product."""
     import cv2
-
-    from ppvilg.runtime import set_threads
-
-    set_threads(1)
-    cv2.setNumThreads(1)
-
     import paddle
 
     from ppvilg.data.filters import caption_hash, image_hash
@@ -110,8 +104,9 @@ def _matrix_product(side: int = 1024) -> float:
 
 
 def engine_lines(config: str, overrides: list[str]) -> Iterator[str]:
-    """Seconds of a preparation by the loop with one worker and two, and by Ray with as many, each in a process of its own; raises
-    `ValueError` where their outputs are not equal, file by file."""
+    """Seconds of a preparation by the loop with one worker and two, and by Ray with as many, each in a process of its own.
+
+    Raises `ValueError` where their outputs are not equal, file by file."""
     yield f"{'engine':20}{'seconds':>10}{'pairs/s':>10}"
     expected: dict[str, str] = {}
     for name, options in (

@@ -88,10 +88,9 @@ def _random_batches(first: int, last: int) -> Iterator[pa.RecordBatch]:
         count = min(last, start + _PER_BATCH) - start
         tokens = np.random.default_rng(start).integers(0, _CODES, (count, _LENGTH))
         numbers = [f"{i:09d}" for i in range(start, start + count)]
-        texts = pa.StructArray.from_arrays(
-            [pa.array(["zh"] * count), pa.array([f"第{number}张图片上的东西" for number in numbers])],
-            fields=list(schema.field("captions").type.value_type),
-        )
+        captions = [f"第{number}张图片上的东西" for number in numbers]
+        fields = list(schema.field("captions").type.value_type)
+        texts = pa.StructArray.from_arrays([pa.array(["zh"] * count), pa.array(captions)], fields=fields)
         ends = pa.array(np.arange(count + 1), pa.int32())
         columns = {
             "key": pa.array(numbers).cast(pa.binary()),
