@@ -20,8 +20,10 @@ _BATCH, _RUNS = 64, 5
 
 
 def data_lines(path: str, split: str, size: int, tokenizer: str, dual_encoder: str | None, samples: int) -> list[str]:
-    """A row for each step on some images of a data set, on as many threads as paddle has; the bounds: OpenCV's decoding alone, and the products
-    of the tokenizer's encoder at the speed of a large matrix product."""
+    """A row for each step on some images of a data set, on as many threads as paddle has.
+
+    The bounds are OpenCV's decoding alone, and the products of the tokenizer's encoder at the speed of a large matrix product.
+    """
     import cv2
     import paddle
 
