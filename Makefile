@@ -45,7 +45,7 @@ clean:
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt requirements-eval.txt requirements-onnx.txt requirements-serving.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt requirements-data.txt requirements-eval.txt requirements-onnx.txt requirements-serving.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

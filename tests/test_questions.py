@@ -17,6 +17,7 @@ from ppvilg.data.loader import canonical_question, draw_question
 from ppvilg.data.questions import Question
 from ppvilg.data.report import Report
 from ppvilg.data.sources import Source, open_source
+from ppvilg.data.table import RecordTable
 from ppvilg.evaluation.answers import answer_accuracy
 from ppvilg.evaluation.questions import Answered, accuracies, answer_questions, frequent_answers
 from ppvilg.export.write import origin, write_export
@@ -183,7 +184,7 @@ def test_questions_that_cannot_be_read_are_answered_wrong(pipe, tiny_runs, confi
     unreadable = [Question(WHAT * 3, ("红色",)), Question("\uc548", ("红色",))]
     first.questions[1:1] = unreadable
     second.questions[:] = unreadable
-    odd = Source([first, second], [], Report("odd"))
+    odd = Source(RecordTable.of([first, second]), [], Report("odd"))
     answered = answer_questions(pipe, odd, source.records, None, 1, 0)
     assert [one.question for one in answered] == [*first.questions, *second.questions]
     (what,), (colour,) = pipe.answer(config.parent / first.key, [first.questions[0].text, first.questions[3].text])

@@ -9,6 +9,8 @@ python tools/bench.py profile -c configs/vilg_emoji.yml
 python tools/bench.py draw -c configs/finetune_artist.yml
 python tools/bench.py serve --model runs/vilg_emoji
 python tools/bench.py soak --model export/vilg_emoji --minutes 30
+python tools/bench.py data
+python tools/bench.py data-scale --rows 1000000 10000000
 """
 
 import argparse
@@ -64,16 +66,47 @@ def main() -> None:
     soak.add_argument("--model", default="runs/vilg_emoji", help="folder of a run or an export (default: %(default)s)")
     soak.add_argument("--text", default="Noto风格的红苹果", help="the prompt (default: %(default)s)")
     soak.add_argument("--minutes", type=float, default=30.0, help="how long (default: %(default)s)")
+    data = commands.add_parser("data", help="the steps of tools/prepare_data.py; of one core with OMP_NUM_THREADS=1")
+    data.add_argument("--path", default="data/emoji", help="a folder of data (default: %(default)s)")
+    data.add_argument("--split", default="validation", help="(default: %(default)s)")
+    data.add_argument("--image-size", type=int, default=64, help="of the squares (default: %(default)s)")
+    data.add_argument("--tokenizer", default="runs/vqgan_emoji", help="folder of an image tokenizer (default: %(default)s)")
+    data.add_argument("--dual-encoder", help="folder of a dual encoder, for similarities")
+    data.add_argument("--samples", type=int, default=400, help="images (default: %(default)s)")
+    engines = commands.add_parser("data-engines", help="a preparation by the loop and by Ray, whose outputs are compared")
+    engines.add_argument("-c", "--config", required=True, help="a config of tools/prepare_data.py")
+    engines.add_argument("-o", "--override", action="append", default=[], metavar="section.key=value")
+    scale = commands.add_parser("data-scale", help="opening and reading prepared data of many rows, made for it")
+    scale.add_argument("--rows", type=int, nargs="+", default=[10**6], help="(default: %(default)s)")
+    scale.add_argument("--folder", default="/tmp", help="where they are made, 250 bytes a row (default: %(default)s)")
+    formats = commands.add_parser("data-format", help="Arrow IPC beside other formats")
+    formats.add_argument("--rows", type=int, default=10**6, help="(default: %(default)s)")
     for command in (attention, train, generate, export, profile):
         command.add_argument("--repetitions", type=int, default=10)
     arguments = parser.parse_args()
-    for name in ("hidden", "heads", "text_length", "side", "batch", "clients", "requests", "samples", "repetitions"):
+    for name in (
+        "hidden",
+        "heads",
+        "text_length",
+        "side",
+        "batch",
+        "clients",
+        "requests",
+        "samples",
+        "rows",
+        "image_size",
+        "repetitions",
+    ):
         counts = getattr(arguments, name, [])
         for count in counts if isinstance(counts, list) else [counts]:
             check_count(f"--{name.replace('_', '-')}", count, 1)
     tables = {
         "serve": serve_table,
         "soak": soak_lines,
+        "data": data_table,
+        "data-engines": data_engines_table,
+        "data-scale": data_scale_table,
+        "data-format": data_format_table,
         "draw": draw_table,
         "attention": attention_table,
         "train": train_table,
@@ -137,6 +170,38 @@ def soak_lines(arguments: argparse.Namespace) -> None:
 
     for line in soak(arguments.model, arguments.text, arguments.minutes):
         print(line, flush=True)
+
+
+def data_table(arguments: argparse.Namespace) -> None:
+    """Pairs a second of each step."""
+    from ppvilg.benchmark.data import data_lines
+
+    choice = arguments.path, arguments.split, arguments.image_size, arguments.tokenizer, arguments.dual_encoder
+    print(*data_lines(*choice, arguments.samples), sep="\n")
+
+
+def data_engines_table(arguments: argparse.Namespace) -> None:
+    """Seconds of a whole preparation."""
+    from ppvilg.benchmark.data import engine_lines
+
+    for line in engine_lines(arguments.config, arguments.override):
+        print(line, flush=True)
+
+
+def data_scale_table(arguments: argparse.Namespace) -> None:
+    """A row for each number of rows."""
+    from ppvilg.benchmark.data_scale import SCALE_HEADER, scale_line
+
+    print(SCALE_HEADER, flush=True)
+    for rows in arguments.rows:
+        print(scale_line(rows, arguments.folder), flush=True)
+
+
+def data_format_table(arguments: argparse.Namespace) -> None:
+    """Size, opening and random reads."""
+    from ppvilg.benchmark.data_scale import format_lines
+
+    print(*format_lines(arguments.rows), sep="\n")
 
 
 def export_table(arguments: argparse.Namespace) -> None:

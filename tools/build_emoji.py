@@ -1,6 +1,6 @@
 """Build data/emoji: pictures, captions, splits, vocabulary, licences, from pinned npm packages.
 
-Needs Node.js (for `npm pack`) and `pip install -r requirements-data.txt`.
+Needs Node.js (for `npm pack`) and `pip install -r requirements-emoji.txt`.
 """
 
 import argparse

@@ -37,7 +37,7 @@ class ImageDataConfig:
 
     __pydantic_config__ = STRICT
     path: str = "data/emoji"
-    """A folder of tar shards with a manifest, or a folder of images with a captions file (JSONL, CSV or TSV)."""
+    """Prepared data, a folder of tar shards, or a folder of images with a captions file (JSONL, CSV or TSV)."""
     captions: str | list[str] | None = None
     """The file with the captions or questions of a folder of images, or several, relative to `path`; null: the only one there.
     JSON files as COCO, COCO-CN, AIC-ICC, FM-IQA and VQA v2 come with are read as they are."""

@@ -8,7 +8,8 @@ import dataclasses
 import difflib
 import json
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -59,13 +60,15 @@ def save_config(config: Experiment, path: str | Path) -> None:
 
 def _kind(tree: dict, origins: dict[str, str], path: str, wanted: type) -> type:
     """The dataclass of the tree's `task`."""
-    tasks = [task for task, kind in _KINDS.items() if issubclass(kind, wanted)]
+    # Kinds that few need are not among those, since what they import takes long.
+    kinds = {task: kind for task, kind in _KINDS.items() if issubclass(kind, wanted)} or {wanted.task: wanted}
+    tasks = list(kinds)
     expected = f"expected {' or '.join(tasks)}"
     if "task" not in tree:
         raise ValueError(f"{path}: the key `task` is missing: {expected}")
     if tree["task"] not in tasks:
         raise ValueError(f"{_origin(origins, 'task', path)}: task: {tree['task']!r} does not fit: {expected}")
-    return _KINDS[tree["task"]]
+    return kinds[tree["task"]]
 
 
 def _read_tree(path: Path, above: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
@@ -105,7 +108,7 @@ def _nest(key: str, value: Any) -> dict:
 
 
 # These keys hold free-form mappings: a file that sets one replaces it, instead of adding to its base's entries.
-_MAPPINGS = ("data.languages", "data.keep", "text.styles", "keep", "style_keep")
+_MAPPINGS = ("data.languages", "data.keep", "text.styles", "keep", "style_keep", "sources")
 
 
 def _merge(into: dict, tree: dict, origins: dict[str, str], origin: str, prefix: str = "") -> None:
@@ -163,8 +166,30 @@ def _looks_like_number(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _known_keys(kind: type, section: list[str]) -> list[str]:
+def _known_keys(kind: Any, section: list[str]) -> list[str]:
+    """The keys that a section can have."""
     for part in section:
-        annotation = next(f.type for f in dataclasses.fields(kind) if f.name == part)
-        kind = next(type_ for type_ in (annotation, *get_args(annotation)) if dataclasses.is_dataclass(type_))
-    return [f.name for f in dataclasses.fields(kind)]
+        kind = _below(kind, part)
+    sections = [one for one in _alternatives(kind) if dataclasses.is_dataclass(one)]
+    return list(dict.fromkeys(f.name for one in sections for f in dataclasses.fields(one)))
+
+
+def _below(kind: Any, part: str) -> Any:
+    """What a part of pydantic's location leads to: a key, an index, or the tag of one of several kinds of sections."""
+    kinds = _alternatives(kind)
+    sections = [one for one in kinds if dataclasses.is_dataclass(one)]
+    for one in sections if len(sections) > 1 else ():
+        if any(get_origin(f.type) is Literal and part in get_args(f.type) for f in dataclasses.fields(one)):
+            return one
+    found = [f.type for one in sections for f in dataclasses.fields(one) if f.name == part]
+    found += [get_args(one)[-1] for one in kinds if get_origin(one) in (list, dict)]
+    return found[0]
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    """The types that a value may have, without what pydantic is told besides."""
+    if get_origin(kind) is Annotated:
+        return _alternatives(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return [one for part in get_args(kind) for one in _alternatives(part)]
+    return [kind]

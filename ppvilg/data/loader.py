@@ -9,8 +9,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from ppvilg.data.order import Permutation
 from ppvilg.data.questions import Question
-from ppvilg.data.records import Record, metadata_text
+from ppvilg.data.records import metadata_text
+from ppvilg.data.table import RecordTable
 
 T = TypeVar("T")
 
@@ -23,41 +25,58 @@ class SampleStream:
     sample has.
     """
 
-    def __init__(self, records: Sequence[Record], sample_weights: dict[str, dict[str, float]], seed: int):
+    def __init__(self, records: RecordTable, sample_weights: dict[str, dict[str, float]], seed: int):
         self.seed = seed
-        weights = np.ones(len(records))
-        for name, shares in sample_weights.items():
-            _check_occurs(records, name, set(shares))
-            weights *= [shares.get(metadata_text(record.metadata.get(name)), 1.0) for record in records]
-        groups = {weight: np.flatnonzero(weights == weight) for weight in np.unique(weights).tolist()}
-        self._counts = [max(1, round(len(group) * weight)) for weight, group in groups.items()]
-        shuffle = np.random.default_rng(seed).permutation
-        self._groups = [group if weight == 1 else shuffle(group) for weight, group in groups.items()]
+        self._groups: list[tuple[Permutation | None, np.ndarray | None, int, int]] = []
+        # (how it was shuffled once, its samples, their number, how many of them an epoch has); no table for all samples at once
+        if not sample_weights:
+            self._groups.append((None, None, len(records), len(records)))
+        else:
+            weights = _weights(records, sample_weights)
+            for weight in np.unique(weights).tolist():
+                members = np.flatnonzero(weights == weight).astype(np.int32 if len(records) < 2**31 else np.int64)
+                shuffled = None if weight == 1 else Permutation(len(members), seed)
+                self._groups.append((shuffled, members, len(members), max(1, round(len(members) * weight))))
+        self._ends = np.cumsum([count for *_, count in self._groups])
 
     def __len__(self) -> int:
         """Samples of an epoch."""
-        return sum(self._counts)
+        return int(self._ends[-1])
 
     def places(self, positions: range) -> list[tuple[int, int]]:
         """(epoch, sample index) for each of some positions in the stream."""
-        length = len(self)
-        orders = {epoch: self._epoch(epoch) for epoch in {position // length for position in positions}}
-        return [(position // length, int(orders[position // length][position % length])) for position in positions]
+        length, found = len(self), []
+        for epoch in range(positions.start // length, -(-positions.stop // length)):
+            inside = np.arange(max(positions.start, epoch * length), min(positions.stop, (epoch + 1) * length)) - epoch * length
+            found += [(epoch, index) for index in self._samples(epoch, Permutation(length, self.seed, epoch)(inside)).tolist()]
+        return found
 
-    def _epoch(self, epoch: int) -> np.ndarray:
-        # Each epoch takes the part of a group, shuffled once, that follows the part of the epoch before.
-        parts = [np.roll(group, -epoch * count)[:count] for group, count in zip(self._groups, self._counts, strict=True)]
-        return np.random.default_rng([self.seed, epoch]).permutation(np.concatenate(parts))
+    def _samples(self, epoch: int, slots: np.ndarray) -> np.ndarray:
+        """The samples int64 [k] at slots int64 [k] of an epoch before it is shuffled: the groups one after the other."""
+        samples = np.empty(len(slots), np.int64)
+        of_group = np.searchsorted(self._ends, slots, side="right")
+        for i, (shuffled, members, size, count) in enumerate(self._groups):
+            inside = of_group == i
+            # Each epoch takes the part of a group, shuffled once, that follows the part of the epoch before.
+            turn = (slots[inside] - (self._ends[i] - count) + epoch * count) % size
+            turn = turn if shuffled is None else shuffled(turn)
+            samples[inside] = turn if members is None else members[turn]
+        return samples
 
 
-def _check_occurs(records: Sequence[Record], name: str, values: set[str]) -> None:
-    present = {metadata_text(record.metadata[name]) for record in records if name in record.metadata}
-    if not present:
-        known = ", ".join(sorted({field for record in records for field in record.metadata}))
-        raise ValueError(f"data.sample_weights: no training sample has {name!r}; there is {known or 'nothing'}")
-    if unknown := values - present:
-        some = ", ".join(sorted(present)[:20])
-        raise ValueError(f"data.sample_weights.{name}: {', '.join(sorted(unknown))} never occurs; values are {some}")
+def _weights(records: RecordTable, sample_weights: dict[str, dict[str, float]]) -> np.ndarray:
+    """The weight float32 of each sample."""
+    weights = np.ones(len(records))
+    for name, shares in sample_weights.items():
+        values, codes = records.metadata_codes(name)
+        if not any(value is not None for value in values):
+            known = ", ".join(records.metadata_names())
+            raise ValueError(f"data.sample_weights: no training sample has {name!r}; there is {known or 'nothing'}")
+        if unknown := set(shares) - set(values):
+            some = ", ".join(sorted(value for value in values if value is not None)[:20])
+            raise ValueError(f"data.sample_weights.{name}: {', '.join(sorted(unknown))} never occurs; values are {some}")
+        weights *= np.array([shares.get(metadata_text(value), 1.0) for value in values])[codes]
+    return weights
 
 
 def own_positions(first: int, size: int, data_rank: int, data_world_size: int) -> range:

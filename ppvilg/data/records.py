@@ -7,8 +7,8 @@ from typing import Any
 
 from ppvilg.data.questions import Question
 
-Place = bytes | Path | tuple[Path, int, int]
-"""Where an image is: its content, its file, or (file, offset, size)."""
+Place = bytes | Path | tuple[Path, int, int] | None
+"""Where an image is: its content, its file, (file, offset, size), or nowhere, where its tokens alone were kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,16 @@ class Record:
     version: str = ""
     """Changes when the image's file does (folders only)."""
     questions: list[Question] = field(default_factory=list)
+
+
+def read_place(place: Place, at_most: int = -1) -> bytes:
+    """An image's encoded content, or the beginning of it; raises `OSError` for a file that can't be read."""
+    if isinstance(place, bytes):
+        return place[: at_most if at_most >= 0 else None]
+    path, offset, size = place if isinstance(place, tuple) else (place, 0, -1)
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size if at_most < 0 else at_most if size < 0 else min(size, at_most))
 
 
 def metadata_text(value: Any) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ppvilg.data.records import Place
 from ppvilg.files import write_whole
 
 MANIFEST_FORMAT = 1
@@ -97,29 +99,75 @@ def verify_shard(path: Path, checksum: str) -> bytes:
     return content
 
 
-def shard_members(path: Path, content: bytes | None = None) -> Iterator[tuple[str, int, int, bytes | None]]:
-    """(name, offset, size, content) of each file in a shard.
+def shard_members(path: Path, content: bytes | None = None) -> Iterator[tuple[str, Place]]:
+    """(name, place) of each file in a shard, which is read as a stream.
 
-    The content is None for a plain .tar, where offset and size say where it lies in the file. Raises `ValueError` if the
-    shard is damaged.
+    The place in a plain .tar is where the file lies there; of a compressed shard it is the file's content. `content`: that of
+    the shard, if it has been read already. Raises `ValueError` at the place where the shard is damaged or cut off.
+
+    By tarfile, as the library webdataset does, whose own iterator tells no offsets, reads every image, and takes a shard that
+    is cut off between two files for a whole one.
     """
     plain = path.suffix == ".tar"
     try:
         with contextlib.ExitStack() as stack:
             if plain:
+                tail = None
                 stream = stack.enter_context(open(path, "rb"))
+                size = stream.seek(0, os.SEEK_END)
+                stream.seek(0)
             else:
-                stream = io.BytesIO(gzip.decompress(path.read_bytes() if content is None else content))
-            archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r:"))
+                opened = stack.enter_context(open(path, "rb")) if content is None else io.BytesIO(content)
+                stream = tail = _Tail(stack.enter_context(gzip.GzipFile(fileobj=opened)))
+            archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r:" if plain else "r|"))
             end = 0
             for member in archive:
                 if member.isfile():
-                    data = None if plain else archive.extractfile(member).read()
-                    yield member.name, member.offset_data, member.size, data
+                    # Of a file that is cut off tarfile would say so only when asked for the next.
+                    if plain and member.offset_data + member.size > size:
+                        raise tarfile.ReadError("unexpected end of data")
+                    place = (path, member.offset_data, member.size) if plain else archive.extractfile(member).read()
+                    yield member.name, place
                 end = member.offset_data + -(-member.size // 512) * 512
-            # A shard cut off between two files has everything but the empty block at the end.
-            stream.seek(end)
-            if stream.read(512) != bytes(512):
+                archive.members.clear()  # which else holds them all
+            # A shard cut off between two files, or with a damaged header, ends for tarfile where the next file should begin.
+            if tail is None:
+                stream.seek(end)
+            if (stream.read(512) if tail is None else tail.rest(end)) != bytes(512):
                 raise tarfile.ReadError("the end is missing")
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); fetch or build it again") from None
+
+
+class _Tail:
+    """A gzip stream that gives all there is before it breaks off, and keeps what was read last, since tarfile reads whole
+    chunks and cannot go back in a stream."""
+
+    def __init__(self, stream: gzip.GzipFile):
+        self.stream = stream
+        self.begins = 0
+        self.chunk = b""
+        self.error: Exception | None = None
+
+    def read(self, size: int) -> bytes:
+        if self.error:
+            raise self.error
+        self.begins += len(self.chunk)
+        parts = []
+        try:
+            while size and (part := self.stream.read1(size)):
+                parts.append(part)
+                size -= len(part)
+        except (EOFError, OSError, zlib.error) as error:
+            if not parts:
+                raise
+            self.error = error
+        self.chunk = b"".join(parts)
+        return self.chunk
+
+    def rest(self, offset: int) -> bytes:
+        """The block at an offset; the stream is read to its end, where gzip has its checksum."""
+        block = self.chunk[offset - self.begins :][:512] if offset >= self.begins else b""
+        while self.read(1 << 20):
+            continue
+        return block

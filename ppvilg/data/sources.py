@@ -4,22 +4,27 @@
 What can't be used is left out and named in the source's `report`.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
+
+from ppvilg.data import prepared
 from ppvilg.data.folder import read_folder
 from ppvilg.data.images import decode_image
-from ppvilg.data.questions import take_questions
-from ppvilg.data.records import Place, Record, metadata_text, take_captions
+from ppvilg.data.prepared import TokenTable
+from ppvilg.data.readers import Fault
+from ppvilg.data.readers.webdataset import shard_records
+from ppvilg.data.records import Place, Record, read_place
 from ppvilg.data.report import Report
-from ppvilg.data.shards import read_manifest, shard_members, verify_shard
+from ppvilg.data.shards import read_manifest, verify_shard
+from ppvilg.data.table import RecordTable
 
 SPLITS_OF_OWN_DATA = ("train", "validation", "all")
 _SPLIT_NAMES = {
@@ -48,14 +53,24 @@ class Sample:
 class Source:
     """Samples by index, readable from several threads."""
 
-    def __init__(self, records: list[Record], content: Iterable[str], report: Report):
-        """Raises `EmptySplitError` if there are no records."""
+    def __init__(
+        self,
+        records: RecordTable,
+        content: Iterable[str],
+        report: Report,
+        prepared: bool = False,
+        tokens: TokenTable | None = None,
+    ):
+        """`prepared`: the content, checksums of the files that the records are in, says all of them, so that none needs to be
+        read; `tokens`: of the images, where they were prepared too. Raises `EmptySplitError` if there are no records."""
         self.records = records
+        self.prepared = prepared
         self.report = report
+        self.tokens = tokens
         self.content = sorted(content)
         """Identifies the files behind the records."""
-        report.used = len(records)
-        if not records:
+        report.used = len(self.records)
+        if not report.used:
             raise EmptySplitError(f"nothing to use in {report}")
 
     def __len__(self) -> int:
@@ -68,6 +83,8 @@ class Source:
     @property
     def checksum(self) -> str:
         """Identifies the samples and their order: equal checksums mean equal data."""
+        if self.prepared:
+            return self.fingerprint
         digest = sha256("\n".join(self.content).encode())
         for record in self.records:
             digest.update(f"\n{record.key}\t{record.version}\t{record.captions}{_asked(record)}".encode())
@@ -75,7 +92,11 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the samples wherever they lie and in whatever order: names, sizes of the images, captions."""
+        """Identifies the samples wherever they lie and in whatever order: names, sizes of the images, captions; of prepared
+        data, by the checksums of their files."""
+        if self.prepared:
+            rows = b"" if self.records.rows is None else self.records.rows.astype(np.int64).tobytes()
+            return sha256("\n".join(self.content).encode() + rows).hexdigest()
         lines = sorted(f"{record.key}\t{_size(record.place)}\t{record.captions}{_asked(record)}" for record in self.records)
         return sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()
 
@@ -91,8 +112,8 @@ class Source:
         for record, fault in zip(self.records, faults, strict=True):
             if fault:
                 self.report.skip(fault, record.key)
-        good = [record for record, fault in zip(self.records, faults, strict=True) if not fault]
-        return Source(good, self.content, self.report)
+        good = np.array([not fault for fault in faults])
+        return Source(self.records.where(good), self.content, self.report)
 
 
 def open_source(
@@ -107,8 +128,8 @@ def open_source(
 ) -> Source:
     """Open a split of a data set.
 
-    path: a folder of tar shards with or without a manifest, or a folder of images with a captions file. Checksums are
-        verified where there is a manifest.
+    path: prepared data, a folder of tar shards with or without a manifest, or a folder of images with a captions file.
+        Checksums of shards are verified where there is a manifest, of prepared data the files' sizes.
     split: a split the data has; "all"; or "train" or "validation" of data that has no splits, which are then
         made by hashing the keys, `validation_fraction` and `seed`, with at least one sample each. A split that the data call
         val, valid or dev is "validation".
@@ -122,6 +143,9 @@ def open_source(
     if not path.is_dir():
         raise ValueError(f"data.path {path} is not a folder; give a folder of tar shards or of images with captions")
     report = Report(f"{path} ({split})")
+    manifest = prepared.read_manifest(path)
+    if manifest is not None:
+        return _prepared(path, manifest, _split_name(split), keep or {}, questions, report)
     shards = sorted([*path.glob("*.tar"), *path.glob("*.tar.gz"), *path.glob("*.tgz")])
     if (path / "manifest.json").exists():
         records, content, has_splits = *_from_manifest(path, split, report), True
@@ -129,21 +153,19 @@ def open_source(
         records, content, has_splits = _from_shards(path, shards, _split_name(split), report)
     else:
         records, content, has_splits = *read_folder(path, captions, report), False
-    records = _keep(_with_texts(records, questions, report), keep or {}, report, path)
+    table = _keep(_with_texts(RecordTable.of(records), questions, report), keep or {}, report, path)
     if not has_splits:
-        records = _own_split(records, _split_name(split), report, path, validation_fraction, seed)
-    return Source(records, content, report)
+        table = _own_split(table, _split_name(split), report, path, validation_fraction, seed)
+    return Source(table, content, report)
 
 
 def _read(place: Place) -> bytes:
-    if isinstance(place, bytes):
-        return place
-    path, offset, size = place if isinstance(place, tuple) else (place, 0, -1)
+    if place is None:
+        raise ValueError("the data were prepared without their images, which this needs: prepare them with images kept")
     try:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        return read_place(place)
     except OSError as error:
+        path = place[0] if isinstance(place, tuple) else place
         raise ValueError(f"cannot read {path}: {error.strerror}; was it moved since training began?") from None
 
 
@@ -153,8 +175,8 @@ def _asked(record: Record) -> str:
 
 def _size(place: Place) -> int:
     """Bytes of an image."""
-    if isinstance(place, bytes):
-        return len(place)
+    if isinstance(place, bytes | None):
+        return len(place or b"")
     return place[2] if isinstance(place, tuple) else place.stat().st_size
 
 
@@ -164,6 +186,23 @@ def _fault(record: Record) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def _prepared(
+    path: Path, manifest: prepared.Manifest, split: str, keep: dict[str, list[str]], questions: bool, report: Report
+) -> Source:
+    """A split of prepared data. Nothing is read of rows that need not be chosen among."""
+    wanted = [shard for shard in manifest.shards if split in (shard.split, "all")]
+    if not wanted:
+        splits = ", ".join(sorted({shard.split for shard in manifest.shards}))
+        raise EmptySplitError(f"{path} has no split {split!r}; it has {splits} (and `all`)")
+    records = RecordTable(prepared.open_shards(path, wanted))
+    tokens = None
+    if manifest.tokenizer is not None:
+        tokens = prepared.TokenTable(records.table, manifest, manifest.unigram.get(split))
+    chosen = _keep(_with_texts(records, questions, report) if questions else records, keep, report, path)
+    content = [shard.sha256 for shard in wanted]
+    return Source(chosen, content, report, True, tokens and tokens.of(chosen))
 
 
 def _from_manifest(path: Path, split: str, report: Report) -> tuple[list[Record], list[str]]:
@@ -196,67 +235,51 @@ def _from_shards(path: Path, shards: list[Path], split: str, report: Report) -> 
     return records, content, has_splits
 
 
-_IMAGES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
-
-
 def _shard_records(path: Path, content: bytes | None, report: Report) -> list[Record]:
-    """The samples of one shard: files in a row that share the name up to the first dot."""
+    """The samples of one shard that can be used."""
     records = []
-    for key, members in groupby(shard_members(path, content), lambda member: _key_and_kind(member[0])[0]):
-        parts = {_key_and_kind(name)[1]: (path, offset, size) if data is None else data for name, offset, size, data in members}
-        place = next((parts[kind] for kind in parts if kind in _IMAGES), None)
-        metadata, fault = {}, None if place else "no image in the shard"
-        if place and "json" in parts:
-            text = _read(parts["json"])
-            try:
-                metadata = json.loads(text)
-            except ValueError:
-                metadata = None
-            fault = None if isinstance(metadata, dict) else "damaged JSON"
-        if not fault:
-            if "txt" in parts:
-                metadata["caption"] = _read(parts["txt"]).decode("utf-8", "replace")
-            captions, questions = take_captions(metadata), take_questions(metadata)
-            fault = None if captions or questions else "no caption"
-        if fault:
-            report.skip(fault, f"{path.name}:{key}")
+    for item in shard_records(path, content):
+        if isinstance(item, Fault):
+            report.skip(item.reason, item.key)
         else:
-            records.append(Record(key, captions, metadata, place, questions=questions))
+            records.append(item)
     return records
 
 
-def _key_and_kind(name: str) -> tuple[str, str]:
-    """A file's key (with its folder) and kind: `a/b.seg.PNG` -> `a/b`, `seg.png`."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, kind = base.partition(".")
-    return folder + slash + stem, kind.lower()
+def split_of(records: RecordTable, validation_fraction: float, seed: int) -> np.ndarray:
+    """The split object [N] of each record: what its metadata calls `split`, else "train" or "validation" by a hash of its key;
+    of two records or more, at least one in each of these where the fraction leaves it."""
+    values, codes = records.metadata_codes("split")
+    splits = np.array([*(_split_name("" if value in (None, "null") else value) for value in values), ""], object)[codes]
+    drawn = np.flatnonzero(splits == "")
+    chances = np.array([_chance(f"{seed} {key}") for key in records.where(splits == "").names()])
+    splits[drawn] = np.where(chances < validation_fraction, "validation", "train")
+    # The hash may leave nothing of few samples to one of them.
+    if len(drawn) and "train" not in splits and validation_fraction < 1:
+        splits[drawn[chances.argmax()]] = "train"
+    if len(drawn) > 1 and "validation" not in splits and validation_fraction > 0:
+        splits[drawn[chances.argmin()]] = "validation"
+    return splits
 
 
 def _own_split(
-    records: list[Record], split: str, report: Report, path: Path, validation_fraction: float, seed: int
-) -> list[Record]:
-    """The records of a split that only a hash of their keys decides; a `split` column of the data goes first."""
-    splits = [_split_name(str(record.metadata.get("split") or "")) for record in records]
+    records: RecordTable, split: str, report: Report, path: Path, validation_fraction: float, seed: int
+) -> RecordTable:
+    """The records of a split that only they themselves decide."""
+    splits = split_of(records, validation_fraction, seed)
     if split not in SPLITS_OF_OWN_DATA and split not in splits:
         raise EmptySplitError(f"{path} has no split {split!r}; data without splits has {', '.join(SPLITS_OF_OWN_DATA)}")
-    chances = {i: _chance(f"{seed} {record.key}") for i, record in enumerate(records) if not splits[i]}
-    for i, chance in chances.items():
-        splits[i] = "validation" if chance < validation_fraction else "train"
-    # The hash may leave nothing of few samples to one of them.
-    if chances and "train" not in splits and validation_fraction < 1:
-        splits[max(chances, key=chances.get)] = "train"
-    if len(chances) > 1 and "validation" not in splits and validation_fraction > 0:
-        splits[min(chances, key=chances.get)] = "validation"
-        if split == "validation":
-            part = f"data.validation_fraction = {validation_fraction:g} of {len(chances)}"
-            report.notes.append(f"one sample is kept for validation, since by their hash {part} are none")
-    chosen = [record for record, own in zip(records, splits, strict=True) if split in ("all", own)]
-    if records and not chosen:
-        counts = ", ".join(f"{count} in {name!r}" for name, count in sorted(Counter(splits).items()))
-        how = f" (data.validation_fraction = {validation_fraction:g})" if chances else ""
+    chosen = np.full(len(records), split == "all") | (splits == split)
+    if len(records) and not chosen.any():
+        counts = ", ".join(f"{count} in {name!r}" for name, count in sorted(Counter(splits.tolist()).items()))
+        how = f" (data.validation_fraction = {validation_fraction:g})"
         raise EmptySplitError(f"{path} has no sample in the split {split!r}, but {counts}{how}")
-    report.filtered += len(records) - len(chosen)
-    return chosen
+    few = validation_fraction * len(records) < 1
+    if split == "validation" and few and chosen.sum() == 1:
+        part = f"data.validation_fraction = {validation_fraction:g} of {len(records)}"
+        report.notes.append(f"one sample is kept for validation, though {part} is less than one")
+    report.filtered += len(records) - int(chosen.sum())
+    return records.where(chosen)
 
 
 def _chance(text: str) -> float:
@@ -268,32 +291,30 @@ def _split_name(name: str) -> str:
     return _SPLIT_NAMES.get(name.lower(), name)
 
 
-def _with_texts(records: list[Record], questions: bool, report: Report) -> list[Record]:
+def _with_texts(records: RecordTable, questions: bool, report: Report) -> RecordTable:
     """Those with a question that has an answer or, if those are not asked for, a caption."""
-    chosen = []
-    for record in records:
-        if any(question.answers for question in record.questions) if questions else record.captions:
-            chosen.append(record)
-        else:
-            report.skip("no question with an answer" if questions else "no caption", record.key)
-    return chosen
+    if questions:
+        has = np.array([any(question.answers for question in record.questions) for record in records], bool)
+    else:
+        has = pc.list_value_length(records.column("captions")).to_numpy() > 0
+    for key in records.where(~has).names():
+        report.skip("no question with an answer" if questions else "no caption", key)
+    return records.where(has)
 
 
-def _keep(records: list[Record], keep: dict[str, list[str]], report: Report, path: Path) -> list[Record]:
+def _keep(records: RecordTable, keep: dict[str, list[str]], report: Report, path: Path) -> RecordTable:
+    wanted = np.ones(len(records), bool)
     for name, values in keep.items():
-        present = {metadata_text(record.metadata[name]) for record in records if name in record.metadata}
-        if records and not present:
-            known = sorted({field for record in records for field in record.metadata})
+        found, codes = records.metadata_codes(name)
+        present = {value for value in found if value is not None}
+        if len(records) and not present:
+            known = records.metadata_names()
             raise EmptySplitError(f"data.keep: no sample of {path} has {name!r}; there is {', '.join(known) or 'nothing'}")
-        if records and not present & set(values):
+        if len(records) and not present & set(values):
             some = ", ".join(sorted(present)[:20])
             raise EmptySplitError(f"data.keep.{name}: none of {', '.join(values)} occurs in {path}; values are {some}")
-    chosen = [
-        record
-        for record in records
-        if all(name in record.metadata and metadata_text(record.metadata[name]) in keep[name] for name in keep)
-    ]
-    if records and not chosen:
+        wanted &= np.array([value in values for value in found], bool)[codes]
+    if len(records) and not wanted.any():
         raise EmptySplitError(f"data.keep: no sample of {path} fits all of {', '.join(keep)} together")
-    report.filtered += len(records) - len(chosen)
-    return chosen
+    report.filtered += len(records) - int(wanted.sum())
+    return records.where(wanted)

@@ -40,7 +40,8 @@ def open_splits(data: ImageDataConfig, seed: int, questions: bool = False) -> tu
     except EmptySplitError:
         if data.validation_split != ImageDataConfig.validation_split:
             raise
-    return training, Source(training.records, training.content, Report(f"{data.path} (validation)", notes=[_NO_VALIDATION]))
+    report = Report(f"{data.path} (validation)", notes=[_NO_VALIDATION])
+    return training, Source(training.records, training.content, report, training.prepared, training.tokens)
 
 
 _NO_VALIDATION = "there is no sample for validation, which reads the training samples and says only how well they are learned"

@@ -37,7 +37,7 @@ class Logs:
         interval = 0.1 if sys.stderr.isatty() else 30
         self._bar = tqdm(total=steps, initial=start, unit="step", mininterval=interval, maxinterval=interval)
         self._shown: dict[str, str] = {}
-        self._speed = 0.0
+        self._speed, self._waits = 0.0, 0.0
 
     def __enter__(self) -> "Logs":
         return self
@@ -49,17 +49,20 @@ class Logs:
         self._metrics.close()
         self._writer.close()
 
-    def log_step(self, step: int, units: int, unit: str, seconds: float) -> None:
-        """One step is done, which took `seconds` for `units`."""
+    def log_step(self, step: int, units: int, unit: str, seconds: float, waited: float) -> None:
+        """One step is done, which took `seconds` for `units`, after the process had `waited` so long for its batch."""
         if not self._writes:
             return
-        speed = units / seconds
-        self._speed = speed if not self._speed else 0.95 * self._speed + 0.05 * speed
-        self._shown[f"{unit}/s"] = f"{self._speed:.0f}"
+        speed, waits = units / (seconds + waited), waited / (seconds + waited)
+        first = not self._speed  # of which much goes into starting
+        self._speed = speed if first else 0.95 * self._speed + 0.05 * speed
+        self._waits = 0.0 if first else 0.95 * self._waits + 0.05 * waits
+        self._shown |= {f"{unit}/s": f"{self._speed:.0f}", "data_wait": f"{self._waits:.1%}"}
         self._bar.set_postfix(self._shown, refresh=False)
         self._bar.update(1)
         if step % 20 == 0:
             self._writer.add_scalar(tag=f"speed/{unit}_per_second", step=step, value=self._speed)
+            self._writer.add_scalar(tag="speed/data_wait", step=step, value=self._waits)
 
     def log_losses(self, step: int, values: dict[str, float], rate: float) -> None:
         """Losses of a training step."""

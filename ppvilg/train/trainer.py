@@ -52,6 +52,7 @@ class Trainer:
         self._open_folder()
         steps = range(self.step, settings.steps)
         with Logs(self.run, self.step, settings.steps, self.context.is_main_process) as logs, _interruption() as came:
+            asked = time.perf_counter()
             for micro_batches in prefetch(self.micro_batches, steps, self.config.data.workers):
                 began = time.perf_counter()
                 losses = self.train_step(micro_batches)
@@ -59,7 +60,7 @@ class Trainer:
                 if self.step % settings.log_every == 0 or last:
                     logs.log_losses(self.step, self._fetch(losses), self.schedule.get_lr())
                 units = sum(map(self.task.units, micro_batches)) * self.context.data_world_size
-                logs.log_step(self.step, units, self.task.unit, time.perf_counter() - began)
+                logs.log_step(self.step, units, self.task.unit, time.perf_counter() - began, began - asked)
                 if self.step % settings.validate_every == 0 or last:
                     logs.log_validation(self.step, self.evaluate())
                 if isinstance(settings, PreviewTrainConfig) and (self.step % settings.preview_every == 0 or last):
@@ -71,6 +72,7 @@ class Trainer:
                     self.save()
                 if interrupted:
                     return last
+                asked = time.perf_counter()
         return True
 
     def micro_batches(self, step: int) -> list[Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from ppvilg.checkpoint import checksum, load_arrays, weights_file
 from ppvilg.config import ViLGExperiment
 from ppvilg.data.loader import canonical_caption, canonical_question, draw_caption, draw_question
+from ppvilg.data.prepared import TokenTable
 from ppvilg.data.records import Record
 from ppvilg.data.sources import Source
 from ppvilg.data.splits import evenly_spaced, load_images
@@ -26,7 +27,8 @@ from ppvilg.model.lora import add_lora
 from ppvilg.model.loss import LossWeights, ReconstructionWeights, vilg_accuracy, vilg_loss
 from ppvilg.model.mask import Direction
 from ppvilg.model.vilg import Outputs, ViLG
-from ppvilg.pictures import labelled_grid, to_model
+from ppvilg.ops import from_numpy
+from ppvilg.pictures import from_model, labelled_grid, to_model
 from ppvilg.text import encode_cut, load_text_tokenizer, pad_batch
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.fleet import DistributedModel, built_dtype
@@ -101,6 +103,10 @@ class ViLGTask(Task):
         kept = self.image_tokenizer if os.access(self.image_tokenizer, os.W_OK) else Path(self.config.train.output)
         size, cache = self.config.data.image_size, kept / "tokens"
         version = checksum(weights_file(self.image_tokenizer))
+        if self.reconstruction is not None and self.training.records[0].place is None:
+            raise ValueError(
+                f"transformer.reconstructor learns from images, but {self.config.data.path} was prepared without them"
+            )
         self.tokens, self.validation_tokens = (
             image_tokens(source, self.vqgan, version, size, cache, self.context) for source in (self.training, self.validation)
         )
@@ -162,7 +168,7 @@ class ViLGTask(Task):
         ):
             chosen = evenly_spaced(len(source), half)
             if Direction.TEXT_TO_IMAGE in self.directions:
-                images[f"{name}_images"] = self._generated(source, chosen)
+                images[f"{name}_images"] = self._generated(source, chosen, tokens)
             if Direction.IMAGE_TO_TEXT in self.directions:
                 texts[f"{name}_captions"] = self._captioned(source, chosen, tokens)
         return Preview(images, texts)
@@ -183,7 +189,7 @@ class ViLGTask(Task):
         given |= {f"embedding.text_encoder.{name}": array for name, array in weights.items()}
         set_weights(parameters, given, self.context.mp_group)
 
-    def _generated(self, source: Source, chosen: list[int]) -> np.ndarray:
+    def _generated(self, source: Source, chosen: list[int], tokens: TokenTable) -> np.ndarray:
         prompts = [self._canonical(source, i)[1] for i in chosen]
         each = _PREVIEW_SAMPLES_PER_PROMPT
         texts = [self._encode(prompt) for prompt in prompts]
@@ -196,15 +202,19 @@ class ViLGTask(Task):
             sampling=Sampling(),
             return_states="hidden" in decoders,
         )
-        rows = [[image] for image in load_images(source, chosen, self.config.data.image_size)]
+        if source.records[chosen[0]].place is None:  # prepared without images: as the tokenizer paints them
+            real = list(from_model(self.vqgan.decode(from_numpy(tokens[chosen])).numpy()))
+        else:
+            real = load_images(source, chosen, self.config.data.image_size)
+        rows = [[image] for image in real]
         for decoder in decoders:
             made = decode_images(self.model, self.vqgan, output, decoder)
             for k, row in enumerate(rows):
                 row += made[each * k : each * (k + 1)]
         return labelled_grid(list(zip(rows, prompts, strict=True)), columns=2)
 
-    def _captioned(self, source: Source, chosen: list[int], tokens: np.ndarray) -> str:
-        images, length = tokens[chosen].astype(np.int64), self.config.text.max_length
+    def _captioned(self, source: Source, chosen: list[int], tokens: TokenTable) -> str:
+        images, length = tokens[chosen], self.config.text.max_length
         own = [self._canonical(source, i) for i in chosen]
         asked = [self._encode_question(question) for question, _ in own] if self.config.reads_questions else None
         texts = generate_texts(self.model, images, self.text_tokenizer, length, [0] * len(chosen), Sampling(0), asked)
@@ -223,8 +233,8 @@ class ViLGTask(Task):
             for part in (chosen[first : first + size] for first in range(0, count, size))
         ]
 
-    def _batch(self, texts: list[Texts], source: Source, tokens: np.ndarray, chosen: list[int]) -> Batch:
-        image, pad = tokens[chosen].astype(np.int64), self.text_tokenizer.pad
+    def _batch(self, texts: list[Texts], source: Source, tokens: TokenTable, chosen: list[int]) -> Batch:
+        image, pad = tokens[chosen], self.text_tokenizer.pad
         batch = Batch.of([self._encode(text) for _, text in texts], image, pad, self.model.config, _PAD_TO)
         if self.config.reads_questions:
             asked = [self._encode_question(question) for question, _ in texts]
@@ -255,18 +265,18 @@ class ViLGTask(Task):
     def _unigram(self, batches: list[Batch]) -> dict[str, float]:
         """What a model scores that knows only how often each token occurs in the training split."""
         texts = [self._encode(self._canonical(self.training, i)[1]) for i in evenly_spaced(len(self.training), 2000)]
-        seen_text = np.concatenate([ids[1:] for ids in texts])
+        of_text = self.config.text.vocabulary_size
+        seen_text = np.bincount(np.concatenate([ids[1:] for ids in texts]), minlength=of_text)
         image = np.concatenate([batch.image.ravel() for batch in batches])
         text = np.concatenate([batch.text[:, 1:][batch.text_mask[:, 1:]] for batch in batches])
-        of_image, of_text = self.config.vqgan.codebook.size, self.config.text.vocabulary_size
         metrics = {}
-        for direction, name, seen, targets, size in (
-            (Direction.TEXT_TO_IMAGE, "txt2img", self.tokens.ravel(), image, of_image),
-            (Direction.IMAGE_TO_TEXT, "img2txt", seen_text, text, of_text),
+        for direction, name, seen, targets in (
+            (Direction.TEXT_TO_IMAGE, "txt2img", self.tokens.unigram, image),
+            (Direction.IMAGE_TO_TEXT, "img2txt", seen_text, text),
         ):
             if direction not in self.directions:
                 continue
-            counts = np.bincount(seen, minlength=size) + 1.0  # add-one smoothing
+            counts = seen + 1.0  # add-one smoothing
             metrics[f"{name}_unigram"] = float(-np.log(counts / counts.sum())[targets].mean())
             metrics[f"{name}_unigram_accuracy"] = float((targets == counts.argmax()).mean())
         return metrics

@@ -44,6 +44,23 @@ def test_coco_cn_captions(tmp_path):
     assert [r.key for r in open_source(tmp_path, "validation", captions="coco-cn.json").records] == files[1:]
 
 
+def test_coco_cn_as_text(tmp_path):
+    """As it is published: a file of captions, and a list of images for each split."""
+    names = [f"COCO_{part}2014_{i:012d}" for part in ("train", "val") for i in range(2)]
+    write(tmp_path, {}, [f"images/{name}.jpg" for name in names])
+    lines = [f"{name}#{number}\t一只猫 {number}\n" for name in names for number in range(2)]
+    (tmp_path / "imageid.human-written-caption.txt").write_text("".join(lines), "utf-8")
+    (tmp_path / "coco-cn_train.txt").write_text("\n".join(names[1:]))
+    (tmp_path / "coco-cn_val.txt").write_text(names[0])
+    captions = ["imageid.human-written-caption.txt", "coco-cn_train.txt", "coco-cn_val.txt"]
+    source = open_source(tmp_path, "train", captions=captions)
+    assert {key: record.captions for key, record in by_key(source).items()} == {
+        f"images/{name}.jpg": {"zh": ["一只猫 0", "一只猫 1"]} for name in names[1:]
+    }
+    (record,) = open_source(tmp_path, "validation", captions=captions).records
+    assert record.key == f"images/{names[0]}.jpg"
+
+
 def test_aic_icc_captions_of_two_files(tmp_path):
     names = {
         "caption_train_annotations_20170902.json": "caption_train_images_20170902/8f00f3d0f1008e085ab660e70dffced16a8259f6.jpg",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from ppvilg.data import images
-from ppvilg.data.images import decode_image
+from ppvilg.data.images import UnusableImageError, decode_image, decode_squares, encode_jpeg
 
 
 def encode(image, kind, **options) -> bytes:
@@ -163,3 +163,34 @@ def test_limit():
     assert decode_image(encode(noise(), "PNG"), 8, 1200).shape == (8, 8, 3)
     with pytest.raises(ValueError, match="40x30 pixels"):
         decode_image(encode(noise(), "PNG"), 8, 1199)
+
+
+def test_several_squares_of_one_image():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(noise(90, 40), "JPEG", exif=exif.tobytes())
+    squares, size = decode_squares(data, [16, 40, 64])
+    assert size == (40, 90)
+    assert list(squares) == [16, 40, 64]
+    for side, square in squares.items():
+        np.testing.assert_array_equal(square, decode_image(data, side))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"text", "not an image"),
+        (encode(noise(), "JPEG")[:-10], "the image is truncated"),
+        (encode(noise(200, 200), "PNG"), "the image is too large"),
+        (b"\x89PNG\r\n\x1a\n" + b"IEND" * 9, "an image that cannot be decoded"),
+    ],
+)
+def test_reasons_can_be_counted(data, reason):
+    with pytest.raises(UnusableImageError, match=reason) as error:
+        decode_image(data, 8, max_pixels=30_000)
+    assert error.value.reason == reason
+
+
+def test_jpeg_of_a_square():
+    image = np.full((20, 20, 3), (200, 100, 50), np.uint8)
+    assert np.abs(decode_image(encode_jpeg(image), 20).astype(int) - image).max() < 4

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from ppvilg.data.loader import SampleStream, canonical_caption, draw_caption, own_positions, prefetch
 from ppvilg.data.records import Record
+from ppvilg.data.table import RecordTable
 
 
 def records(metadata):
-    return [Record(str(i), {}, found, b"") for i, found in enumerate(metadata)]
+    return RecordTable.of(Record(str(i), {}, found, b"") for i, found in enumerate(metadata))
 
 
 CAPTIONS = {"zh": ["红苹果", "苹果"], "en": ["red apple"], "fr": []}

@@ -8,14 +8,18 @@ import paddle
 import pytest
 
 from ppvilg.config import load_config
+from ppvilg.data.prepared import TokenTable
+from ppvilg.data.splits import load_images
 from ppvilg.model.batch import Batch
 from ppvilg.model.mask import Direction
+from ppvilg.pictures import to_model
 from ppvilg.train import build_task
 from ppvilg.train.context import ParallelContext
 from ppvilg.train.fleet import distribute
 from ppvilg.train.image_tokens import image_tokens
 from ppvilg.train.optimizer import build_optimizer, build_schedule
 from ppvilg.train.vilg import ViLGTask, drop_prompts, with_noise
+from ppvilg.vqgan.model import VQGAN
 
 
 def build(path: Path, *overrides: str) -> ViLGTask:
@@ -106,25 +110,49 @@ def test_a_state_stands_for_the_token_that_it_has_read(tiny_configs, tiny_runs):
     assert difference[:, :-1].max() < 1e-6
 
 
-def test_tokens_are_cached_by_tokenizer_and_data(tiny_configs, tiny_runs, tmp_path):
+def everything(table: TokenTable) -> np.ndarray:
+    return table[range(len(table))]
+
+
+def test_tokens_are_kept_by_tokenizer_and_data(tiny_configs, tiny_runs, tmp_path):
     task = build(tiny_configs / "vilg.yml")
     source, size = task.validation, task.config.data.image_size
-    first = image_tokens(source, task.vqgan, "one", size, tmp_path, ParallelContext())
-    assert first.shape == (len(source), task.config.image_tokens)
+    first = everything(image_tokens(source, task.vqgan, "one", size, tmp_path, ParallelContext()))
+    images = to_model(load_images(source, list(range(len(source))), size))
+    np.testing.assert_array_equal(first, task.vqgan.encode(paddle.to_tensor(images)).flatten(1).numpy())
     with paddle.no_grad():
         for parameter in task.vqgan.parameters():
             parameter.set_value(paddle.zeros(parameter.shape))
-    np.testing.assert_array_equal(image_tokens(source, task.vqgan, "one", size, tmp_path, ParallelContext()), first)
-    changed = image_tokens(source, task.vqgan, "two", size, tmp_path, ParallelContext())
+    np.testing.assert_array_equal(everything(image_tokens(source, task.vqgan, "one", size, tmp_path, ParallelContext())), first)
+    changed = everything(image_tokens(source, task.vqgan, "two", size, tmp_path, ParallelContext()))
     assert (changed != first).any(), "another tokenizer's checksum means other tokens"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_making_tokens_goes_on_where_it_was(tiny_configs, tiny_runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("ppvilg.train.image_tokens._ROWS", 5)
+    task = build(tiny_configs / "vilg.yml")
+    size, encode, calls = task.config.data.image_size, VQGAN.encode, []
+
+    def interrupted(self, images):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(self, images)
+
+    monkeypatch.setattr(VQGAN, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        image_tokens(task.training, task.vqgan, "one", size, tmp_path, ParallelContext())
+    made = image_tokens(task.training, task.vqgan, "one", size, tmp_path, ParallelContext())
+    assert sum(calls) == len(task.training) + calls[2], "no image twice but those of the file that was begun"
+    np.testing.assert_array_equal(everything(made), everything(task.tokens))
 
 
 def test_tokens_of_a_read_only_tokenizer_are_kept_in_the_run(tiny_configs, tiny_runs, tmp_path, monkeypatch):
     kept = build(tiny_configs / "vilg.yml").tokens
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     task = build(tiny_configs / "vilg.yml", f"train.output={tmp_path}")
-    np.testing.assert_array_equal(task.tokens, kept)
+    np.testing.assert_array_equal(everything(task.tokens), everything(kept))
     assert len(list((tmp_path / "tokens").iterdir())) == 2
 
 
@@ -136,8 +164,8 @@ def validate(task: ViLGTask) -> dict[str, float]:
 def test_unigram_baseline_against_counting(tiny_configs, tiny_runs):
     task = build(tiny_configs / "vilg.yml")
     metrics = validate(task)
-    seen = np.bincount(task.tokens.ravel(), minlength=16) + 1.0
-    targets = task.validation_tokens.ravel()
+    seen = np.bincount(everything(task.tokens).ravel(), minlength=16) + 1.0
+    targets = everything(task.validation_tokens).ravel()
     assert metrics["txt2img_unigram"] == pytest.approx(-np.log(seen / seen.sum())[targets].mean())
     assert metrics["txt2img_unigram_accuracy"] == pytest.approx((targets == seen.argmax()).mean())
 

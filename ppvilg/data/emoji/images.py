@@ -63,7 +63,7 @@ def _draw(icons: dict, name: str):
     try:
         import resvg_py
     except ImportError:
-        raise ValueError("resvg-py is not installed; run: pip install -r requirements-data.txt") from None
+        raise ValueError("resvg-py is not installed; run: pip install -r requirements-emoji.txt") from None
     alias = icons.get("aliases", {}).get(name, {})
     icon = icons["icons"][alias.get("parent", name)]
     left, top = icon.get("left", 0), icon.get("top", 0)
