@@ -10,7 +10,7 @@ from pathlib import Path
 from paddle import inference
 
 from ppvilg.benchmark.generation import Generated, generation, longest_prompt, steps_line
-from ppvilg.benchmark.runner import Competitor, Timing, compare
+from ppvilg.benchmark.runner import Competitor, Timing, compare, quartiles, run_alone
 from ppvilg.config import ViLGExperiment
 from ppvilg.export.model import ExportedViLG
 from ppvilg.export.onnx_convert import convert_steps
@@ -36,7 +36,47 @@ def compare_export(config: ViLGExperiment, batch: int, versus: list[str], repeti
     timings = compare(competitors, repetitions, batch, "images")
     tokens = {timing.name: timing.repetitions[0].result.tokens for timing in timings}
     same = ", ".join(f"{name} {(found == tokens['dygraph']).mean():.2%}" for name, found in tokens.items())
-    return timings, [*map(steps_line, timings), f"greedy tokens that are equal: {same}"]
+    lines = [*map(steps_line, timings), f"greedy tokens that are equal: {same}"]
+    return timings, lines + ([bandwidth_line(config, timings)] if batch == 1 else [])
+
+
+def bandwidth_line(config: ViLGExperiment, timings: list[Timing]) -> str:
+    """Of a step of one sequence: which share of the time it takes to read all of a step's weights once, as float32."""
+    speed, read = run_alone(memory_bandwidth), step_bytes(config)
+    bound = read / speed
+    shares = []
+    for timing in timings:
+        runs: list[Generated] = [repetition.result for repetition in timing.repetitions]
+        step = quartiles([seconds for run in runs for seconds in run.seconds])[1]
+        shares.append(f"{timing.name} {bound / step:.0%}")
+    what = f"a step reads {read / 1e6:.0f} MB of weights, {bound * 1e3:.1f} ms at {speed / 1e9:.1f} GB/s"
+    return f"{what}; of that bound: {', '.join(shares)}"
+
+
+def step_bytes(config: ViLGExperiment) -> float:
+    """Of the weights, float32, that one token goes through: those of the layers and of the head that chooses it."""
+    model = config.transformer
+    layer = (4 + 2 * model.ffn_multiplier) * model.hidden**2
+    return 4.0 * (model.layers * layer + model.hidden * config.vqgan.codebook.size)
+
+
+def memory_bandwidth() -> Callable[[], float]:
+    """Bytes a second at which a matrix that fits no cache is read, in a product with a vector; the best of some."""
+    import time
+
+    import paddle
+
+    matrix, vector = paddle.rand([8192, 8192]), paddle.rand([1, 8192])
+
+    def measure() -> float:
+        seconds = []
+        for _ in range(20):
+            began = time.perf_counter()
+            paddle.matmul(vector, matrix).numpy()
+            seconds.append(time.perf_counter() - began)
+        return matrix.numel().item() * 4 / min(seconds)
+
+    return measure
 
 
 def dygraph(config: ViLGExperiment, batch: int) -> Callable[[], Generated]:

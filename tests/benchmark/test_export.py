@@ -2,8 +2,10 @@
 
 import pytest
 
-from ppvilg.benchmark.export import compare_export, start_line
+from ppvilg.benchmark.export import compare_export, start_line, step_bytes
 from ppvilg.config import ViLGExperiment, load_config
+from ppvilg.model.config import vilg_config
+from ppvilg.model.vilg import ViLG
 
 TINY = ["transformer.layers=2", "transformer.hidden=16", "transformer.heads=2", "text.vocabulary_size=23", "text.max_length=9"]
 
@@ -24,6 +26,16 @@ def test_onnx_runtime_gives_the_same_tokens(config):
     pytest.importorskip("onnxruntime")
     _, lines = compare_export(config, 3, ["onnx"], 1)
     assert lines[-1].endswith("onnx 100.00%")
+
+
+def test_a_step_of_one_sequence_beside_the_memory_s_speed(config):
+    _, lines = compare_export(config, 1, [], 1)
+    assert lines[-2].startswith("greedy tokens")
+    assert lines[-1].startswith("a step reads 0 MB of weights")
+    model = ViLG(vilg_config(config))
+    names = [name for name in model.state_dict() if name.startswith("blocks.") and "weight" in name and "norm" not in name]
+    layers = sum(4.0 * model.state_dict()[name].size for name in names)
+    assert step_bytes(config) == pytest.approx(layers + 4 * 16 * 11, rel=0.05)
 
 
 def test_a_start_is_timed(tiny_runs):
