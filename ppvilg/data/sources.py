@@ -246,9 +246,11 @@ def _shard_records(path: Path, content: bytes | None, report: Report) -> list[Re
     return records
 
 
-def split_of(records: RecordTable, validation_fraction: float, seed: int) -> np.ndarray:
-    """The split object [N] of each record: what its metadata calls `split`, else "train" or "validation" by a hash of its key;
-    of two records or more, at least one in each of these where the fraction leaves it."""
+def split_of(records: RecordTable, validation_fraction: float, seed: int) -> tuple[np.ndarray, bool]:
+    """The split object [N] of each record: what its metadata calls `split`, else "train" or "validation" by a hash of its key.
+
+    Of two records or more, the hash of which would leave nothing for validation, one is put there, which the flag says.
+    """
     values, codes = records.metadata_codes("split")
     splits = np.array([*(_split_name("" if value in (None, "null") else value) for value in values), ""], object)[codes]
     drawn = np.flatnonzero(splits == "")
@@ -257,16 +259,17 @@ def split_of(records: RecordTable, validation_fraction: float, seed: int) -> np.
     # The hash may leave nothing of few samples to one of them.
     if len(drawn) and "train" not in splits and validation_fraction < 1:
         splits[drawn[chances.argmax()]] = "train"
-    if len(drawn) > 1 and "validation" not in splits and validation_fraction > 0:
+    moved = len(drawn) > 1 and "validation" not in splits and validation_fraction > 0
+    if moved:
         splits[drawn[chances.argmin()]] = "validation"
-    return splits
+    return splits, moved
 
 
 def _own_split(
     records: RecordTable, split: str, report: Report, path: Path, validation_fraction: float, seed: int
 ) -> RecordTable:
     """The records of a split that only they themselves decide."""
-    splits = split_of(records, validation_fraction, seed)
+    splits, moved = split_of(records, validation_fraction, seed)
     if split not in SPLITS_OF_OWN_DATA and split not in splits:
         raise EmptySplitError(f"{path} has no split {split!r}; data without splits has {', '.join(SPLITS_OF_OWN_DATA)}")
     chosen = np.full(len(records), split == "all") | (splits == split)
@@ -274,10 +277,9 @@ def _own_split(
         counts = ", ".join(f"{count} in {name!r}" for name, count in sorted(Counter(splits.tolist()).items()))
         how = f" (data.validation_fraction = {validation_fraction:g})"
         raise EmptySplitError(f"{path} has no sample in the split {split!r}, but {counts}{how}")
-    few = validation_fraction * len(records) < 1
-    if split == "validation" and few and chosen.sum() == 1:
+    if moved and split == "validation":
         part = f"data.validation_fraction = {validation_fraction:g} of {len(records)}"
-        report.notes.append(f"one sample is kept for validation, though {part} is less than one")
+        report.notes.append(f"one sample is kept for validation, since by their hash {part} are none")
     report.filtered += len(records) - int(chosen.sum())
     return records.where(chosen)
 

@@ -145,7 +145,7 @@ def _repeated_captions(column: pa.ChunkedArray, gone: np.ndarray, dropped: dict[
 
 def _splits(config: PrepareExperiment, records: RecordTable, rows: _Rows) -> np.ndarray:
     """The split of each row, as it would be if they were opened where they lie."""
-    return split_of(records.take(rows.indices), config.validation_fraction, config.seed)
+    return split_of(records.take(rows.indices), config.validation_fraction, config.seed)[0]
 
 
 def _write_split(
