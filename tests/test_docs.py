@@ -46,7 +46,8 @@ def run(words: list[str], folder: Path) -> None:
         return
     if "ray.address=auto" in words:  # a Ray of its own instead of a cluster
         words = [*words, "-o", "ray.address=null"]
-    done = subprocess.run([sys.executable, *words], cwd=folder, env=NO_JAVA, capture_output=True, text=True, check=False)
+    own = os.environ if "engine=ray" in words else NO_JAVA  # Ray starts its workers through the shell
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=own, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (words, done.stderr[-2000:])
 
 
