@@ -5,6 +5,8 @@ workers is found and left out, so both come to an end.
 """
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -61,7 +63,14 @@ def _pool(config: PrepareExperiment) -> ProcessPoolExecutor:
 
 def _start(config: PrepareExperiment) -> None:
     global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = Worker(config)
+
+
+def _end_with_parent() -> None:
+    """A process of a pool would wait for ever for a parent that was killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _make(part: Part) -> None:

@@ -26,6 +26,7 @@ from ppvilg.pictures import to_model
 from ppvilg.vqgan.folder import load_vqgan
 from tests.data.broken_corpus import write_corpus
 from tests.data.prepare.killers import Killer, Unavailable
+from tests.server.conftest import until
 
 READER = TypeAdapter(AnyReader)
 
@@ -217,7 +218,7 @@ def children(process: subprocess.Popen) -> list[int]:
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(small, undisturbed, tmp_path, kills):
     """Driver or worker, whatever is there; the tool goes on by the same command."""
-    chance, output, done = random.Random(0), tmp_path / "out", 0
+    chance, output, done, left = random.Random(0), tmp_path / "out", 0, []
     for _ in range(100):
         with open(tmp_path / "log", "w") as log:
             process = subprocess.Popen(command(small, output), stdout=log, stderr=log)
@@ -228,6 +229,7 @@ def test_killed_at_random_moments(small, undisturbed, tmp_path, kills):
                     of_worker = children(process)
                     os.kill(chance.choice([process.pid, *of_worker]), signal.SIGKILL)
                     done += 1
+                    left += of_worker
             code = process.wait()
         if code == 0:
             if done >= kills:
@@ -236,6 +238,7 @@ def test_killed_at_random_moments(small, undisturbed, tmp_path, kills):
     assert code == 0, (tmp_path / "log").read_text()
     assert done == kills
     assert contents(output) == reported(undisturbed, output)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))  # nobody waits for a driver that is gone
 
 
 def test_the_tool_says_what_is_wrong(tmp_path):
