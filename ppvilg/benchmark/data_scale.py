@@ -15,7 +15,7 @@ from ppvilg.data import prepared
 from ppvilg.data.table import SCHEMA
 
 _CODES, _LENGTH, _SIDE = 1024, 64, 64
-_PER_SHARD, _PER_BATCH = 2**20, 2**12
+_PER_SHARD, _PER_BATCH, _PER_GROUP = 2**20, 2**14, 2**12
 _BATCH, _BATCHES = 16, 500  # pairs of a step, and steps
 SCALE_HEADER = f"{'rows':>12}{'GB':>8}{'open s':>9}{'first batch s':>15}{'batches/s':>11}{'own memory MB':>15}{'before MB':>11}"
 FORMAT_HEADER = f"{'format':24}{'MB':>8}{'open ms':>10}{'random pairs/s':>16}"
@@ -149,7 +149,7 @@ def _write_parquet(path: Path, rows: int) -> None:
 
     with pq.ParquetWriter(path, _schema()) as writer:
         for batch in _random_batches(0, rows):
-            writer.write_batch(batch)
+            writer.write_batch(batch, row_group_size=_PER_GROUP)
 
 
 def _read_parquet(path: Path) -> Callable[[int], object]:
@@ -158,8 +158,8 @@ def _read_parquet(path: Path) -> Callable[[int], object]:
     file = pq.ParquetFile(path, memory_map=True)
 
     def pair(i: int) -> object:
-        group = file.read_row_group(i // _PER_BATCH, columns=["captions", prepared.TOKENS])
-        return group.slice(i % _PER_BATCH, 1).to_pylist()
+        group = file.read_row_group(i // _PER_GROUP, columns=["captions", prepared.TOKENS])
+        return group.slice(i % _PER_GROUP, 1).to_pylist()
 
     return pair
 

@@ -26,7 +26,7 @@ from ppvilg.data.sources import split_of
 from ppvilg.data.table import SCHEMA, RecordTable, to_batches
 from ppvilg.folder import ImageTokenizerConfig, read_config
 
-_ROWS = 1024  # of a batch in a shard
+_ROWS = 16384  # of a batch in a shard; opening many batches takes time and memory
 _EXAMPLES = 16  # to choose among
 _THUMBNAIL = 96
 
