@@ -1,6 +1,10 @@
 """What the transformer is trained on: noise, cached tokens, validation measures."""
 
 import os
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +114,14 @@ def test_a_state_stands_for_the_token_that_it_has_read(tiny_configs, tiny_runs):
     assert difference[:, :-1].max() < 1e-6
 
 
+@dataclass(frozen=True)
+class Group:
+    """Of two processes."""
+
+    rank: int
+    nranks: int = 2
+
+
 def everything(table: TokenTable) -> np.ndarray:
     return table[range(len(table))]
 
@@ -146,6 +158,30 @@ def test_making_tokens_goes_on_where_it_was(tiny_configs, tiny_runs, tmp_path, m
     made = image_tokens(task.training, task.vqgan, "one", size, tmp_path, ParallelContext())
     assert sum(calls) == len(task.training) + calls[2], "no image twice but those of the file that was begun"
     np.testing.assert_array_equal(everything(made), everything(task.tokens))
+
+
+def test_processes_make_the_tokens_together(tiny_configs, tiny_runs, tmp_path, monkeypatch):
+    """Two of them, here threads: each encodes some, and all open the same."""
+    monkeypatch.setattr("ppvilg.train.image_tokens._ROWS", 5)
+    together = threading.Barrier(2)
+    monkeypatch.setattr(ParallelContext, "barrier", lambda self: together.wait(60))
+    task = build_task(load_config(tiny_configs / "vilg.yml"), ParallelContext())
+    size, encode, encoded = task.config.data.image_size, VQGAN.encode, Counter()
+
+    def counted(self, images):
+        encoded[threading.get_ident()] += len(images)
+        with paddle.no_grad():
+            return encode(self, images)
+
+    monkeypatch.setattr(VQGAN, "encode", counted)
+    with ThreadPoolExecutor(2) as threads:
+        contexts = [ParallelContext(world_size=2, rank=rank, dp_group=Group(rank)) for rank in range(2)]
+        made = list(threads.map(lambda one: image_tokens(task.training, task.vqgan, "one", size, tmp_path, one), contexts))
+    assert len(encoded) == 2
+    assert sum(encoded.values()) == len(task.training)
+    monkeypatch.undo()
+    for table in made:
+        np.testing.assert_array_equal(everything(table), everything(build(tiny_configs / "vilg.yml").tokens))
 
 
 def test_tokens_of_a_read_only_tokenizer_are_kept_in_the_run(tiny_configs, tiny_runs, tmp_path, monkeypatch):
