@@ -1,6 +1,7 @@
 """The whole preparation: units, parts, shards."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,10 @@ def prepare(config: PrepareExperiment) -> Path:
     output = Path(config.output)
     check_folder("output", output)
     if read_manifest(output) is not None:
-        raise ValueError(f"{output} is prepared already: give another output")
+        if not (output / PARTS).is_dir():
+            raise ValueError(f"{output} is prepared already: give another output")
+        shutil.rmtree(output / PARTS)  # it was killed just before
+        return output
     parts = list_parts(config)
     Worker(config)  # whatever cannot be had is said here, not by many workers
     _begin(config, output)

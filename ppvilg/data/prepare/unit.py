@@ -25,7 +25,7 @@ from ppvilg.data.prepare.config import PrepareExperiment
 from ppvilg.data.readers import Fault, Unit
 from ppvilg.data.records import Record
 from ppvilg.data.table import SCHEMA, to_batches
-from ppvilg.data.translation import add_translations
+from ppvilg.data.translation import TranslationError, add_translations
 from ppvilg.files import whole_file, write_whole
 from ppvilg.pictures import to_model
 
@@ -76,17 +76,17 @@ class Worker:
         self._tokens = None if self._vqgan is None else token_field(config, self._vqgan.config)
 
     def __call__(self, part: Part) -> None:
-        """Make a part, unless it is done. Raises `ValueError` where the preparation cannot go on at all."""
+        """Make a part, unless it is done. Raises `TranslationError` or `OSError` where the preparation cannot go on at all."""
         note = part.path(self._output, ".at")
         while not part.is_done(self._output):
             before = note.read_bytes() if note.is_file() else None
             try:
                 self._make(part, _Note(note))
-            except Exception as error:
-                if isinstance(error, ValueError | OSError):  # no pair's fault, as a translation service that fails
-                    note.unlink(missing_ok=True) if before is None else write_whole(note, before)
-                    raise
-                # Any other is as if the worker had died there.
+            except (TranslationError, OSError):  # no pair's fault
+                note.unlink(missing_ok=True) if before is None else write_whole(note, before)
+                raise
+            except Exception:  # as if the worker had died there, which the note says
+                continue
 
     def _make(self, part: Part, note: "_Note") -> None:
         reader, counts = self._config.sources[part.source], _Counts()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ppvilg.data.filters import Pair, ReadyFilter, Verdict
+from ppvilg.data.translation import TranslationError
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Killer:
     def check(self, pairs: Sequence[Pair]) -> list[Verdict]:
         if any(pair.record.key in self.keys for pair in pairs):
             if self.raises:
-                raise IndexError("a bug")
+                raise ValueError("a bug")
             os.kill(os.getpid(), signal.SIGKILL)
         return [Verdict()] * len(pairs)
 
@@ -38,5 +39,5 @@ class Unavailable:
 
     def check(self, pairs: Sequence[Pair]) -> list[Verdict]:
         if pairs:
-            raise ValueError("the service is gone: start again later")
+            raise TranslationError("the service is gone: start again later")
         return []

@@ -117,6 +117,24 @@ def test_an_exception_in_a_filter_is_its_pair_s(small, tmp_path):
     assert "3.png\tkills its worker" in (folder / "faults.tsv").read_text("utf-8")
 
 
+def test_a_caption_that_is_no_unicode_stops_nothing(tmp_path):
+    file = pictures(tmp_path / "data", ["红苹果", "绿苹果", "黄苹果"])
+    lines = file.read_text("utf-8").replace("绿苹果", "\\ud800苹果")  # half of a surrogate pair, which JSON can write
+    file.write_text(lines, "utf-8")
+    config = PrepareExperiment(
+        sources={"own": reader(format="jsonl", path=str(file))}, output=str(tmp_path / "out"), image_size=16
+    )
+    assert everything(prepare(config)).keys() >= {"0.png", "2.png"}
+
+
+def test_a_preparation_that_was_killed_at_its_very_end(undisturbed, small, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "out")
+    (folder / "parts").mkdir()
+    before = {path.name for path in undisturbed.iterdir()}
+    assert run(small, folder) == folder
+    assert {path.name for path in folder.iterdir()} == before
+
+
 def test_what_is_outside_of_the_data_stops_the_job_and_blames_no_pair(small, undisturbed, tmp_path):
     for _ in range(6):
         with pytest.raises(ValueError, match="the service is gone"):
